@@ -1,0 +1,1 @@
+"""The `layer8` command."""

@@ -1,0 +1,1 @@
+"""One typed table of methods and events, and its bindings."""

@@ -1,0 +1,1 @@
+"""The only importer of `cryptography` and PyNaCl: keys, certificates and proofs."""

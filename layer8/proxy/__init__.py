@@ -1,0 +1,1 @@
+"""The socket proxy: publish a local port through a public server that sniffs Host and SNI."""

@@ -1,0 +1,1 @@
+"""Fakes that are the real thing on a fake wire."""

@@ -1,0 +1,13 @@
+"""Tests of layer8; how hard Hypothesis looks is chosen by LAYER8_FUZZ (small or big)."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "small", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile(
+    "big", max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile(os.environ.get("LAYER8_FUZZ", "small"))
