@@ -1,0 +1,467 @@
+"""The proxy wire: what server and agent say to each other, and the one thing a data connection carries.
+
+::
+
+    visitor ──TCP──▶ server ──(sniff)──▶ host ──▶ subscriber ──WebSocket──▶ agent
+                       │  proxy.connection {secret, port, serverListeningPort}  │
+                       ◀────────── TCP (TLS): 32 bytes of secret ───────────────┤──▶ local target
+                       ├──────── sniffed bytes, then both ways, unframed ───────▶
+
+    agent                                                                      server
+      │ proxy.hello {versions, instance, features}                                │
+      ├──────────────────────────────────────────────────────────────────────────▶│
+      │◀────────── {version, node, nonce, heartbeat_s, limits, features, data} ───┤
+      │ proxy.subscribe {host, proof}         proof = HMAC(K, nonce ‖ node ‖ host) │
+      ├──────────────────────────────────────────────────────────────────────────▶│
+      │◀─────────────────────────────────────── {subscription, lease_s, resume} ──┤
+      │                                                    ... a visitor comes ... │
+      │◀───────── proxy.connection {subscription, result: {secret, port, ...}} ───┤
+      │ dials `data`, sends the 32 bytes; or proxy.reject {subscription, conn, code}
+      ├──────────────────────────────────────────────────────────────────────────▶│
+
+Control messages are JSON-RPC 2.0 objects (control.md section 3) whose `params` and `result` are the classes below,
+named by `METHODS` and `NOTIFICATIONS`. Times are milliseconds where a name ends in `_ms`, seconds where it ends in
+`_s`; wall times (`_at`) are whole seconds since 1970. Binary values are lower-case hex. Camel-case names are webgw's.
+
+A data connection, from the agent: ``secret: 32 bytes`` and then the target's bytes; from the server: the visitor's
+bytes from the first one, exactly once. Nothing is framed, so one end's FIN is the other end's FIN.
+
+Source: proxy.md sections 3, 4, 10 and 14.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, Literal
+
+from attrs import field, frozen
+
+VERSION: Final = 1  # the only protocol version there is
+SECRET_SIZE: Final = 32  # bytes of a one-time secret on a data connection
+NONCE_SIZE: Final = 32  # bytes; one per control connection
+FEATURES: Final[tuple[str, ...]] = ()  # optional parts of this build; used if both ends name them
+SUBPROTOCOL: Final = "jsonrpc.layer8.v1"
+AGENT_PATH: Final = "/agent"  # where the agent listener takes WebSockets
+LARGEST_ID: Final = 2**53 - 1  # subscriptions and connections are numbered below it: JSON numbers stay exact
+
+Mode = Literal["raw"]
+Up = Literal["up", "down", "drain"]
+Scheme = Literal["http", "https"]
+
+
+class Reason(StrEnum):
+    """Why a visitor's connection ended: the closed list of the access log and of the `reason` label."""
+
+    # not yet named
+    BANNED = "banned"  # the source is banned
+    SOURCE_LIMIT = "source_limit"  # PER_SOURCE
+    CROWDED_OUT = "crowded_out"  # the oldest without a name when SNIFFING was full
+    FIRST_BYTE = "first_byte"  # nothing said in time while SNIFFING was half full
+    SNIFF_TIME = "sniff_time"  # no name within SNIFF_TIME
+    SNIFF_SIZE = "sniff_size"  # no name within SNIFF_TLS, SNIFF_HTTP or SNIFF_FIELDS
+    BAD_TLS = "bad_tls"  # a ClientHello that leaves doubt
+    BAD_HTTP = "bad_http"  # a request head that leaves doubt
+    OTHER_PROTOCOL = "other_protocol"  # not what this port speaks
+    BAD_PROXY_HEADER = "bad_proxy_header"  # PROXY header missing where required, or from where it is not believed
+    NO_NAME = "no_name"  # well formed, names no host, and there is no default
+    # named, not yet carried
+    UNKNOWN_HOST = "unknown_host"  # nothing registered
+    WRONG_PORT = "wrong_port"  # registered, but not for this port
+    SUSPENDED = "suspended"  # ownership lost or not yet proven, or expired
+    DENIED = "denied"  # the host's policy
+    HOST_LIMIT = "host_limit"  # HOST_RATE or HOST_CONNS of the host
+    NO_SUBSCRIBER = "no_subscriber"  # no live agent has it
+    PENDING_LIMIT = "pending_limit"  # PENDING
+    REJECTED = "rejected"  # every subscriber said no
+    CALL_TIME = "call_time"  # nobody dialled back in time
+    TARGET_REFUSED = "target_refused"  # a static host's own target did not answer
+    DRAINING = "draining"  # the server takes no more
+    VISITOR_LEFT = "visitor_left"  # gone before it was joined
+    # joined
+    DONE = "done"  # both sides ended
+    VISITOR_RESET = "visitor_reset"
+    AGENT_RESET = "agent_reset"
+    HALF_CLOSED = "half_closed"  # one side ended, the other made no progress
+    IDLE = "idle"
+    MISDIRECTED = "misdirected"  # a later request named another host
+    KILLED = "killed"  # by an operator or by revocation
+    DRAINED = "drained"  # the drain's deadline came
+    INTERNAL = "internal"  # our own fault; the log has more
+
+
+@frozen
+class Empty:
+    """No parameters, or nothing to say but that it was done."""
+
+
+@frozen
+class DataAddress:
+    """A place where agents dial back; a host of "" is the one that the agent reached the server by."""
+
+    host: str
+    port: int
+    tls: bool = False
+    pin: str | None = None
+
+
+@frozen
+class Hello:
+    """`proxy.hello`: the first message of an agent. `instance` is random and lasts as long as the agent's process."""
+
+    versions: tuple[int, ...]
+    instance: str
+    features: tuple[str, ...] = ()
+
+
+@frozen
+class HelloResult:
+    """What the agent has to know. `node` is the server's 32-byte public key and `nonce` 32 bytes, both hex."""
+
+    version: int
+    node: str
+    nonce: str
+    heartbeat_s: int
+    limits: dict[str, int]
+    features: tuple[str, ...]
+    data: tuple[DataAddress, ...]
+
+
+@frozen
+class Subscribe:
+    """`proxy.subscribe`: show the host's secret by `proof`, or show it itself over TLS.
+
+    `host` is the registered name, a wildcard as such. `resume` is what an earlier subscription of the same instance
+    got: that one is replaced at once. `pool` is a wish that a server without pools ignores.
+    """
+
+    host: str
+    proof: str | None = field(default=None, repr=False)
+    secret: str | None = field(default=None, repr=False)
+    weight: int = 1
+    priority: int = 0
+    max_conns: int = 0
+    pool: int = 2
+    resume: str | None = field(default=None, repr=False)
+
+
+@frozen
+class SubscribeResult:
+    """A subscription, alive for `lease_s` after any message of this connection."""
+
+    subscription: int
+    lease_s: int
+    resume: str = field(repr=False)
+
+
+@frozen
+class Unsubscribe:
+    """`proxy.unsubscribe`: no new connections; joined ones go on unless `kill`."""
+
+    subscription: int
+    kill: bool = False
+
+
+@frozen
+class Health:
+    """`proxy.health`, a notification: the agent's target answers, does not, or is to get no more visitors."""
+
+    subscription: int
+    state: Up
+
+
+@frozen
+class Reject:
+    """`proxy.reject`, a notification: the agent will not carry `conn`; the next subscriber is asked at once."""
+
+    subscription: int
+    conn: int
+    code: int
+
+
+@frozen
+class Call:
+    """A visitor waits: dial back with `secret` within `expires_ms`.
+
+    `port` is the public port the visitor came to. `serverListeningHost`, if present, must be one of the announced
+    `data` addresses. `remote` is the visitor's address and present only where the host's policy and the server agree.
+    """
+
+    secret: str = field(repr=False)
+    port: int
+    serverListeningPort: int
+    tls: bool
+    conn: int
+    host: str
+    scheme: Scheme
+    expires_ms: int
+    serverListeningHost: str | None = None
+    alpn: str | None = None
+    remote: str | None = None
+
+
+@frozen
+class Connection:
+    """`proxy.connection`."""
+
+    subscription: int
+    result: Call
+
+
+@frozen
+class Nodes:
+    """`proxy.nodes`: from now on dial back to these."""
+
+    data: tuple[DataAddress, ...]
+
+
+@frozen
+class Draining:
+    """`proxy.drain`, the notification: subscribe elsewhere; what is joined is closed after `deadline_ms`."""
+
+    deadline_ms: int
+    alternatives: tuple[str, ...] = ()
+
+
+@frozen
+class Policy:
+    """Who may visit a host and how much; empty and 0 mean everybody and no limit. `deny` beats `allow`."""
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    max_conns: int = 0
+    rate: int = 0
+    visitor: Literal["none", "full"] = "none"
+
+
+@frozen
+class Register:
+    """`proxy.register`: `secret_hash` is the hex SHA-256 of the secret, which itself never travels.
+
+    No `ports` means every public port. `owner` may be named by an admin only; anybody else owns what they register.
+    """
+
+    host: str
+    secret_hash: str = field(repr=False)
+    ports: tuple[int, ...] = ()
+    mode: Mode | None = None
+    policy: Policy = Policy()
+    owner: str | None = None
+    ttl_s: int | None = None
+
+
+@frozen
+class Update:
+    """`proxy.update`: what is given replaces what was; a `version` that is not the current one is a conflict."""
+
+    host: str
+    ports: tuple[int, ...] | None = None
+    mode: Mode | None = None
+    policy: Policy | None = None
+    ttl_s: int | None = None
+    version: int | None = None
+
+
+@frozen
+class HostName:
+    """Names one registration: `proxy.get` and `proxy.prove`."""
+
+    host: str
+
+
+@frozen
+class Unregister:
+    """`proxy.unregister`: `kill` also closes what is joined."""
+
+    host: str
+    kill: bool = False
+
+
+@frozen
+class Rotate:
+    """`proxy.rotate`: one more secret becomes good, and those before it retire after `grace_s`."""
+
+    host: str
+    secret_hash: str = field(repr=False)
+    grace_s: int = 86_400
+
+
+@frozen
+class SecretRow:
+    """One active secret: enough of its hash to tell it from another, and when it retires."""
+
+    starts_with: str
+    retires_at: int | None = None
+
+
+@frozen
+class ProofWanted:
+    """What shows that a name is the caller's: the TXT record, or the answer at the URL, whichever is found first."""
+
+    txt_name: str
+    txt_value: str
+    url: str
+    body: str
+
+
+@frozen
+class HostRow:
+    """A registration as its owner and admins see it; never a secret."""
+
+    host: str
+    owner: str
+    state: Literal["owned", "pending", "proven", "suspended"]
+    ports: tuple[int, ...]
+    mode: Mode
+    policy: Policy
+    secrets: tuple[SecretRow, ...]
+    version: int
+    expires_at: int | None = None
+    static: bool = False
+    proof: ProofWanted | None = None
+
+
+@frozen
+class Page:
+    """Asks for one page of a list: rows after `cursor`, at most `limit`."""
+
+    cursor: str | None = None
+    limit: int = 500
+
+
+@frozen
+class HostRows:
+    """`proxy.list`; a `cursor` means that there is more."""
+
+    hosts: tuple[HostRow, ...]
+    cursor: str | None = None
+
+
+@frozen
+class HostCount:
+    """One line of `proxy.hosts`."""
+
+    host: str
+    state: str
+    subscribers: int
+    open: int
+    bytes_in: int
+    bytes_out: int
+
+
+@frozen
+class HostCounts:
+    """`proxy.hosts`."""
+
+    hosts: tuple[HostCount, ...]
+    cursor: str | None = None
+
+
+@frozen
+class SubscriberRow:
+    """One line of `proxy.subscribers`."""
+
+    subscription: int
+    host: str
+    state: Up
+    open: int
+    calling: int
+    weight: int
+    priority: int
+    max_conns: int
+    seconds: int
+    address: str | None = None
+
+
+@frozen
+class SubscriberRows:
+    """`proxy.subscribers`."""
+
+    subscribers: tuple[SubscriberRow, ...]
+    cursor: str | None = None
+
+
+@frozen
+class ConnectionRow:
+    """One line of `proxy.connections`."""
+
+    conn: int
+    host: str
+    port: int
+    scheme: str
+    state: str
+    subscription: int | None
+    seconds: int
+    bytes_in: int
+    bytes_out: int
+    address: str | None = None
+
+
+@frozen
+class ConnectionRows:
+    """`proxy.connections`."""
+
+    connections: tuple[ConnectionRow, ...]
+    cursor: str | None = None
+
+
+@frozen
+class Stats:
+    """`proxy.stats`: totals since the start, and how many there are now."""
+
+    hosts: int
+    subscribers: int
+    agents: int
+    bans: int
+    draining: bool
+    open: int
+    calling: int
+    sniffing: int
+    accepted: int
+    bytes_in: int
+    bytes_out: int
+    ended: dict[str, int]
+
+
+@frozen
+class Kill:
+    """`proxy.kill`: one connection, or all of a host."""
+
+    conn: int | None = None
+    host: str | None = None
+
+
+@frozen
+class Closed:
+    """How many connections were closed."""
+
+    closed: int
+
+
+@frozen
+class Ban:
+    """`proxy.ban`: nothing from `cidr` is accepted for `ttl_s`."""
+
+    cidr: str
+    ttl_s: int
+
+
+@frozen
+class Unban:
+    """`proxy.unban`."""
+
+    cidr: str
+
+
+@frozen
+class Drain:
+    """`proxy.drain`, the call: stop accepting; `deadline_s` of None is the configured time."""
+
+    deadline_s: int | None = None
+    alternatives: tuple[str, ...] = ()
+
+
+@frozen
+class Drained:
+    """How many connections are still open."""
+
+    connections: int
