@@ -4,10 +4,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "small", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.register_profile(
-    "big", max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+_SLOW_IS_FINE = [HealthCheck.too_slow]
+settings.register_profile("small", max_examples=60, deadline=None, suppress_health_check=_SLOW_IS_FINE)
+settings.register_profile("big", max_examples=20_000, deadline=None, suppress_health_check=_SLOW_IS_FINE)
 settings.load_profile(os.environ.get("LAYER8_FUZZ", "small"))
