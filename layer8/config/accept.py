@@ -1,0 +1,176 @@
+"""The checks that sections put on their fields: each maker gives a function that gives the reason against a value."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from urllib.parse import parse_qs, urlsplit
+
+from layer8.config import endpoint
+from layer8.config.field import Check
+from layer8.core.errors import ConfigError
+
+_LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)\Z")
+_PIN = re.compile(r"[A-Za-z0-9_-]{43}\Z")
+
+
+def between(least: float, most: float) -> Check:
+    """Accept numbers from `least` to `most`."""
+
+    def check(value: float) -> str | None:
+        return None if least <= value <= most else f"it has to be from {least:g} to {most:g}"
+
+    return check
+
+
+def not_built(allowed: object, what: str) -> Check:
+    """Accept only `allowed` until `what` exists, and say so."""
+
+    def check(value: object) -> str | None:
+        return None if value == allowed else f"{what} is not built yet; only {allowed!r} works"
+
+    return check
+
+
+def listens(*kinds: str, plain_only_on_loopback: bool = False) -> Check:
+    """Accept server endpoint strings of these kinds; with the flag, plain `tcp:` has to name a loopback interface."""
+
+    def check(value: tuple[str, ...]) -> str | None:
+        for text in value:
+            try:
+                found = endpoint.server(text)
+            except ConfigError as error:
+                return f"{text!r}: {error}"
+            if found.kind not in kinds:
+                return f"{text!r}: {found.kind}: cannot be used here, only {', '.join(f'{kind}:' for kind in kinds)}"
+            if plain_only_on_loopback and not (found.tls or found.loopback):
+                return f"{text!r} would speak plain text beyond this machine: write tls: or add :interface=127.0.0.1"
+        return None
+
+    return check
+
+
+def dials(value: str) -> str | None:
+    """Accept "" or a client endpoint string."""
+    try:
+        if value:
+            endpoint.client(value)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def targets(value: Mapping[int, str]) -> str | None:
+    """Accept a map from public port to client endpoint string."""
+    for port, text in value.items():
+        if not 1 <= port <= 65535:
+            return f"{port} is no port"
+        reason = dials(text) if text else "it is empty"
+        if reason:
+            return f"{text!r} for port {port}: {reason}"
+    return None
+
+
+def ports(value: tuple[int, ...]) -> str | None:
+    """Accept a list of distinct TCP ports with at least one."""
+    if not value:
+        return "at least one port is needed"
+    if len(set(value)) != len(value):
+        return "a port is named twice"
+    return next((f"{port} is no port" for port in value if not 1 <= port <= 65535), None)
+
+
+def networks(value: tuple[str, ...]) -> str | None:
+    """Accept a list of CIDR networks or single addresses."""
+    for text in value:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError as error:
+            return str(error)
+    return None
+
+
+def host_name(value: str) -> str | None:
+    """Accept "" or a lower-case host name in its ASCII form, not an address."""
+    if not value:
+        return None
+    labels = value.split(".")
+    if len(value) > 253 or not all(_LABEL.match(label) for label in labels):
+        return "it is no host name (letters, digits, hyphens and dots; other scripts in their xn-- form)"
+    return "it is an address, not a name" if labels[-1].isdigit() else None
+
+
+def host_pattern(value: str) -> str | None:
+    """Accept a host name, or `*.` and one with at least two labels (Unicode is encoded at registration)."""
+    if not value:
+        return "a host is needed"
+    name = value.removeprefix("*.")
+    if name != value and "." not in name:
+        return "a wildcard needs at least two labels after *."
+    try:
+        encoded = name if name.isascii() else _idna(name)
+    except ConfigError as error:
+        return str(error)
+    return host_name(encoded.lower())
+
+
+def _idna(name: str) -> str:
+    import idna
+
+    try:
+        return idna.encode(name, uts46=True).decode("ascii")
+    except (idna.IDNAError, UnicodeError) as error:
+        raise ConfigError(f"it cannot be encoded as a host name: {error}") from None
+
+
+def host_and_port(value: str) -> str | None:
+    """Accept "" or `host:port`, with an IPv6 address in brackets."""
+    if not value:
+        return None
+    try:
+        parts = urlsplit("//" + value)
+        good = bool(parts.hostname and parts.port) and parts.netloc == value and "@" not in value
+    except ValueError:
+        good = False
+    return None if good else "it has to be host:port, with an IPv6 address in brackets"
+
+
+def servers(value: tuple[str, ...]) -> str | None:
+    """Accept control URLs of proxy servers: `wss://HOST:PORT/PATH?pin=KEYHASH`; see AgentConfig for `ws://`."""
+    for text in value:
+        try:
+            parts = urlsplit(text)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            return f"{text!r}: {error}"
+        if parts.scheme not in ("ws", "wss") or not host or port == 0:
+            return f"{text!r}: it has to be wss://HOST:PORT, with ?pin=KEYHASH for a server without a public name"
+        if parts.username is not None or parts.fragment:
+            return f"{text!r}: no user and no fragment belong in it"
+        try:
+            words = parse_qs(parts.query, strict_parsing=bool(parts.query), keep_blank_values=True)
+        except ValueError:
+            return f"{text!r}: the part after ? has to be pin=KEYHASH"
+        if set(words) - {"pin"}:
+            return f"{text!r}: only pin= is known after the question mark"
+        if not all(_PIN.match(pin) for pins in words.get("pin", ()) for pin in pins.split(",")):
+            return f"{text!r}: a pin is the 43 letters of a base64url SHA-256"
+        if "pin" in words and parts.scheme == "ws":
+            return f"{text!r}: a pin needs wss://"
+    return None
+
+
+def via(value: str) -> str | None:
+    """Accept "" (dial directly), `connect:HOST:PORT`, `socks5:HOST:PORT`, `tor:` or `tor:HOST:PORT`."""
+    kind, _, rest = value.partition(":")
+    if not value or value == "tor:":
+        return None
+    if kind not in ("connect", "socks5", "tor"):
+        return "it has to be connect:HOST:PORT, socks5:HOST:PORT or tor:"
+    return host_and_port(rest) if rest else "host and port are missing"
+
+
+def names(value: tuple[str, ...]) -> str | None:
+    """Accept a list of host names."""
+    return next((f"{name!r}: {why}" for name in value if (why := host_name(name) if name else "it is empty")), None)

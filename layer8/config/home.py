@@ -1,0 +1,30 @@
+"""Where a user's state lives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+CONFIG_NAME = "layer8.toml"
+
+
+def home(environ: Mapping[str, str]) -> Path:
+    """Give the state folder: $LAYER8_HOME, else systemd's $STATE_DIRECTORY, else layer8 in the XDG state folder."""
+    if given := environ.get("LAYER8_HOME"):
+        return Path(given)
+    if given := environ.get("STATE_DIRECTORY"):
+        return Path(given.split(":")[0])
+    if given := environ.get("XDG_STATE_HOME"):
+        return Path(given) / "layer8"
+    return Path(environ.get("HOME", "/")) / ".local" / "state" / "layer8"
+
+
+def run_dir(environ: Mapping[str, str]) -> Path:
+    """Give the folder of the daemons' sockets and cookies; each daemon has NAME.sock and NAME.token there."""
+    return home(environ) / "run"
+
+
+def make_private(folder: Path) -> Path:
+    """Create a folder for this user alone (mode 0700), with its parents, and give it back."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder

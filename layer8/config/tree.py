@@ -1,0 +1,20 @@
+"""The whole configuration of one daemon."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from layer8.config.field import section
+from layer8.config.proxy import AgentConfig, ProxyConfig
+from layer8.config.sections import ControlConfig, DebugConfig, LogConfig
+
+
+@frozen
+class Config:
+    """Every section; a daemon reads those of its roles and the shared ones."""
+
+    control: ControlConfig = section(ControlConfig, doc="Who may look at and steer a running daemon, and where.")
+    log: LogConfig = section(LogConfig, doc="What is written down, and what is left out.")
+    debug: DebugConfig = section(DebugConfig, doc="The port for netcat.")
+    proxy: ProxyConfig = section(ProxyConfig, doc="The public server of the socket proxy: twistd layer8-proxy.")
+    agent: AgentConfig = section(AgentConfig, doc="The agent of the socket proxy: twistd layer8-agent.")
