@@ -20,7 +20,7 @@
       ├──────────────────────────────────────────────────────────────────────────▶│
 
 Control messages are JSON-RPC 2.0 objects (control.md section 3) whose `params` and `result` are the classes below,
-named by `METHODS` and `NOTIFICATIONS`. Times are milliseconds where a name ends in `_ms`, seconds where it ends in
+named after their method. Times are milliseconds where a name ends in `_ms`, seconds where it ends in
 `_s`; wall times (`_at`) are whole seconds since 1970. Binary values are lower-case hex. Camel-case names are webgw's.
 
 A data connection, from the agent: ``secret: 32 bytes`` and then the target's bytes; from the server: the visitor's
@@ -31,10 +31,12 @@ Source: proxy.md sections 3, 4, 10 and 14.
 
 from __future__ import annotations
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Final, Literal
 
 from attrs import field, frozen
+
+from layer8.core.errors import Layer8Error
 
 VERSION: Final = 1  # the only protocol version there is
 SECRET_SIZE: Final = 32  # bytes of a one-time secret on a data connection
@@ -47,6 +49,34 @@ LARGEST_ID: Final = 2**53 - 1  # subscriptions and connections are numbered belo
 Mode = Literal["raw"]
 Up = Literal["up", "down", "drain"]
 Scheme = Literal["http", "https"]
+
+
+class Code(IntEnum):
+    """What a proxy method answers when it does not do what it was asked, or an agent when it rejects a visitor."""
+
+    UNKNOWN_HOST = -20000  # legacy callers only: everybody else gets WRONG_SECRET
+    WRONG_SECRET = -20001  # or a wrong proof, or no such host: nobody can tell which
+    ALREADY_REGISTERED = -20002
+    NOT_PROVEN = -20003  # the registration is there, ownership of the name is not
+    RATE_LIMITED = -20004  # data: retry_after_ms
+    QUOTA = -20005  # data: limit
+    INVALID_HOST = -20006
+    LEASE_EXPIRED = -20007  # or no such subscription
+    AGENT_REFUSED = -20008  # the agent's target does not answer
+    NO_CAPACITY = -20009  # data: limit
+    DRAINING = -20010  # data: alternatives
+    NO_COMMON_VERSION = -20011
+    FORBIDDEN_BY_POLICY = -20012
+
+
+class Denied(Layer8Error):
+    """The proxy's pure parts say no; the method table makes a control error of it."""
+
+    def __init__(self, code: Code, message: str, **data: int | str | tuple[str, ...]) -> None:
+        """Take the code, one line for people, and what a program can act on."""
+        super().__init__(message)
+        self.code = code
+        self.data = data
 
 
 class Reason(StrEnum):
@@ -67,7 +97,7 @@ class Reason(StrEnum):
     # named, not yet carried
     UNKNOWN_HOST = "unknown_host"  # nothing registered
     WRONG_PORT = "wrong_port"  # registered, but not for this port
-    SUSPENDED = "suspended"  # ownership lost or not yet proven, or expired
+    SUSPENDED = "suspended"  # ownership of the name was lost
     DENIED = "denied"  # the host's policy
     HOST_LIMIT = "host_limit"  # HOST_RATE or HOST_CONNS of the host
     NO_SUBSCRIBER = "no_subscriber"  # no live agent has it
@@ -115,7 +145,7 @@ class Hello:
 
 @frozen
 class HelloResult:
-    """What the agent has to know. `node` is the server's 32-byte public key and `nonce` 32 bytes, both hex."""
+    """What the agent has to know. `node` is the server's id (52 letters of base32), `nonce` 32 bytes in hex."""
 
     version: int
     node: str
