@@ -1,0 +1,143 @@
+"""Who learns what: the one source of the threat model's table, of `knowledge.table` and of the tests that check it.
+
+A row says what one party sees of a part of the system, what it does not see, and which tests show that by searching
+what the party really holds: its memory, files, logs and recorded bytes. `tests` are dotted names below `tests`;
+one that does not exist fails the build, and a row without any reads "not shown yet".
+"""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+
+@frozen
+class Row:
+    """What one party of one part learns, and does not, in words for people."""
+
+    part: str
+    party: str
+    learns: str
+    hidden: str
+    tests: tuple[str, ...] = ()
+    built: bool = True
+
+    @property
+    def shown(self) -> str:
+        """Say in one phrase what stands behind this row."""
+        if not self.built:
+            return "not built yet"
+        return ", ".join(self.tests) if self.tests else "not shown yet"
+
+
+TABLE: tuple[Row, ...] = (
+    Row(
+        part="proxy",
+        party="visitor",
+        learns="the server's address",
+        hidden="the agent's address, and that there are other agents",
+    ),
+    Row(
+        part="proxy",
+        party="server",
+        learns="the visitor's address, the host, sizes and times; the content of plain HTTP",
+        hidden="the content of TLS that passes through, the host's secret, the address of the target",
+    ),
+    Row(
+        part="proxy",
+        party="agent",
+        learns="the host, times, and the content for its own target",
+        hidden="the visitor's address, unless the host's policy says `visitor = full`",
+    ),
+    Row(
+        part="proxy",
+        party="another tenant",
+        learns="nothing: there is no list, and the error for an unknown host is that for a wrong secret",
+        hidden="which hosts exist",
+    ),
+    Row(
+        part="proxy",
+        party="somebody on the path between server and agent",
+        learns="that the two talk; on a plain data connection the visitor's own TLS with its SNI, and a spent secret",
+        hidden="any secret that still opens something",
+    ),
+    Row(
+        part="proxy",
+        party="the DNS resolver that an ownership proof asks",
+        learns="that a host is being claimed",
+        hidden="by whom, and with which secret",
+        built=False,
+    ),
+    Row(
+        part="proxy",
+        party="the router between the nodes of a cluster",
+        learns="node ids and times",
+        hidden="hosts and one-time secrets, which are sealed to the node that they are for",
+        built=False,
+    ),
+    Row(
+        part="proxy",
+        party="reader of the access log",
+        learns="host, reason, blurred sizes and times",
+        hidden="addresses, unless `log.addresses` says otherwise",
+    ),
+    Row(
+        part="control",
+        party="another user of the same machine",
+        learns="that a port listens, `/healthz`, `/readyz`",
+        hidden="everything else",
+    ),
+    Row(
+        part="control",
+        party="a caller with role read",
+        learns="counts, states, short ids, blurred times",
+        hidden="addresses, targets, the secrets of hosts",
+    ),
+    Row(
+        part="control",
+        party="a caller with role admin",
+        learns="the same unblurred",
+        hidden="private keys and secrets: no method returns one",
+    ),
+    Row(
+        part="control",
+        party="operator of a WAMP router",
+        learns="node ids, method names, parameters, results, times",
+        hidden="one-time secrets, which are sealed; traffic",
+        built=False,
+    ),
+    Row(
+        part="control",
+        party="metrics collector",
+        learns="totals",
+        hidden="peers, and hosts unless the option that labels by host is on",
+    ),
+    Row(
+        part="control",
+        party="reader of the log",
+        learns="events and their reasons",
+        hidden="addresses, targets, secrets, content",
+    ),
+    Row(
+        part="control",
+        party="a web page in the user's browser",
+        learns="whether a connection to the port fails, by its timing",
+        hidden="any answer",
+    ),
+    Row(
+        part="control",
+        party="host of the dashboard's files",
+        learns="nothing: it is the node itself",
+        hidden="that the dashboard is open",
+        built=False,
+    ),
+)
+
+
+def markdown(part: str) -> str:
+    """Draw the rows of one part as a Markdown table."""
+    lines = ["| party | learns | does not learn | shown by |", "|---|---|---|---|"]
+    for row in TABLE:
+        if row.part == part:
+            shown = ", ".join(f"`{name}`" for name in row.tests) or f"*{row.shown}*"
+            lines.append(f"| {row.party} | {row.learns} | {row.hidden} | {shown} |")
+    return "\n".join(lines) + "\n"
