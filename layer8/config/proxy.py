@@ -212,7 +212,7 @@ class ProxyConfig:
         "-", doc="One JSON line per connection: - with the log, a path, or empty for none.", file="write"
     )
     host_label: bool = option(False, doc="Count by host in the metrics (at most 100 hosts).")
-    limits: ProxyLimits = section(ProxyLimits, doc="What no peer can make larger.")  # noqa: RUF009 - it gives a field
+    limits: ProxyLimits = section(ProxyLimits, doc="What no peer can make larger.")
     host: tuple[ProxyHostConfig, ...] = sections(ProxyHostConfig, doc="A host that is registered by this file.")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
