@@ -56,7 +56,7 @@ class _Subscription:
 
     def wants(self, note: Note) -> bool:
         data = note.data
-        return all(type(data.get(name)) is type(value) and data[name] == value for name, value in self.match)
+        return all(type(data.get(name)) is type(value) and data.get(name) == value for name, value in self.match)
 
 
 class Subscriber:

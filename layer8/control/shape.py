@@ -21,6 +21,9 @@ import attrs
 from attrs import NOTHING, Attribute, frozen
 
 from layer8.core.errors import Layer8Error
+from layer8.core.members import MEMBER, Member
+from layer8.core.members import Bounds as Bounds
+from layer8.core.members import member as member
 
 DEPTH: Final = 16  # objects and arrays inside each other
 KEYS: Final = 256  # members of one object
@@ -60,44 +63,6 @@ class ShapeError(Layer8Error):
 
 
 @frozen
-class Bounds:
-    """A range for numbers; a length for strings, byte strings and arrays; a pattern that a whole string matches."""
-
-    least: float | None = None
-    most: float | None = None
-    pattern: str | None = None
-
-
-@frozen
-class Member:
-    """What a field says about itself beyond its type; kept in the field's metadata under "shape"."""
-
-    bounds: Bounds
-    name: str | None
-    doc: str
-
-
-def member(
-    default: Any = NOTHING,
-    *,
-    least: float | None = None,
-    most: float | None = None,
-    pattern: str | None = None,
-    name: str | None = None,
-    doc: str = "",
-    secret: bool = False,
-) -> Any:
-    """Declare a field with bounds, a JSON name other than its own, or a sentence of documentation.
-
-    `secret` keeps the value out of `repr`.
-    """
-    metadata = {"shape": Member(Bounds(least, most, pattern), name, doc)}
-    if isinstance(default, (dict, list, set)):
-        raise TypeError("defaults must be immutable")
-    return attrs.field(default=default, metadata=metadata, repr=not secret)
-
-
-@frozen
 class Shape:
     """One type, compiled: `load` (unknown members refused), `read` (unknown members ignored), `dump`, schema."""
 
@@ -108,6 +73,7 @@ class Shape:
 
 
 _NO_BOUNDS = Bounds()
+_PLAIN = Member()
 _compiled: dict[Any, Shape] = {}
 _CLASSES_NESTED: Final = 12
 
@@ -391,7 +357,7 @@ class _Field:
 
 
 def _field(attribute: Attribute[Any], kind: Any, depth: int) -> _Field:
-    said = attribute.metadata.get("shape") or Member(_NO_BOUNDS, None, "")
+    said = attribute.metadata.get(MEMBER, _PLAIN)
     return _Field(
         key=said.name or attribute.name,
         argument=attribute.alias or attribute.name,
@@ -430,8 +396,9 @@ def _instance(kind: type[Any], depth: int) -> Shape:
                     raise ShapeError("missing", key)
             try:
                 return kind(**arguments)
-            except ValueError as error:  # a validator of the class itself
-                raise ShapeError(str(error)) from None
+            except ValueError as error:  # of a validator: attrs' own pass the attribute along
+                place = [said.name for said in error.args if isinstance(said, Attribute)]
+                raise ShapeError(str(error.args[0]) if error.args else "refused", *place) from None
 
         return load
 
