@@ -10,7 +10,6 @@ import threading
 import time
 
 from OpenSSL import SSL
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest, TestCase
@@ -85,6 +84,8 @@ class RelayCase(TestCase):
     def setUp(self):
         if self.splice and not HAVE_SPLICE:
             raise SkipTest("this system has no os.splice")
+        from twisted.internet import reactor
+
         self.before = self.descriptors()
         self.pump = Pump(reactor, splice=self.splice)
         self.pump.start()
