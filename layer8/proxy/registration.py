@@ -126,7 +126,7 @@ def proof_wanted(host: str, owner: str) -> ProofWanted:
     digest = hashlib.sha256(owner.encode("utf-8") + host.encode("ascii")).digest()[:20]
     token = base64.b32encode(digest).decode("ascii").lower()
     name = host.removeprefix("*.")
-    # A wildcard has no name that could answer over HTTP, and the parent's web site need not belong to the zone's holder.
+    # A wildcard has no name that could answer, and the parent's web site need not belong to the zone's holder.
     url = "" if host.startswith("*.") else f"http://{name}/.well-known/layer8/{token}"
     return ProofWanted(f"_layer8.{name}", f"l8={token}", url, token if url else "")
 

@@ -26,17 +26,21 @@ named after their method. Times are milliseconds where a name ends in `_ms`, sec
 A data connection, from the agent: ``secret: 32 bytes`` and then the target's bytes; from the server: the visitor's
 bytes from the first one, exactly once. Nothing is framed, so one end's FIN is the other end's FIN.
 
+The `host` inside a proof is the registered form: lower-case A-labels, a wildcard with its star.
+
 Source: proxy.md sections 3, 4, 10 and 14.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 from attrs import field, frozen
 
 from layer8.core.errors import Layer8Error
+from layer8.core.members import MEMBER, Bounds, Member, member
+from layer8.proxy.limits import GRACE, PAGE, PRIORITY_MOST, TTL_MOST, WEIGHT_MOST
 
 VERSION: Final = 1  # the only protocol version there is
 SECRET_SIZE: Final = 32  # bytes of a one-time secret on a data connection
@@ -46,9 +50,21 @@ SUBPROTOCOL: Final = "jsonrpc.layer8.v1"
 AGENT_PATH: Final = "/agent"  # where the agent listener takes WebSockets
 LARGEST_ID: Final = 2**53 - 1  # subscriptions and connections are numbered below it: JSON numbers stay exact
 
+HASH: Final = "[0-9a-f]{64}"  # a SHA-256, an HMAC or 32 random bytes
+NAME_MOST: Final = 512  # characters of a host as people type it; what is registered has at most 253 octets
+
 Mode = Literal["raw"]
 Up = Literal["up", "down", "drain"]
 Scheme = Literal["http", "https"]
+Host = Annotated[str, Bounds(1, NAME_MOST)]
+Hex32 = Annotated[str, Bounds(pattern=HASH)]
+Number = Annotated[int, Bounds(0, LARGEST_ID)]
+Port = Annotated[int, Bounds(1, 65535)]
+Ports = Annotated[tuple[Port, ...], Bounds(0, 64)]
+Cidr = Annotated[str, Bounds(2, 49)]
+Cidrs = Annotated[tuple[Cidr, ...], Bounds(0, 4096)]
+Alternatives = Annotated[tuple[Annotated[str, Bounds(1, 512)], ...], Bounds(0, 16)]
+Words = Annotated[tuple[Annotated[str, Bounds(1, 64)], ...], Bounds(0, 64)]
 
 
 class Code(IntEnum):
@@ -128,8 +144,8 @@ class Empty:
 class DataAddress:
     """A place where agents dial back; a host of "" is the one that the agent reached the server by."""
 
-    host: str
-    port: int
+    host: Annotated[str, Bounds(0, NAME_MOST)]
+    port: Port
     tls: bool = False
     pin: str | None = None
 
@@ -138,9 +154,9 @@ class DataAddress:
 class Hello:
     """`proxy.hello`: the first message of an agent. `instance` is random and lasts as long as the agent's process."""
 
-    versions: tuple[int, ...]
-    instance: str
-    features: tuple[str, ...] = ()
+    versions: Annotated[tuple[int, ...], Bounds(1, 16)]
+    instance: Annotated[str, Bounds(8, 64)]
+    features: Words = ()
 
 
 @frozen
@@ -149,7 +165,7 @@ class HelloResult:
 
     version: int
     node: str
-    nonce: str
+    nonce: Hex32
     heartbeat_s: int
     limits: dict[str, int]
     features: tuple[str, ...]
@@ -164,14 +180,14 @@ class Subscribe:
     got: that one is replaced at once. `pool` is a wish that a server without pools ignores.
     """
 
-    host: str
-    proof: str | None = field(default=None, repr=False)
-    secret: str | None = field(default=None, repr=False)
-    weight: int = 1
-    priority: int = 0
-    max_conns: int = 0
-    pool: int = 2
-    resume: str | None = field(default=None, repr=False)
+    host: Host
+    proof: str | None = member(None, pattern=HASH, secret=True)
+    secret: str | None = member(None, pattern="(?:[0-9a-fA-F]{2}){32,256}", secret=True)
+    weight: int = member(1, least=1, most=WEIGHT_MOST)
+    priority: int = member(0, least=0, most=PRIORITY_MOST)
+    max_conns: int = member(0, least=0, most=10_000_000)
+    pool: int = member(2, least=0, most=32)
+    resume: str | None = member(None, least=1, most=64, secret=True)
 
 
 @frozen
@@ -187,7 +203,7 @@ class SubscribeResult:
 class Unsubscribe:
     """`proxy.unsubscribe`: no new connections; joined ones go on unless `kill`."""
 
-    subscription: int
+    subscription: Number
     kill: bool = False
 
 
@@ -195,7 +211,7 @@ class Unsubscribe:
 class Health:
     """`proxy.health`, a notification: the agent's target answers, does not, or is to get no more visitors."""
 
-    subscription: int
+    subscription: Number
     state: Up
 
 
@@ -212,19 +228,19 @@ class Reject:
 class Call:
     """A visitor waits: dial back with `secret` within `expires_ms`.
 
-    `port` is the public port the visitor came to. `serverListeningHost`, if present, must be one of the announced
-    `data` addresses. `remote` is the visitor's address and present only where the host's policy and the server agree.
+    `port` is the public port the visitor came to. `data_host`, if present, must be one of the announced `data`
+    addresses. `remote` is the visitor's address and present only where the host's policy and the server agree.
     """
 
-    secret: str = field(repr=False)
-    port: int
-    serverListeningPort: int
+    secret: Hex32 = field(repr=False)
+    port: Port
+    data_port: Port = field(metadata={MEMBER: Member(name="serverListeningPort")})
     tls: bool
-    conn: int
+    conn: Number
     host: str
     scheme: Scheme
-    expires_ms: int
-    serverListeningHost: str | None = None
+    expires_ms: Number
+    data_host: str | None = member(None, name="serverListeningHost")
     alpn: str | None = None
     remote: str | None = None
 
@@ -249,18 +265,25 @@ class Draining:
     """`proxy.drain`, the notification: subscribe elsewhere; what is joined is closed after `deadline_ms`."""
 
     deadline_ms: int
-    alternatives: tuple[str, ...] = ()
+    alternatives: Alternatives = ()
 
 
 @frozen
 class Policy:
-    """Who may visit a host and how much; empty and 0 mean everybody and no limit. `deny` beats `allow`."""
+    """Who may visit a host and how much; empty and 0 mean everybody and the server's own limit.
 
-    allow: tuple[str, ...] = ()
-    deny: tuple[str, ...] = ()
-    max_conns: int = 0
-    rate: int = 0
+    `deny` beats `allow`; `rate` is new connections per second, `bandwidth` bytes per second.
+    """
+
+    allow: Cidrs = ()
+    deny: Cidrs = ()
+    max_conns: int = member(0, least=0, most=10_000_000)
+    rate: int = member(0, least=0, most=1_000_000)
+    bandwidth: int = member(0, least=0, most=1 << 40)
     visitor: Literal["none", "full"] = "none"
+
+
+EVERYBODY: Final = Policy()
 
 
 @frozen
@@ -270,24 +293,24 @@ class Register:
     No `ports` means every public port. `owner` may be named by an admin only; anybody else owns what they register.
     """
 
-    host: str
-    secret_hash: str = field(repr=False)
-    ports: tuple[int, ...] = ()
+    host: Host
+    secret_hash: Hex32 = field(repr=False)
+    ports: Ports = ()
     mode: Mode | None = None
-    policy: Policy = Policy()
-    owner: str | None = None
-    ttl_s: int | None = None
+    policy: Policy = EVERYBODY
+    owner: str | None = member(None, least=1, most=64)
+    ttl_s: int | None = member(None, least=1, most=TTL_MOST)
 
 
 @frozen
 class Update:
     """`proxy.update`: what is given replaces what was; a `version` that is not the current one is a conflict."""
 
-    host: str
-    ports: tuple[int, ...] | None = None
+    host: Host
+    ports: Ports | None = None
     mode: Mode | None = None
     policy: Policy | None = None
-    ttl_s: int | None = None
+    ttl_s: int | None = member(None, least=1, most=TTL_MOST)
     version: int | None = None
 
 
@@ -295,14 +318,14 @@ class Update:
 class HostName:
     """Names one registration: `proxy.get` and `proxy.prove`."""
 
-    host: str
+    host: Host
 
 
 @frozen
 class Unregister:
     """`proxy.unregister`: `kill` also closes what is joined."""
 
-    host: str
+    host: Host
     kill: bool = False
 
 
@@ -310,9 +333,9 @@ class Unregister:
 class Rotate:
     """`proxy.rotate`: one more secret becomes good, and those before it retire after `grace_s`."""
 
-    host: str
-    secret_hash: str = field(repr=False)
-    grace_s: int = 86_400
+    host: Host
+    secret_hash: Hex32 = field(repr=False)
+    grace_s: int = member(GRACE, least=0, most=30 * GRACE)
 
 
 @frozen
@@ -354,8 +377,8 @@ class HostRow:
 class Page:
     """Asks for one page of a list: rows after `cursor`, at most `limit`."""
 
-    cursor: str | None = None
-    limit: int = 500
+    cursor: str | None = member(None, most=NAME_MOST)
+    limit: int = member(PAGE, least=1, most=PAGE)
 
 
 @frozen
@@ -456,8 +479,8 @@ class Stats:
 class Kill:
     """`proxy.kill`: one connection, or all of a host."""
 
-    conn: int | None = None
-    host: str | None = None
+    conn: int | None = member(None, least=0)
+    host: str | None = member(None, least=1, most=NAME_MOST)
 
 
 @frozen
@@ -471,23 +494,23 @@ class Closed:
 class Ban:
     """`proxy.ban`: nothing from `cidr` is accepted for `ttl_s`."""
 
-    cidr: str
-    ttl_s: int
+    cidr: Cidr
+    ttl_s: Annotated[int, Bounds(1, TTL_MOST)]
 
 
 @frozen
 class Unban:
     """`proxy.unban`."""
 
-    cidr: str
+    cidr: Cidr
 
 
 @frozen
 class Drain:
     """`proxy.drain`, the call: stop accepting; `deadline_s` of None is the configured time."""
 
-    deadline_s: int | None = None
-    alternatives: tuple[str, ...] = ()
+    deadline_s: int | None = member(None, least=0, most=86_400)
+    alternatives: Alternatives = ()
 
 
 @frozen
