@@ -1,0 +1,147 @@
+"""IP addresses as text: the network that counts as one source, lists of networks, and `host:port`.
+
+Everything that is counted per peer is counted per /24 or /56: one customer's network, which cannot be left as easily
+as one address. The functions a visitor passes through take and give text and make no objects.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from attrs import define, field, frozen
+
+from layer8.core.errors import ConfigError
+
+SOURCE_4 = 24  # bits
+SOURCE_6 = 56  # bits
+
+_MAPPED = 0xFFFF << 32  # ::ffff:0:0/96 (RFC 4291 section 2.5.5.2)
+_ALL_4 = (1 << 32) - 1
+_ALL_6 = (1 << 128) - 1
+
+_Masks = tuple[tuple[int, frozenset[int]], ...]
+
+
+def source_key(address: str) -> str:
+    """Give the network that an address is counted under: its /24, or its /56 for IPv6.
+
+    An IPv4 address inside IPv6 (`::ffff:192.0.2.1`) is IPv4, and an interface name (`%eth0`) is dropped. What is no
+    address, as the empty name of a Unix socket's peer, is its own source. About 0.2 us for IPv4.
+    """
+    if ":" not in address:
+        network, dot, _ = address.rpartition(".")
+        return network + ".0/24" if dot else address
+    number = _number(address)
+    if number is None:
+        return address
+    if number >> 32 == 0xFFFF:
+        return f"{ipaddress.IPv4Address(number & _ALL_4 & ~0xFF)}/{SOURCE_4}"
+    kept = number >> (128 - SOURCE_6) << (128 - SOURCE_6)
+    return f"{ipaddress.IPv6Address(kept)}/{SOURCE_6}"
+
+
+def canonical(address: str) -> str:
+    """Give the one text of an address: IPv4 for IPv4 inside IPv6, short lower-case IPv6; raises `ConfigError`."""
+    number = _number(address)
+    if number is None:
+        raise ConfigError(f"{address!r} is not an IP address")
+    if number >> 32 == 0xFFFF:
+        return str(ipaddress.IPv4Address(number & _ALL_4))
+    return str(ipaddress.IPv6Address(number))
+
+
+def is_address(text: str) -> bool:
+    """Tell whether `text` is an IPv4 or IPv6 address."""
+    return _number(text) is not None
+
+
+@frozen
+class HostPort:
+    """A name or address with a port, as `name:443` or `[2001:db8::1]:443`."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> HostPort:
+        """Read one; raises `ConfigError` that says what is wrong."""
+        host, colon, port = text.rpartition(":")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
+            if ":" not in host or not is_address(host):
+                raise ConfigError(f"{text!r}: brackets hold an IPv6 address")
+        elif ":" in host:
+            raise ConfigError(f"{text!r}: write an IPv6 address in brackets")
+        if not colon or not host:
+            raise ConfigError(f"{text!r}: write host:port")
+        if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 1 << 16):
+            raise ConfigError(f"{text!r}: a port is a number from 1 to 65535")
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        """Write it as `parse` reads it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@define(eq=False)
+class Networks:
+    """A list of networks in CIDR form that is asked per visitor: one lookup per different prefix length.
+
+    An address matches however the kernel wrote it: IPv4 inside IPv6 is IPv4, and no IPv6 network holds it.
+    """
+
+    _texts: tuple[str, ...]
+    _masks_4: _Masks = field(init=False, repr=False)
+    _masks_6: _Masks = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Sort the networks by family and prefix length."""
+        by_mask: tuple[dict[int, set[int]], dict[int, set[int]]] = ({}, {})
+        for text in self._texts:
+            number, bits = _network(text)
+            family = by_mask[number >> 32 != 0xFFFF or bits < 96]
+            family.setdefault(_ALL_6 >> (128 - bits) << (128 - bits), set()).add(number)
+        self._masks_4, self._masks_6 = (
+            tuple((mask, frozenset(numbers)) for mask, numbers in family.items()) for family in by_mask
+        )
+
+    @classmethod
+    def parse(cls, texts: Iterable[str]) -> Networks:
+        """Read networks (`192.0.2.0/24`) and single addresses; raises `ConfigError` for the first wrong one."""
+        return cls(tuple(texts))
+
+    def __contains__(self, address: str) -> bool:
+        """Tell whether an address lies in any of them; what is no address does not."""
+        if not self._texts or (number := _number(address)) is None:
+            return False
+        masks = self._masks_4 if number >> 32 == 0xFFFF else self._masks_6
+        return any(number & mask in numbers for mask, numbers in masks)
+
+    def __len__(self) -> int:
+        """Count the networks as they were given."""
+        return len(self._texts)
+
+
+def _number(address: str) -> int | None:
+    """Give an address as 128 bits, IPv4 as IPv4 inside IPv6, or None."""
+    try:
+        if ":" not in address:
+            return _MAPPED | int(ipaddress.IPv4Address(address))
+        return int(ipaddress.IPv6Address(address.partition("%")[0]))
+    except ValueError:
+        return None
+
+
+def _network(text: str) -> tuple[int, int]:
+    """Give a network as number and prefix length among 128 bits; raises `ConfigError`."""
+    address, slash, prefix = text.partition("/")
+    number = None if "%" in text else _number(address)
+    whole = 128 if ":" in address else 32
+    bits = whole if not slash else int(prefix) if prefix.isascii() and prefix.isdigit() and len(prefix) <= 3 else -1
+    if number is None or not 0 <= bits <= whole:
+        raise ConfigError(f"{text!r} is not a network in CIDR form, for example 192.0.2.0/24")
+    bits += 128 - whole
+    if number & (_ALL_6 >> bits):
+        raise ConfigError(f"{text!r} has bits set after its prefix; an address alone needs no prefix")
+    return number, bits
