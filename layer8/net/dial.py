@@ -1,0 +1,277 @@
+"""Dialling by name or address for the pump, directly or through a proxy on the way."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from attrs import frozen
+from twisted.internet.interfaces import IAddress, IHostResolution, IResolutionReceiver
+from zope.interface import implementer
+
+from layer8.config.endpoint import client
+from layer8.core.errors import ConfigError, Layer8Error, TimedOut, Unavailable
+from layer8.net.pump import Address, Dialing, Pump
+from layer8.net.via import Conversation, conversation
+
+NAMES_KEPT = 30.0
+"""Seconds that a looked-up name is believed."""
+NAMES = 1024
+"""Looked-up names kept."""
+VIA_TIME = 10.0
+"""Seconds for the talk with a proxy on the way."""
+TOR_PORT = 9050
+"""Where a tor daemon takes SOCKS5, on this machine."""
+
+Done = Callable[[int, Exception | None], None]
+
+
+@frozen
+class Where:
+    """What can be dialled: a host (name or address) and a port, or the path of a Unix socket."""
+
+    host: str
+    port: int
+    path: str = ""
+
+    @classmethod
+    def of(cls, endpoint: str) -> Where:
+        """Read `tcp:HOST:PORT` or `unix:PATH`; raises `ConfigError`."""
+        parsed = client(endpoint)
+        return cls(parsed.words.get("host", ""), parsed.port, parsed.words.get("path", ""))
+
+    def literal(self) -> Address | None:
+        """Give the socket address if nothing has to be looked up."""
+        if self.path:
+            return socket.AF_UNIX, self.path
+        try:
+            address = ipaddress.ip_address(self.host)
+        except ValueError:
+            return None
+        return (socket.AF_INET if address.version == 4 else socket.AF_INET6), (self.host, self.port)
+
+
+@frozen
+class Via:
+    """A proxy on the way: `connect` or `socks5`, and where it listens."""
+
+    kind: str
+    where: Where
+
+    @classmethod
+    def parse(cls, text: str) -> Via | None:
+        """Read `connect:HOST:PORT`, `socks5:HOST:PORT` or `tor:`; an empty text is None. Raises `ConfigError`."""
+        if not text:
+            return None
+        kind, _, rest = text.partition(":")
+        if kind == "tor":
+            host, _, port = rest.rpartition(":") if rest else ("127.0.0.1", "", str(TOR_PORT))
+            kind = "socks5"
+        else:
+            host, _, port = rest.rpartition(":")
+        conversation(kind, "localhost", 1)
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ConfigError(f"via = {text!r}: a host and a port have to follow")
+        return cls(kind, Where(host.strip("[]"), int(port)))
+
+
+class Dialer:
+    """Opens connections for the pump; the descriptors it gives are registered nowhere or in the pump's table."""
+
+    def __init__(self, reactor: Any, pump: Pump, via: Via | None = None) -> None:
+        """Dial through `via` unless it is None; Unix sockets are always dialled directly."""
+        self._reactor = reactor
+        self._pump = pump
+        self._via = via
+        self._names: dict[str, tuple[float, list[Address]]] = {}
+
+    def dial(self, where: Where, done: Done) -> Attempt:
+        """Connect; `done(fd, None)` or `done(-1, error)` comes once, perhaps before this returns."""
+        attempt = Attempt(self._pump, done)
+        if self._via is None or where.path:
+            self._reach(where, attempt, attempt.finish)
+            return attempt
+
+        talk = conversation(self._via.kind, where.host, where.port)
+
+        def reached(fd: int, error: Exception | None) -> None:
+            if error is not None:
+                attempt.finish(-1, Unavailable(f"the proxy on the way cannot be reached: {reason(error)}"))
+                return
+            attempt.waiting = Talking(self._reactor, self._pump, fd, talk, attempt.finish)
+            attempt.waiting.start()
+
+        self._reach(self._via.where, attempt, reached)
+        return attempt
+
+    def _reach(self, where: Where, attempt: Attempt, done: Done) -> None:
+        literal = where.literal()
+        if literal is not None:
+            self._try_each([literal], attempt, done)
+            return
+        known = self._names.get(where.host)
+        now = time.monotonic()
+        if known is not None and known[0] > now:
+            self._try_each(_with_port(known[1], where.port), attempt, done)
+            return
+
+        def resolved(addresses: list[Address]) -> None:
+            if attempt.over:
+                return
+            if not addresses:
+                done(-1, Unavailable(f"no address is known for {where.host}"))
+                return
+            if len(self._names) >= NAMES:
+                self._names.clear()
+            self._names[where.host] = (now + NAMES_KEPT, addresses)
+            self._try_each(_with_port(addresses, where.port), attempt, done)
+
+        self._reactor.nameResolver.resolveHostName(Resolution(resolved), where.host, where.port)
+
+    def _try_each(self, addresses: list[Address], attempt: Attempt, done: Done) -> None:
+        first, rest = addresses[0], addresses[1:]
+
+        def tried(fd: int, error: Exception | None) -> None:
+            if error is not None and rest and not attempt.over:
+                self._try_each(rest, attempt, done)
+            else:
+                done(fd, error)
+
+        waiting = self._pump.dial(first, tried)
+        if waiting is not None:  # else `tried` has been called already
+            attempt.waiting = waiting
+
+
+class Attempt:
+    """One dial on its way; `cancel` forgets it."""
+
+    __slots__ = ("_done", "_pump", "over", "waiting")
+
+    def __init__(self, pump: Pump, done: Done) -> None:
+        """`done` is told the end, unless somebody cancels first."""
+        self._pump = pump
+        self._done = done
+        self.over = False
+        self.waiting: Dialing | Talking | None = None
+
+    def finish(self, fd: int, error: Exception | None) -> None:
+        """Tell the end once; a descriptor that nobody wants any more is closed."""
+        self.waiting = None
+        if self.over:
+            if fd >= 0:
+                self._pump.close_fd(fd)
+            return
+        self.over = True
+        self._done(fd, error)
+
+    def cancel(self) -> None:
+        """Give up silently."""
+        self.over = True
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            waiting.cancel()
+
+
+class Talking:
+    """The talk with a proxy on the way, as an entry of the pump."""
+
+    __slots__ = ("_done", "_fd", "_out", "_pump", "_talk", "_timer")
+
+    def __init__(self, reactor: Any, pump: Pump, fd: int, talk: Conversation, done: Done) -> None:
+        """Talk on `fd`, which is connected."""
+        self._pump = pump
+        self._fd = fd
+        self._talk = talk
+        self._done: Done | None = done
+        self._timer = reactor.callLater(VIA_TIME, self._finish, TimedOut("the proxy on the way does not answer"))
+
+    def start(self) -> None:
+        """Say the opening words."""
+        self._pump.watch(self._fd, self)
+        self._say(self._talk.opening())
+
+    def ready(self, fd: int, events: int) -> None:
+        """Hear the answer."""
+        while self._done is not None:
+            try:
+                data = os.read(self._fd, 4096)
+                answer = self._talk.received(data) if data else b""
+            except BlockingIOError:
+                return
+            except (OSError, Layer8Error) as error:
+                self._finish(error)
+                return
+            if not data:
+                self._finish(Unavailable("the proxy on the way closed the connection"))
+            elif answer is None:
+                self._finish(None)
+            elif answer:
+                self._say(answer)
+
+    def _say(self, words: bytes) -> None:
+        try:
+            sent = os.write(self._fd, words)
+        except OSError as error:
+            self._finish(error)
+            return
+        if sent < len(words):  # a few dozen bytes on a fresh socket: it has room, or something is wrong
+            self._finish(Unavailable("the proxy on the way takes no bytes"))
+
+    def _finish(self, error: Exception | None) -> None:
+        done, self._done = self._done, None
+        if done is None:
+            return
+        if self._timer.active():
+            self._timer.cancel()
+        if error is not None:
+            self._pump.close_fd(self._fd)
+            done(-1, error)
+        else:
+            done(self._fd, None)
+
+    def cancel(self) -> None:
+        """Give up silently."""
+        if self._done is not None:
+            self._done = None
+            if self._timer.active():
+                self._timer.cancel()
+            self._pump.close_fd(self._fd)
+
+
+@implementer(IResolutionReceiver)
+class Resolution:
+    """Collects what the resolver finds."""
+
+    def __init__(self, resolved: Callable[[list[Address]], None]) -> None:
+        """`resolved` is told every address, in the resolver's order, once it is complete."""
+        self._resolved = resolved
+        self._found: list[Address] = []
+
+    def resolutionBegan(self, resolution: IHostResolution) -> None:
+        """Nothing to do yet."""
+
+    def addressResolved(self, address: IAddress) -> None:
+        """Keep one."""
+        host, port = getattr(address, "host", ""), getattr(address, "port", 0)
+        literal = Where(host, port).literal()
+        if literal is not None:
+            self._found.append(literal)
+
+    def resolutionComplete(self) -> None:
+        """Hand over what there is; IPv4 first, which local services listen on most."""
+        self._resolved(sorted(self._found, key=lambda address: address[0] != socket.AF_INET))
+
+
+def reason(error: Exception) -> str:
+    """Say in a few words why a dial failed."""
+    if isinstance(error, OSError):
+        return (error.strerror or type(error).__name__).lower()
+    return str(error)
+
+
+def _with_port(addresses: list[Address], port: int) -> list[Address]:
+    return [(family, (where[0], port)) for family, where in addresses]

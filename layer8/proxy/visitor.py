@@ -1,0 +1,201 @@
+"""One visitor of the server, from its first byte to the moment when it is joined: states, no sockets.
+
+::
+
+    SNIFFING ──found──▶ ROUTED ──serve──▶ REACHING ──reached──▶ JOINED
+       │                  │                  │ ▲
+       │ refused, late    │ refuse           │ └─ rejected, silent: the next subscriber
+       ▼                  ▼                  ▼
+     CLOSED             CLOSED             CLOSED: nobody left, too late, visitor gone
+
+The five words are those of `layer8.core.session`; `route`, `refuse`, `rejected` and `reached` are what its owner
+learns elsewhere. Bytes are kept as they came and handed over with the `Join`, exactly once.
+Source: proxy.md section 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+
+from attrs import define, frozen
+
+from layer8.core.session import Close, Effect, Join, Send, Tell
+from layer8.proxy.sniff import Found, Refused, Sniffer
+from layer8.proxy.sniff import Reason as Doubt
+from layer8.proxy.wire import Reason
+
+NOBODY = -1
+"""A subscription number that nobody has: the server itself reaches the target of a static host."""
+
+# What the access log says of a sniffer's doubts.
+DOUBTS = {
+    Doubt.NOT_TLS: Reason.OTHER_PROTOCOL,
+    Doubt.NOT_HTTP: Reason.OTHER_PROTOCOL,
+    Doubt.BAD_RECORD: Reason.BAD_TLS,
+    Doubt.BAD_HELLO: Reason.BAD_TLS,
+    Doubt.LONG_HELLO: Reason.SNIFF_SIZE,
+    Doubt.LONG_HEAD: Reason.SNIFF_SIZE,
+    Doubt.MANY_FIELDS: Reason.SNIFF_SIZE,
+    Doubt.PROXY_HEADER: Reason.BAD_PROXY_HEADER,
+    Doubt.SLOW: Reason.SNIFF_TIME,
+}
+_BY_SCHEME = {"http": Reason.BAD_HTTP, "https": Reason.BAD_TLS}
+
+
+class State(Enum):
+    """Where a visitor stands."""
+
+    SNIFFING = "sniffing"
+    ROUTED = "routed"
+    REACHING = "reaching"
+    JOINED = "joined"
+    CLOSED = "closed"
+
+
+@frozen
+class Ask:
+    """Ask this subscription to dial back for the visitor; what was asked of another one is void."""
+
+    subscription: int
+
+
+Next = Callable[[frozenset[int]], int | None]
+"""Gives the best subscription outside those that were tried, or None."""
+
+
+@frozen
+class Times:
+    """How long a visitor may take, in seconds: to say its name, each agent to dial back, all agents together."""
+
+    sniff: float = 10.0
+    step: float = 1.5
+    call: float = 5.0
+
+
+@define(eq=False)
+class Visitor:
+    """The server's side of one visitor's conversation, as a session; `opened` is monotonic seconds."""
+
+    _sniffer: Sniffer
+    _times: Times
+    opened: float
+    state: State = State.SNIFFING
+    subscription: int = NOBODY
+    _scheme: str = "http"
+    _until: float | None = None
+    _give_up: float = 0.0
+    _next: Next | None = None
+    _tried: frozenset[int] = frozenset()
+    _refused: bool = False
+    _asked: list[Effect] | None = None
+
+    def received(self, data: bytes, now: float) -> None:
+        """Take the visitor's bytes until its host is known; afterwards they belong to whoever it is joined with."""
+        if self.state is not State.SNIFFING:
+            return
+        outcome = self._sniffer.feed(data)
+        if outcome is None:
+            if self._until is None:
+                self._until = self.opened + self._times.sniff
+            return
+        self._until = None
+        if type(outcome) is Found:
+            self.state = State.ROUTED
+            self._scheme = outcome.scheme
+            self._asked = [Tell(outcome)]
+        else:
+            self._doubt(outcome)
+
+    def lost(self, now: float) -> None:
+        """Take the visitor's leaving before it was joined; afterwards the pump sees to it."""
+        if self.state not in (State.JOINED, State.CLOSED):
+            self._close(Reason.VISITOR_LEFT)
+
+    def wake(self, now: float) -> None:
+        """Take the time of `deadline`: too long without a name, or an agent that does not dial back."""
+        if self._until is None or now < self._until:
+            return
+        self._until = None
+        if self.state is State.SNIFFING:
+            self._doubt(self._sniffer.late())
+        elif self.state is State.REACHING:
+            self._on_to_the_next(now)
+
+    def effects(self) -> Sequence[Effect]:
+        """Give what has to be done and forget it."""
+        asked, self._asked = self._asked, None
+        return asked or ()
+
+    def deadline(self) -> float | None:
+        """Give when `wake` is wanted, in monotonic seconds."""
+        return self._until
+
+    # What the owner learns elsewhere.
+
+    def refuse(self, reason: Reason, answer: bytes = b"") -> None:
+        """Send the visitor away, with an answer if there is one; only before it is joined."""
+        if self.state in (State.JOINED, State.CLOSED):
+            return
+        if answer:
+            self._ask(Send(answer))
+        self._close(reason)
+
+    def serve(self) -> None:
+        """Take that the server dials the host's own target: nobody has to be asked."""
+        if self.state is State.ROUTED:
+            self.state = State.REACHING
+
+    def call(self, choose: Next, now: float) -> None:
+        """Ask subscribers, the best first, until one dials back."""
+        if self.state is not State.ROUTED:
+            return
+        self.state = State.REACHING
+        self._next = choose
+        self._give_up = now + self._times.call
+        self._on_to_the_next(now)
+
+    def rejected(self, subscription: int, now: float) -> None:
+        """Take a subscriber's no, or its leaving; only the one that is being asked counts."""
+        if self.state is State.REACHING and subscription == self.subscription and self._next is not None:
+            self._refused = True
+            self._on_to_the_next(now)
+
+    def reached(self) -> None:
+        """Take that the other side is there: from here on the pump carries the bytes."""
+        if self.state is State.REACHING:
+            self.state = State.JOINED
+            self._until = self._next = None
+            self._ask(Join(self.subscription, self._sniffer.data))
+
+    def _on_to_the_next(self, now: float) -> None:
+        choose = self._next
+        if choose is None:
+            return
+        found = choose(self._tried) if now < self._give_up else None
+        if found is None:
+            if not self._tried:
+                self.refuse(Reason.NO_SUBSCRIBER)
+            else:
+                self.refuse(Reason.REJECTED if self._refused else Reason.CALL_TIME)
+            return
+        self._tried |= {found}
+        self.subscription = found
+        self._until = min(now + self._times.step, self._give_up)
+        self._ask(Tell(Ask(found)))
+
+    def _doubt(self, refused: Refused) -> None:
+        if refused.answer:
+            self._ask(Send(refused.answer))
+        self._close(DOUBTS.get(refused.reason) or _BY_SCHEME[self._scheme])
+
+    def _close(self, reason: Reason) -> None:
+        self.state = State.CLOSED
+        self._until = self._next = None
+        self._ask(Close(reason))
+
+    def _ask(self, effect: Effect) -> None:
+        if self._asked is None:
+            self._asked = [effect]
+        else:
+            self._asked.append(effect)
