@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from layer8.control.errors import ControlError, from_wire
-from layer8.proxy.wire import Code, Denied
+from layer8.control.errors import ControlError, InvalidRequest, from_wire
+from layer8.proxy.wire import Code, Denied, OutOfOrder
 
 
 class UnknownHost(ControlError):
@@ -102,8 +102,10 @@ class ForbiddenByPolicy(ControlError):
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turn a `Denied` of the pure parts into the control error with its code."""
+    """Turn what the pure parts raise into the control error with its code."""
     try:
         yield
     except Denied as denied:
         raise from_wire(denied.code, str(denied), denied.data) from denied
+    except OutOfOrder as error:
+        raise InvalidRequest(str(error)) from error

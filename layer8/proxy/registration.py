@@ -12,13 +12,12 @@ from enum import StrEnum
 
 from attrs import evolve, field, frozen
 
+from layer8.core.address import Networks, is_address
+from layer8.core.errors import ConfigError
 from layer8.proxy.limits import CLAIM_TIME, HASHES, PROVE_LOST
-from layer8.proxy.policy import Gate
-from layer8.proxy.wire import Code, Denied, HostRow, Mode, Policy, ProofWanted, SecretRow
+from layer8.proxy.wire import EVERYBODY, Code, Denied, HostRow, Mode, Policy, ProofWanted, SecretRow
 
-KEY = 32  # bytes of SHA-256
 SHOWN = 8  # hex digits of a hash that lists show
-EVERYBODY = Policy()
 
 
 class Ownership(StrEnum):
@@ -40,6 +39,32 @@ class StoredSecret:
     def good(self, now: float) -> bool:
         """Say whether it still proves anything."""
         return self.retires is None or now < self.retires
+
+
+@frozen
+class Gate:
+    """Who may visit: `deny` beats `allow`, and an empty `allow` lets everybody in."""
+
+    allow: Networks
+    deny: Networks
+
+    def admits(self, visitor: str) -> bool:
+        """Say whether an address may come in; with any rule at all, what is no address may not."""
+        if self.deny and (visitor in self.deny or not is_address(visitor)):
+            return False
+        return not self.allow or visitor in self.allow
+
+
+def gate(policy: Policy, most: int) -> Gate | None:
+    """Compile a policy's rules, None if there are none; raises `Denied` for more than `most` or a wrong one."""
+    if not policy.allow and not policy.deny:
+        return None
+    if len(policy.allow) + len(policy.deny) > most:
+        raise Denied(Code.QUOTA, f"a host has at most {most} rules", limit="POLICY_RULES")
+    try:
+        return Gate(Networks.parse(policy.allow), Networks.parse(policy.deny))
+    except ConfigError as error:
+        raise Denied(Code.FORBIDDEN_BY_POLICY, str(error)) from error
 
 
 @frozen
@@ -80,17 +105,6 @@ class Registration:
     def good_keys(self, now: float) -> list[bytes]:
         """Give the hashes that still prove something."""
         return [secret.key for secret in self.secrets if secret.good(now)]
-
-
-def parse_key(secret_hash: str) -> bytes:
-    """Read a secret's hash from its 64 hex digits; raises `Denied` with the reason that fits a caller."""
-    try:
-        key = bytes.fromhex(secret_hash) if len(secret_hash) == 2 * KEY else b""
-    except ValueError:
-        key = b""
-    if len(key) != KEY:
-        raise Denied(Code.FORBIDDEN_BY_POLICY, f"secret_hash has to be {2 * KEY} hex digits of SHA-256")
-    return key
 
 
 def rotated(row: Registration, key: bytes, grace: float, version: int, now: float) -> Registration:

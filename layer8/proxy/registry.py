@@ -11,27 +11,32 @@ import heapq
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
-from attrs import evolve
+from attrs import evolve, field, frozen
 
 from layer8.crypto.proof import same, subscribe_proof
 from layer8.proxy import names
 from layer8.proxy.limits import (
     CLAIMS,
-    GRACE,
     HASHES,
     HOST_CLAIMS,
     OWNER_HOSTS,
     PAGE,
     PROVE_AGAIN,
-    TTL_MOST,
     RegistryLimits,
 )
-from layer8.proxy.policy import gate
-from layer8.proxy.registration import Ownership, Registration, StoredSecret, parse_key, rotated
+from layer8.proxy.registration import Ownership, Registration, StoredSecret, gate, rotated
 from layer8.proxy.wire import Code, Denied, Mode, Policy, Register, Rotate, Update
 
 NOBODY = "nobody.invalid"  # stands in for what is no host name, so that checking it takes the same work
 STATIC_OWNER = "config"  # who owns what stands in the configuration file
+
+
+@frozen
+class Shown:
+    """What a right secret opens, and the hash that it was right for."""
+
+    row: Registration
+    key: bytes = field(repr=False)
 
 
 class Registry:
@@ -113,7 +118,6 @@ class Registry:
         Raises `Denied`: the name cannot be published, is taken, or there is no room for it.
         """
         host = self.name(asked.host)
-        key = parse_key(asked.secret_hash)
         standing = self._rows.get(host)
         if standing is not None and (free or standing.owner == owner):
             raise Denied(Code.ALREADY_REGISTERED, f"{host} is registered already")
@@ -126,41 +130,35 @@ class Registry:
         return Registration(
             host=host,
             owner=owner,
-            secrets=(StoredSecret(key),),
-            ports=_ports(asked.ports),
+            secrets=(StoredSecret(bytes.fromhex(asked.secret_hash)),),
+            ports=_sorted(asked.ports),
             mode=asked.mode or mode,
             policy=asked.policy,
             state=Ownership.OWNED if free else Ownership.PENDING,
             created=now,
-            expires=_expiry(asked.ttl_s, now),
+            expires=None if asked.ttl_s is None else now + asked.ttl_s,
             version=self.version + 1,
-            gate=gate(asked.policy.allow, asked.policy.deny, self.limits.policy_rules),
+            gate=gate(asked.policy, self.limits.policy_rules),
         )
 
     def plan_update(self, row: Registration, asked: Update, now: float) -> Registration:
         """Say what an update would make; raises `Denied` for a rule that cannot be, or for a host of the file."""
-        _changeable(row)
+        changeable(row)
         policy = row.policy if asked.policy is None else asked.policy
         return evolve(
             row,
-            ports=row.ports if asked.ports is None else _ports(asked.ports),
+            ports=row.ports if asked.ports is None else _sorted(asked.ports),
             mode=row.mode if asked.mode is None else asked.mode,
             policy=policy,
-            gate=gate(policy.allow, policy.deny, self.limits.policy_rules),
-            expires=row.expires if asked.ttl_s is None else _expiry(asked.ttl_s, now),
+            gate=gate(policy, self.limits.policy_rules),
+            expires=row.expires if asked.ttl_s is None else now + asked.ttl_s,
             version=self.version + 1,
         )
 
     def plan_rotate(self, row: Registration, asked: Rotate, now: float) -> Registration:
         """Say what a rotation would make; raises `Denied`."""
-        _changeable(row)
-        if not 0 <= asked.grace_s <= 30 * GRACE:
-            raise Denied(Code.FORBIDDEN_BY_POLICY, f"grace_s has to be from 0 to {30 * GRACE}")
-        return rotated(row, parse_key(asked.secret_hash), float(asked.grace_s), self.version + 1, now)
-
-    def plan_drop(self, row: Registration) -> None:
-        """Raise `Denied` if the registration cannot be taken away by a call."""
-        _changeable(row)
+        changeable(row)
+        return rotated(row, bytes.fromhex(asked.secret_hash), float(asked.grace_s), self.version + 1, now)
 
     def plan_proven(self, row: Registration) -> None:
         """Raise `Denied` if a proven claim cannot become a registration because the name is another's."""
@@ -244,24 +242,24 @@ class Registry:
             self._looked[host] = now
         return [self._rows[host] for host in due]
 
-    def by_proof(self, host: str, proof: str, nonce: bytes, node_id: bytes, now: float) -> Registration | None:
+    def by_proof(self, host: str, proof: str, nonce: bytes, node_id: bytes, now: float) -> Shown | None:
         """Give the registration, or claim, whose secret made this proof; the work is the same whatever the answer."""
         host = self._subscribable(host)
-        found = None
+        found: Shown | None = None
         for key, row in self._candidates(host, now):
             self.hashed += 1
             if same(subscribe_proof(key, nonce, node_id, host), proof) and row is not None:
-                found = found or row
+                found = found or Shown(row, key)
         return found
 
-    def by_secret(self, host: str, secret: bytes, now: float) -> Registration | None:
+    def by_secret(self, host: str, secret: bytes, now: float) -> Shown | None:
         """Give the registration, or claim, with this secret; the work is the same whatever the answer."""
         key = hashlib.sha256(secret).digest()
         self.hashed += 1
-        found = None
+        found: Shown | None = None
         for good, row in self._candidates(self._subscribable(host), now):
             if same(good, key) and row is not None:
-                found = found or row
+                found = found or Shown(row, good)
         return found
 
     def name(self, host: str) -> str:
@@ -323,12 +321,12 @@ def static(
         host=host,
         owner=STATIC_OWNER,
         secrets=() if key is None else (StoredSecret(key),),
-        ports=_ports(ports),
+        ports=_sorted(ports),
         mode=mode,
         policy=policy,
         target=target,
         static=True,
-        gate=gate(policy.allow, policy.deny, rules),
+        gate=gate(policy, rules),
     )
 
 
@@ -337,20 +335,11 @@ def _place(row: Registration) -> str:
     return f"{row.host} {row.owner}"
 
 
-def _changeable(row: Registration) -> None:
+def changeable(row: Registration) -> None:
+    """Raise `Denied` for a host that only the configuration file can change."""
     if row.static:
         raise Denied(Code.FORBIDDEN_BY_POLICY, f"{row.host} stands in the server's configuration file: change it there")
 
 
-def _ports(ports: tuple[int, ...]) -> tuple[int, ...]:
-    if len(ports) > 64 or not all(0 < port < 65536 for port in ports):
-        raise Denied(Code.FORBIDDEN_BY_POLICY, "ports are up to 64 numbers from 1 to 65535")
+def _sorted(ports: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(set(ports)))
-
-
-def _expiry(ttl_s: int | None, now: float) -> float | None:
-    if ttl_s is None:
-        return None
-    if not 0 < ttl_s <= TTL_MOST:
-        raise Denied(Code.FORBIDDEN_BY_POLICY, f"ttl_s has to be from 1 to {TTL_MOST}")
-    return now + ttl_s

@@ -95,6 +95,10 @@ class Denied(Layer8Error):
         self.data = data
 
 
+class OutOfOrder(Layer8Error):
+    """The agent said something that its conversation does not allow yet, or not any more."""
+
+
 class Reason(StrEnum):
     """Why a visitor's connection ended: the closed list of the access log and of the `reason` label."""
 
@@ -188,6 +192,11 @@ class Subscribe:
     max_conns: int = member(0, least=0, most=10_000_000)
     pool: int = member(2, least=0, most=32)
     resume: str | None = member(None, least=1, most=64, secret=True)
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse both or neither with ValueError."""
+        if (self.proof is None) == (self.secret is None):
+            raise ValueError("either proof or secret is wanted")
 
 
 @frozen
@@ -481,6 +490,11 @@ class Kill:
 
     conn: int | None = member(None, least=0)
     host: str | None = member(None, least=1, most=NAME_MOST)
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse both or neither with ValueError."""
+        if (self.conn is None) == (self.host is None):
+            raise ValueError("either conn or host is wanted")
 
 
 @frozen
