@@ -44,6 +44,7 @@ from layer8.control.jsonrpc import (
     encode_event,
     encode_notification,
     encode_result,
+    is_id,
     parse,
 )
 from layer8.control.limits import (
@@ -58,6 +59,7 @@ from layer8.control.limits import (
     Rules,
 )
 from layer8.core.session import Close, Send, Tell
+
 
 class Invoke(NamedTuple):
     """Run a method; `call` is this connection's number for it."""
@@ -336,7 +338,7 @@ class Connection:
             self._effects.append(Tell(Notified(method, params)))
         elif method == "cancel":
             ident = params.get("id")
-            if isinstance(ident, str | int) and ident in self._ids:
+            if is_id(ident) and ident in self._ids:
                 self._effects.append(Cancel(self._ids[ident]))
         elif self._throttle(now) <= 0 and len(self._calls) < CALLS_OPEN:
             self._invoke(None, method, params)

@@ -18,11 +18,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from layer8.control.errors import ControlError, InvalidParams, InvalidRequest, ParseFailed, from_wire
 from layer8.control.events import Delivery
-from layer8.control.shape import DEPTH, NUMBER
+from layer8.control.scalars import DEPTH, NUMBER
 from layer8.core.errors import Layer8Error
 
 SUBPROTOCOL: Final = "jsonrpc.layer8.v1"
@@ -158,7 +158,7 @@ def parse(data: bytes, *, positional: bool = False) -> Message:
     if type(message) is not dict:
         raise BadMessage(InvalidRequest("no batches" if type(message) is list else "an object is wanted"))
     ident = message.get("id")
-    if (ident is not None or "id" in message) and not _is_id(ident):
+    if (ident is not None or "id" in message) and not is_id(ident):
         if ident is None and "error" in message and "method" not in message:
             return _failure(None, message)
         raise BadMessage(InvalidRequest(f"id is a string of at most {ID_SIZE} bytes or an integer"))
@@ -177,8 +177,9 @@ def parse(data: bytes, *, positional: bool = False) -> Message:
     return Notification(method, params) if ident is None else Request(ident, method, params)
 
 
-def _is_id(ident: Any) -> bool:
-    if type(ident) is str:
+def is_id(ident: object) -> TypeGuard[Id]:
+    """Say whether a value can be an id; true is no integer here."""
+    if isinstance(ident, str):
         return len(ident) <= ID_SIZE and len(ident.encode("utf-8")) <= ID_SIZE
     return type(ident) is int
 

@@ -9,68 +9,36 @@ Each class is compiled once into plain closures; errors name the parameter (`dat
 
 from __future__ import annotations
 
-import binascii
-import math
-import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import attrs
 from attrs import NOTHING, Attribute, frozen
 
-from layer8.core.errors import Layer8Error
+from layer8.control.scalars import (
+    ANY,
+    BOOLEAN,
+    ITEMS,
+    KEYS,
+    NULL,
+    Components,
+    Dump,
+    Load,
+    Schema,
+    Shape,
+    byte_string,
+    integer,
+    literal,
+    number,
+    string,
+)
+from layer8.control.scalars import ShapeError as ShapeError
 from layer8.core.members import MEMBER, Member
 from layer8.core.members import Bounds as Bounds
 from layer8.core.members import member as member
 
-DEPTH: Final = 16  # objects and arrays inside each other
-KEYS: Final = 256  # members of one object
-ITEMS: Final = 1000  # elements of one array; lists are paged at 500
-STRING: Final = 32 * 1024  # characters of a string, bytes of a byte string
-NUMBER: Final = 2**53  # what every JSON reader keeps exactly
-
 T = TypeVar("T")
-Load = Callable[[Any], Any]
-Dump = Callable[[Any], Any]
-Schema = dict[str, Any]
-
-_BASE64URL = re.compile(r"[A-Za-z0-9_-]*\Z")
-
-
-class ShapeError(Layer8Error):
-    """A value does not have its shape; `path` names the place, `why` says what is wanted."""
-
-    def __init__(self, why: str, *path: str) -> None:
-        """Start with the innermost place."""
-        super().__init__(why)
-        self.why = why
-        self._path = list(path)
-
-    def inside(self, place: str) -> ShapeError:
-        """Note that this happened inside `place`: a member's name, or `[n]`."""
-        self._path.insert(0, place)
-        return self
-
-    @property
-    def path(self) -> str:
-        """The place as one text, empty for the whole value."""
-        return ".".join(self._path).replace(".[", "[")
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.why}" if self._path else self.why
-
-
-@frozen
-class Shape:
-    """One type, compiled: `load` (unknown members refused), `read` (unknown members ignored), `dump`, schema."""
-
-    load: Load
-    read: Load
-    dump: Dump | None
-    schema: Callable[[dict[str, Schema]], Schema]
-
 
 _NO_BOUNDS = Bounds()
 _PLAIN = Member()
@@ -102,12 +70,17 @@ def to_json(value: Any) -> Any:
     return value if dump is None else dump(value)
 
 
-def json_schema(kind: Any, components: dict[str, Schema] | None = None) -> Schema:
+def json_schema(kind: Any, components: Components | None = None) -> Schema:
     """Give the JSON Schema (draft 7) of a type.
 
     Nested classes go into `components` and are referred to as `#/components/schemas/NAME`, as OpenRPC wants it.
     """
-    return shape_of(kind).schema({} if components is None else components)
+    return shape_of(kind).schema(components or Components())
+
+
+def object_schema(kind: type[Any], components: Components) -> Schema:
+    """Give the schema of a class itself, where `json_schema` would give a reference to it."""
+    return _describe(kind, _fields(kind, 0), components)
 
 
 def _compile(kind: Any, bounds: Bounds, depth: int) -> Shape:
@@ -118,21 +91,21 @@ def _compile(kind: Any, bounds: Bounds, depth: int) -> Shape:
         inner = next((extra for extra in arguments[1:] if isinstance(extra, Bounds)), bounds)
         return _compile(arguments[0], inner, depth)
     if kind is Any or kind is object:
-        return Shape(_any, _any, None, lambda components: {})
+        return ANY
     if kind is None or kind is NoneType:
-        return Shape(_null, _null, None, lambda components: {"type": "null"})
+        return NULL
     if kind is bool:
-        return Shape(_boolean, _boolean, None, lambda components: {"type": "boolean"})
+        return BOOLEAN
     if kind is int:
-        return _integer(bounds)
+        return integer(bounds)
     if kind is float:
-        return _number(bounds)
+        return number(bounds)
     if kind is str:
-        return _string(bounds)
+        return string(bounds)
     if kind is bytes:
-        return _bytes(bounds)
+        return byte_string(bounds)
     if origin is Literal:
-        return _literal(arguments)
+        return literal(arguments)
     if origin in (Union, UnionType):
         return _optional(kind, arguments, bounds, depth)
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
@@ -144,132 +117,6 @@ def _compile(kind: Any, bounds: Bounds, depth: int) -> Shape:
     raise TypeError(f"{kind!r} has no JSON shape")
 
 
-def _null(value: Any) -> None:
-    if value is not None:
-        raise ShapeError("null is wanted")
-
-
-def _boolean(value: Any) -> bool:
-    if value is True or value is False:
-        return bool(value)
-    raise ShapeError("true or false is wanted")
-
-
-def _any(value: Any) -> Any:
-    _bounded(value, DEPTH)
-    return value
-
-
-def _bounded(value: Any, depth: int) -> None:
-    kind = type(value)
-    if kind is str:
-        if len(value) > STRING:
-            raise ShapeError(f"more than {STRING} characters")
-    elif kind is dict:
-        if depth <= 0 or len(value) > KEYS:
-            raise ShapeError("too deep" if depth <= 0 else f"more than {KEYS} members")
-        for inner in value.values():
-            _bounded(inner, depth - 1)
-    elif kind is list:
-        if depth <= 0 or len(value) > ITEMS:
-            raise ShapeError("too deep" if depth <= 0 else f"more than {ITEMS} elements")
-        for inner in value:
-            _bounded(inner, depth - 1)
-
-
-def _integer(bounds: Bounds) -> Shape:
-    least = -NUMBER if bounds.least is None else int(bounds.least)
-    most = NUMBER if bounds.most is None else int(bounds.most)
-
-    def load(value: Any) -> int:
-        if type(value) is int and least <= value <= most:
-            return value
-        raise ShapeError(f"an integer from {least} to {most} is wanted")
-
-    return Shape(load, load, None, lambda components: {"type": "integer", "minimum": least, "maximum": most})
-
-
-def _number(bounds: Bounds) -> Shape:
-    least = -math.inf if bounds.least is None else bounds.least
-    most = math.inf if bounds.most is None else bounds.most
-    schema: Schema = {"type": "number"}
-    if bounds.least is not None:
-        schema["minimum"] = bounds.least
-    if bounds.most is not None:
-        schema["maximum"] = bounds.most
-
-    def load(value: Any) -> float:
-        if type(value) in (float, int) and least <= value <= most and math.isfinite(value):
-            return float(value)
-        raise ShapeError(f"a number from {least} to {most} is wanted")
-
-    return Shape(load, load, None, lambda components: dict(schema))
-
-
-def _string(bounds: Bounds) -> Shape:
-    least, most = int(bounds.least or 0), int(STRING if bounds.most is None else bounds.most)
-    pattern = None if bounds.pattern is None else re.compile(bounds.pattern)
-    schema: Schema = {"type": "string", "maxLength": most}
-    if least:
-        schema["minLength"] = least
-    if bounds.pattern is not None:
-        schema["pattern"] = f"^(?:{bounds.pattern})$"
-
-    def load(value: Any) -> str:
-        if type(value) is not str:
-            raise ShapeError("a string is wanted")
-        if not least <= len(value) <= most:
-            raise ShapeError(f"{least} to {most} characters are wanted")
-        if pattern is not None and pattern.fullmatch(value) is None:
-            raise ShapeError(f"must match {pattern.pattern}")
-        return value
-
-    return Shape(load, load, None, lambda components: dict(schema))
-
-
-def _bytes(bounds: Bounds) -> Shape:
-    least, most = int(bounds.least or 0), int(STRING if bounds.most is None else bounds.most)
-    longest = -(-most * 4 // 3)
-
-    def load(value: Any) -> bytes:
-        if type(value) is not str or len(value) > longest or _BASE64URL.match(value) is None:
-            raise ShapeError("base64url without padding is wanted")
-        try:
-            raw = urlsafe_b64decode(value + "=" * (-len(value) % 4))
-        except binascii.Error:
-            raise ShapeError("base64url without padding is wanted") from None
-        if _text(raw) != value:
-            raise ShapeError("base64url with no stray bits is wanted")
-        if not least <= len(raw) <= most:
-            raise ShapeError(f"{least} to {most} bytes are wanted")
-        return raw
-
-    return Shape(
-        load,
-        load,
-        _text,
-        lambda components: {"type": "string", "contentEncoding": "base64url", "maxLength": longest},
-    )
-
-
-def _text(raw: bytes) -> str:
-    return urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
-
-
-def _literal(words: tuple[Any, ...]) -> Shape:
-    if not all(type(word) in (str, int) for word in words):
-        raise TypeError("literals are strings or integers")
-    known = {(type(word), word) for word in words}
-    wanted = "one of " + ", ".join(map(str, words)) + " is wanted"
-
-    def load(value: Any) -> Any:
-        if type(value) in (str, int) and (type(value), value) in known:
-            return value
-        raise ShapeError(wanted)
-
-    return Shape(load, load, None, lambda components: {"enum": list(words)})
-
-
 def _optional(kind: Any, arguments: tuple[Any, ...], bounds: Bounds, depth: int) -> Shape:
     rest = [argument for argument in arguments if argument is not NoneType]
     if len(rest) != 1 or len(arguments) != 2:
@@ -277,7 +124,7 @@ def _optional(kind: Any, arguments: tuple[Any, ...], bounds: Bounds, depth: int)
     shape = _compile(rest[0], bounds, depth)
     dump = shape.dump
 
-    def schema(components: dict[str, Schema]) -> Schema:
+    def schema(components: Components) -> Schema:
         return {"anyOf": [shape.schema(components), {"type": "null"}]}
 
     return Shape(
@@ -308,7 +155,7 @@ def _array(kind: Any, bounds: Bounds, depth: int) -> Shape:
 
         return load
 
-    def schema(components: dict[str, Schema]) -> Schema:
+    def schema(components: Components) -> Schema:
         described: Schema = {"type": "array", "items": shape.schema(components), "maxItems": most}
         return described | {"minItems": least} if least else described
 
@@ -337,7 +184,7 @@ def _mapping(kind: Any, bounds: Bounds, depth: int) -> Shape:
 
         return load
 
-    def schema(components: dict[str, Schema]) -> Schema:
+    def schema(components: Components) -> Schema:
         return {"type": "object", "additionalProperties": shape.schema(components), "maxProperties": most}
 
     each = shape.dump
@@ -369,11 +216,13 @@ def _field(attribute: Attribute[Any], kind: Any, depth: int) -> _Field:
     )
 
 
-def _instance(kind: type[Any], depth: int) -> Shape:
+def _fields(kind: type[Any], depth: int) -> list[_Field]:
     hints = get_type_hints(kind, include_extras=True)
-    fields = [
-        _field(attribute, hints[attribute.name], depth) for attribute in attrs.fields(kind) if attribute.init
-    ]
+    return [_field(attribute, hints[attribute.name], depth) for attribute in attrs.fields(kind) if attribute.init]
+
+
+def _instance(kind: type[Any], depth: int) -> Shape:
+    fields = _fields(kind, depth)
     required = [(field.key, field.argument) for field in fields if field.required]
 
     def loader(loads: Mapping[str, tuple[str, Load]], strict: bool) -> Load:
@@ -413,13 +262,10 @@ def _instance(kind: type[Any], depth: int) -> Shape:
             members[key] = value if convert is None else convert(value)
         return members
 
-    def schema(components: dict[str, Schema]) -> Schema:
-        name = kind.__name__
-        if name in components and components[name].get("$comment") != kind.__module__:
-            name = f"{kind.__module__}.{kind.__qualname__}".replace(".", "_")
-        if name not in components:
-            components[name] = {"$comment": kind.__module__}
-            components[name] |= _describe(kind, fields, components)
+    def schema(components: Components) -> Schema:
+        name = components.name(kind)
+        if name not in components.schemas:
+            components.schemas[name] = _describe(kind, fields, components)
         return {"$ref": f"#/components/schemas/{name}"}
 
     return Shape(
@@ -430,7 +276,7 @@ def _instance(kind: type[Any], depth: int) -> Shape:
     )
 
 
-def _describe(kind: type[Any], fields: list[_Field], components: dict[str, Schema]) -> Schema:
+def _describe(kind: type[Any], fields: list[_Field], components: Components) -> Schema:
     properties = {}
     for field in fields:
         described = field.shape.schema(components)

@@ -25,7 +25,8 @@ from attrs import frozen
 from layer8.control.access import ROLES, Caller, reach
 from layer8.control.errors import ControlError, Forbidden, InvalidParams, MethodNotFound, NotFound, translate
 from layer8.control.events import EventLost, Hub, Note, Subscriber
-from layer8.control.shape import Shape, ShapeError, shape_of
+from layer8.control.scalars import Shape, ShapeError
+from layer8.control.shape import shape_of
 from layer8.core.errors import Layer8Error
 
 CALL_TIME: Final = 30.0  # seconds a method may take unless it says otherwise
