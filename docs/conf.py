@@ -1,0 +1,77 @@
+"""Sphinx: prose in Markdown, and three tables that are made from the code they speak about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import layer8
+from layer8.config.field import Key, keys
+from layer8.config.tree import Config
+from layer8.core import knowledge
+
+project = "layer8"
+version = release = layer8.__version__
+copyright = "the layer8 contributors"
+extensions = ["myst_parser"]
+myst_enable_extensions = ["substitution", "deflist"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build", "api", "examples"]
+html_theme = "alabaster"
+html_theme_options = {"page_width": "1080px", "sidebar_width": "230px", "fixed_sidebar": True}
+html_sidebars = {"**": ["about.html", "navigation.html", "searchbox.html"]}
+html_copy_source = False
+
+
+def default(key: Key) -> str:
+    """Write a default as it would stand in the file."""
+    match key.default:
+        case bool():
+            return str(key.default).lower()
+        case tuple():
+            return "[" + ", ".join(f'"{item}"' if isinstance(item, str) else str(item) for item in key.default) + "]"
+        case str():
+            return f'"{key.default}"'
+        case dict():
+            return "{}"
+    return str(key.default)
+
+
+def reference(kind: type, path: str) -> Iterator[str]:
+    """Draw one table per section of the configuration, nested ones behind it."""
+    nested = []
+    yield "| key | default | what |"
+    yield "|---|---|---|"
+    for key in keys(kind):
+        if key.section is not None:
+            nested.append(key)
+            continue
+        about = key.option
+        words = about.doc.rstrip(".")
+        if about.unit and about.unit not in ("s", "bytes"):
+            words += f" ({about.unit})"
+        words += "." if about.hot else ". *Needs a restart.*"
+        words = words.replace("|", "\\|").replace("*.", "`*.`")
+        yield f"| `{key.name}` | `{default(key)}` | {words} |"
+    for key in nested:
+        name = f"{path}.{key.name}" if path else key.name
+        yield ""
+        yield f"**`[[{name}]]`**: {key.option.doc}" if key.repeated else f"**`[{name}]`**: {key.option.doc}"
+        yield ""
+        assert key.section is not None
+        yield from reference(key.section, name)
+
+
+def sections() -> str:
+    """Draw the whole configuration."""
+    lines: list[str] = []
+    for key in keys(Config):
+        assert key.section is not None
+        lines += ["", f"**`[{key.name}]`**: {key.option.doc}", "", *reference(key.section, key.name)]
+    return "\n".join(lines)
+
+
+myst_substitutions = {
+    "knowledge_proxy": knowledge.markdown("proxy"),
+    "knowledge_control": knowledge.markdown("control"),
+    "configuration": sections(),
+}
