@@ -5,10 +5,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from layer8.config import endpoint
+from layer8.config import endpoint, files
 from layer8.config.field import Check
+from layer8.core.address import HostPort
 from layer8.core.errors import ConfigError
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)\Z")
@@ -38,17 +40,25 @@ def listens(*kinds: str, plain_only_on_loopback: bool = False) -> Check:
 
     def check(value: tuple[str, ...]) -> str | None:
         for text in value:
-            try:
-                found = endpoint.server(text)
-            except ConfigError as error:
-                return f"{text!r}: {error}"
-            if found.kind not in kinds:
-                return f"{text!r}: {found.kind}: cannot be used here, only {', '.join(f'{kind}:' for kind in kinds)}"
-            if plain_only_on_loopback and not (found.tls or found.loopback):
-                return f"{text!r} would speak plain text beyond this machine: write tls: or add :interface=127.0.0.1"
+            if reason := _why_not_listen(text, kinds, plain_only_on_loopback):
+                return reason if len(value) == 1 else f"{text!r}: {reason}"
         return None
 
     return check
+
+
+def _why_not_listen(text: str, kinds: tuple[str, ...], plain_only_on_loopback: bool) -> str | None:
+    try:
+        found = endpoint.server(text)
+    except ConfigError as error:
+        return str(error)
+    if found.kind not in kinds:
+        return f"{found.kind}: cannot be used here, only {', '.join(f'{kind}:' for kind in kinds)}"
+    if plain_only_on_loopback and not (found.tls or found.loopback):
+        return "it would speak plain text beyond this machine: write tls: or add :interface=127.0.0.1"
+    if found.kind == "unix":
+        return files.why_not(Path(found.words["address"]), "socket", {})
+    return None
 
 
 def dials(value: str) -> str | None:
@@ -129,11 +139,10 @@ def host_and_port(value: str) -> str | None:
     if not value:
         return None
     try:
-        parts = urlsplit("//" + value)
-        good = bool(parts.hostname and parts.port) and parts.netloc == value and "@" not in value
-    except ValueError:
-        good = False
-    return None if good else "it has to be host:port, with an IPv6 address in brackets"
+        HostPort.parse(value)
+    except ConfigError as error:
+        return str(error).removeprefix(f"{value!r}: ")
+    return None
 
 
 def servers(value: tuple[str, ...]) -> str | None:

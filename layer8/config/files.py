@@ -29,10 +29,12 @@ def resolve(value: str, base: Path, environ: Mapping[str, str], kind: str) -> Pa
 
 
 def why_not(path: Path, kind: str, environ: Mapping[str, str]) -> str | None:
-    """Give the reason why `path` cannot be used as `kind` ("secret", "read" or "write"), or None."""
+    """Give the reason why `path` cannot be used as `kind` ("secret", "read", "write" or "socket"), or None."""
     try:
         if reason := behind_symlink(path):
             return reason
+        if kind == "socket":
+            return None if path.parent.is_dir() else f"there is no folder {path.parent}"
         return _why_not_write(path) if kind == "write" else _why_not_read(path, kind, environ)
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error)

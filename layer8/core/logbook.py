@@ -1,0 +1,34 @@
+"""Every event that this package logs: the closed list behind the `event` field of a log line.
+
+A line names its event by the keyword `event`: `self._log.info("a listener opened", event="listen.opened", ...)`.
+Fields are numbers, flags and words of our own; `address` and `peer` are reduced by the address policy, fields whose
+names begin with `bytes` are blurred in records, and what a peer sent is never a field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import frozen
+
+
+@frozen
+class Logged:
+    """What one event means; a `record` says what a user did, so its time and sizes are blurred."""
+
+    doc: str
+    record: bool = False
+
+
+EVENTS: Mapping[str, Logged] = {
+    "log.started": Logged("the process writes a log; says how much it tells"),
+    "log.reopened": Logged("the log file was opened anew"),
+    "log.lost": Logged("lines were dropped because nobody took them"),
+    "process.ready": Logged("everything listens"),
+    "process.stopping": Logged("the process was asked to stop"),
+    "process.failed": Logged("a part could not start"),
+    "pump.failed": Logged("a bug of ours in the pump; one connection was lost"),
+    "pump.starved": Logged("no descriptor is left; accepting rests for a moment"),
+}
+FOREIGN = "foreign"
+"""The event of lines that other libraries log; only their constant texts are kept."""
