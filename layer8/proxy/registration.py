@@ -15,7 +15,8 @@ from attrs import evolve, field, frozen
 from layer8.core.address import Networks, is_address
 from layer8.core.errors import ConfigError
 from layer8.proxy.limits import CLAIM_TIME, HASHES, PROVE_LOST
-from layer8.proxy.wire import EVERYBODY, Code, Denied, HostRow, Mode, Policy, ProofWanted, SecretRow
+from layer8.proxy.orders import EVERYBODY, HostRow, Mode, Policy, ProofWanted, SecretRow
+from layer8.proxy.wire import Code, Denied
 
 SHOWN = 8  # hex digits of a hash that lists show
 

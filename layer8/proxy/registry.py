@@ -24,8 +24,9 @@ from layer8.proxy.limits import (
     PROVE_AGAIN,
     RegistryLimits,
 )
+from layer8.proxy.orders import Mode, Policy, Register, Rotate, Update
 from layer8.proxy.registration import Ownership, Registration, StoredSecret, gate, rotated
-from layer8.proxy.wire import Code, Denied, Mode, Policy, Register, Rotate, Update
+from layer8.proxy.wire import Code, Denied
 
 NOBODY = "nobody.invalid"  # stands in for what is no host name, so that checking it takes the same work
 STATIC_OWNER = "config"  # who owns what stands in the configuration file

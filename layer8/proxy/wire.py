@@ -20,8 +20,9 @@
       ├──────────────────────────────────────────────────────────────────────────▶│
 
 Control messages are JSON-RPC 2.0 objects (control.md section 3) whose `params` and `result` are the classes below,
-named after their method. Times are milliseconds where a name ends in `_ms`, seconds where it ends in
-`_s`; wall times (`_at`) are whole seconds since 1970. Binary values are lower-case hex. Camel-case names are webgw's.
+named after their method; those of owners and operators stand in `layer8.proxy.orders`. Times are milliseconds where a
+name ends in `_ms`, seconds where it ends in `_s`; wall times (`_at`) are whole seconds since 1970. Binary values are
+lower-case hex. Camel-case names are webgw's.
 
 A data connection, from the agent: ``secret: 32 bytes`` and then the target's bytes; from the server: the visitor's
 bytes from the first one, exactly once. Nothing is framed, so one end's FIN is the other end's FIN.
@@ -40,7 +41,7 @@ from attrs import field, frozen
 
 from layer8.core.errors import Layer8Error
 from layer8.core.members import MEMBER, Bounds, Member, member
-from layer8.proxy.limits import GRACE, PAGE, PRIORITY_MOST, TTL_MOST, WEIGHT_MOST
+from layer8.proxy.limits import PRIORITY_MOST, WEIGHT_MOST
 
 VERSION: Final = 1  # the only protocol version there is
 SECRET_SIZE: Final = 32  # bytes of a one-time secret on a data connection
@@ -53,16 +54,12 @@ LARGEST_ID: Final = 2**53 - 1  # subscriptions and connections are numbered belo
 HASH: Final = "[0-9a-f]{64}"  # a SHA-256, an HMAC or 32 random bytes
 NAME_MOST: Final = 512  # characters of a host as people type it; what is registered has at most 253 octets
 
-Mode = Literal["raw"]
 Up = Literal["up", "down", "drain"]
 Scheme = Literal["http", "https"]
 Host = Annotated[str, Bounds(1, NAME_MOST)]
 Hex32 = Annotated[str, Bounds(pattern=HASH)]
 Number = Annotated[int, Bounds(0, LARGEST_ID)]
 Port = Annotated[int, Bounds(1, 65535)]
-Ports = Annotated[tuple[Port, ...], Bounds(0, 64)]
-Cidr = Annotated[str, Bounds(2, 49)]
-Cidrs = Annotated[tuple[Cidr, ...], Bounds(0, 4096)]
 Alternatives = Annotated[tuple[Annotated[str, Bounds(1, 512)], ...], Bounds(0, 16)]
 Words = Annotated[tuple[Annotated[str, Bounds(1, 64)], ...], Bounds(0, 64)]
 
@@ -275,260 +272,3 @@ class Draining:
 
     deadline_ms: int
     alternatives: Alternatives = ()
-
-
-@frozen
-class Policy:
-    """Who may visit a host and how much; empty and 0 mean everybody and the server's own limit.
-
-    `deny` beats `allow`; `rate` is new connections per second, `bandwidth` bytes per second.
-    """
-
-    allow: Cidrs = ()
-    deny: Cidrs = ()
-    max_conns: int = member(0, least=0, most=10_000_000)
-    rate: int = member(0, least=0, most=1_000_000)
-    bandwidth: int = member(0, least=0, most=1 << 40)
-    visitor: Literal["none", "full"] = "none"
-
-
-EVERYBODY: Final = Policy()
-
-
-@frozen
-class Register:
-    """`proxy.register`: `secret_hash` is the hex SHA-256 of the secret, which itself never travels.
-
-    No `ports` means every public port. `owner` may be named by an admin only; anybody else owns what they register.
-    """
-
-    host: Host
-    secret_hash: Hex32 = field(repr=False)
-    ports: Ports = ()
-    mode: Mode | None = None
-    policy: Policy = EVERYBODY
-    owner: str | None = member(None, least=1, most=64)
-    ttl_s: int | None = member(None, least=1, most=TTL_MOST)
-
-
-@frozen
-class Update:
-    """`proxy.update`: what is given replaces what was; a `version` that is not the current one is a conflict."""
-
-    host: Host
-    ports: Ports | None = None
-    mode: Mode | None = None
-    policy: Policy | None = None
-    ttl_s: int | None = member(None, least=1, most=TTL_MOST)
-    version: int | None = None
-
-
-@frozen
-class HostName:
-    """Names one registration: `proxy.get` and `proxy.prove`."""
-
-    host: Host
-
-
-@frozen
-class Unregister:
-    """`proxy.unregister`: `kill` also closes what is joined."""
-
-    host: Host
-    kill: bool = False
-
-
-@frozen
-class Rotate:
-    """`proxy.rotate`: one more secret becomes good, and those before it retire after `grace_s`."""
-
-    host: Host
-    secret_hash: Hex32 = field(repr=False)
-    grace_s: int = member(GRACE, least=0, most=30 * GRACE)
-
-
-@frozen
-class SecretRow:
-    """One active secret: enough of its hash to tell it from another, and when it retires."""
-
-    starts_with: str
-    retires_at: int | None = None
-
-
-@frozen
-class ProofWanted:
-    """What shows that a name is the caller's: the TXT record, or the answer at the URL, whichever is found first."""
-
-    txt_name: str
-    txt_value: str
-    url: str
-    body: str
-
-
-@frozen
-class HostRow:
-    """A registration as its owner and admins see it; never a secret."""
-
-    host: str
-    owner: str
-    state: Literal["owned", "pending", "proven", "suspended"]
-    ports: tuple[int, ...]
-    mode: Mode
-    policy: Policy
-    secrets: tuple[SecretRow, ...]
-    version: int
-    expires_at: int | None = None
-    static: bool = False
-    proof: ProofWanted | None = None
-
-
-@frozen
-class Page:
-    """Asks for one page of a list: rows after `cursor`, at most `limit`."""
-
-    cursor: str | None = member(None, most=NAME_MOST)
-    limit: int = member(PAGE, least=1, most=PAGE)
-
-
-@frozen
-class HostRows:
-    """`proxy.list`; a `cursor` means that there is more."""
-
-    hosts: tuple[HostRow, ...]
-    cursor: str | None = None
-
-
-@frozen
-class HostCount:
-    """One line of `proxy.hosts`."""
-
-    host: str
-    state: str
-    subscribers: int
-    open: int
-    bytes_in: int
-    bytes_out: int
-
-
-@frozen
-class HostCounts:
-    """`proxy.hosts`."""
-
-    hosts: tuple[HostCount, ...]
-    cursor: str | None = None
-
-
-@frozen
-class SubscriberRow:
-    """One line of `proxy.subscribers`."""
-
-    subscription: int
-    host: str
-    state: Up
-    open: int
-    calling: int
-    weight: int
-    priority: int
-    max_conns: int
-    seconds: int
-    address: str | None = None
-
-
-@frozen
-class SubscriberRows:
-    """`proxy.subscribers`."""
-
-    subscribers: tuple[SubscriberRow, ...]
-    cursor: str | None = None
-
-
-@frozen
-class ConnectionRow:
-    """One line of `proxy.connections`."""
-
-    conn: int
-    host: str
-    port: int
-    scheme: str
-    state: str
-    subscription: int | None
-    seconds: int
-    bytes_in: int
-    bytes_out: int
-    address: str | None = None
-
-
-@frozen
-class ConnectionRows:
-    """`proxy.connections`."""
-
-    connections: tuple[ConnectionRow, ...]
-    cursor: str | None = None
-
-
-@frozen
-class Stats:
-    """`proxy.stats`: totals since the start, and how many there are now."""
-
-    hosts: int
-    subscribers: int
-    agents: int
-    bans: int
-    draining: bool
-    open: int
-    calling: int
-    sniffing: int
-    accepted: int
-    bytes_in: int
-    bytes_out: int
-    ended: dict[str, int]
-
-
-@frozen
-class Kill:
-    """`proxy.kill`: one connection, or all of a host."""
-
-    conn: int | None = member(None, least=0)
-    host: str | None = member(None, least=1, most=NAME_MOST)
-
-    def __attrs_post_init__(self) -> None:
-        """Refuse both or neither with ValueError."""
-        if (self.conn is None) == (self.host is None):
-            raise ValueError("either conn or host is wanted")
-
-
-@frozen
-class Closed:
-    """How many connections were closed."""
-
-    closed: int
-
-
-@frozen
-class Ban:
-    """`proxy.ban`: nothing from `cidr` is accepted for `ttl_s`."""
-
-    cidr: Cidr
-    ttl_s: Annotated[int, Bounds(1, TTL_MOST)]
-
-
-@frozen
-class Unban:
-    """`proxy.unban`."""
-
-    cidr: Cidr
-
-
-@frozen
-class Drain:
-    """`proxy.drain`, the call: stop accepting; `deadline_s` of None is the configured time."""
-
-    deadline_s: int | None = member(None, least=0, most=86_400)
-    alternatives: Alternatives = ()
-
-
-@frozen
-class Drained:
-    """How many connections are still open."""
-
-    connections: int
