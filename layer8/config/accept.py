@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from layer8.config import endpoint, files
 from layer8.config.field import Check
-from layer8.core.address import HostPort
+from layer8.core.address import HostPort, Networks
 from layer8.core.errors import ConfigError
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)\Z")
@@ -93,11 +92,10 @@ def ports(value: tuple[int, ...]) -> str | None:
 
 def networks(value: tuple[str, ...]) -> str | None:
     """Accept a list of CIDR networks or single addresses."""
-    for text in value:
-        try:
-            ipaddress.ip_network(text)
-        except ValueError as error:
-            return str(error)
+    try:
+        Networks.parse(value)
+    except ConfigError as error:
+        return str(error)
     return None
 
 

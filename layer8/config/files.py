@@ -49,10 +49,7 @@ def _why_not_read(path: Path, kind: str, environ: Mapping[str, str]) -> str | No
     if found.st_size > SECRET_FILE:
         return f"it is larger than {SECRET_FILE} bytes"
     if kind == "secret":
-        credentials = environ.get("CREDENTIALS_DIRECTORY")
-        if credentials and path.parent == Path(credentials):
-            return None
-        if found.st_mode & 0o077:
+        if found.st_mode & forbidden(path, environ):
             return f"others can read or write it (mode {stat.S_IMODE(found.st_mode):04o}): chmod 600 {path}"
         if found.st_uid not in (os.geteuid(), 0):
             return "it belongs to another user"
@@ -91,18 +88,13 @@ def read_config(path: Path) -> bytes:
         raise ConfigError(getattr(error, "strerror", None) or str(error)) from None
 
 
-def read_secret(path: str, environ: Mapping[str, str]) -> bytes:
-    """Read a secret that a `*_file` key names, without the line end behind it.
+def forbidden(path: Path, environ: Mapping[str, str]) -> int:
+    """Give the permission bits that a file with a secret must not have.
 
-    It is checked again, since time has passed since the configuration was. Raises ConfigError without the content.
+    systemd shows the mask of an access list as group bits on its credentials; the list names only the service's user.
     """
-    resolved = resolve(path, Path.cwd(), environ, "secret")
-    if reason := why_not(resolved, "secret", environ):
-        raise ConfigError(f"{resolved}: {reason}")
-    try:
-        return _read(resolved, SECRET_FILE).removesuffix(b"\n").removesuffix(b"\r")
-    except OSError as error:
-        raise ConfigError(f"{resolved}: {error.strerror}") from None
+    credentials = environ.get("CREDENTIALS_DIRECTORY")
+    return 0o007 if credentials and path.parent == Path(credentials) else 0o077
 
 
 def _read(path: Path, most: int) -> bytes:

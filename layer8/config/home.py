@@ -22,9 +22,3 @@ def home(environ: Mapping[str, str]) -> Path:
 def run_dir(environ: Mapping[str, str]) -> Path:
     """Give the folder of the daemons' sockets and cookies; each daemon has NAME.sock and NAME.token there."""
     return home(environ) / "run"
-
-
-def make_private(folder: Path) -> Path:
-    """Create a folder for this user alone (mode 0700), with its parents, and give it back."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
