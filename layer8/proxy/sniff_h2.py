@@ -48,7 +48,10 @@ _SLOW = Refused(Reason.SLOW)
 
 @define(eq=False)
 class H2Sniffer:
-    """The first bytes of one visitor that speaks HTTP/2 from the start; nothing is answered to one that breaks it."""
+    """The first bytes of one visitor that speaks HTTP/2 from the start; nothing is answered to one that breaks it.
+
+    `at` counts the bytes of the preface that whoever feeds it has compared already.
+    """
 
     work: int = 0
     _kept: bytearray = field(factory=bytearray)

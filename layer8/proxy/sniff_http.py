@@ -36,6 +36,7 @@ _FIELD = re.compile(rb"(?:(%b):(%b)\r?\n|(\r?\n))" % (_TOKEN, _VALUE)).match
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp]://([^/?#]*)(?:[/?#].*)?").fullmatch
 _NEWLINE = re.compile(rb"\r?\n").match
 _FIRST = frozenset(b"\r\n-!#$%&'*+.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
+_H2_LINE = PREFACE[: PREFACE.index(b"\n") + 1]
 _TLS = 22  # first octet of a TLS handshake record, and not a token character
 
 _BAD = answer(400)
@@ -91,13 +92,13 @@ class HttpSniffer:
         kept = self._kept
         if not kept:
             self._kept = data
-            whole = data.rfind(b"\n", 0, SNIFF_HTTP) + 1
+            whole = data.rfind(b"\n", 0, _reach(data)) + 1
             usual = _USUAL(data, 0, whole)
             if usual is not None and (host := names.from_wire(usual[1])) is not None:
                 self._done = True
                 self.work = usual.end()
                 return Found("http", host)
-            self.work = min(len(data), SNIFF_HTTP)
+            self.work = min(len(data), _reach(data))
             if data and data[0] not in _FIRST:
                 self._done = True
                 return _NOT_HTTP if data[0] == _TLS else _BAD_REQUEST
@@ -106,9 +107,9 @@ class HttpSniffer:
             if not isinstance(kept, bytearray):
                 kept = self._kept = bytearray(kept)
             kept += data
-            end = min(len(kept), SNIFF_HTTP)
+            end = min(len(kept), _reach(kept))
             whole = kept.rfind(b"\n", start, end) + 1
-            self.work += end - max(whole, start)
+            self.work += max(0, end - max(whole, start))
         outcome = self._lines(whole)
         self._done = outcome is not None
         return outcome
@@ -150,8 +151,8 @@ class HttpSniffer:
         self._at = match.end()
         method, target, major, minor = match.groups()
         if major != b"1" or minor > b"1":
-            if at == 0 and PREFACE.startswith(match[0]):
-                self._h2 = H2Sniffer()
+            if at == 0 and match[0] == _H2_LINE:
+                self._h2 = H2Sniffer(at=len(_H2_LINE))
                 return None
             return _BAD_REQUEST if major == b"0" else _BAD_VERSION
         self._fields = 0
@@ -198,3 +199,8 @@ class HttpSniffer:
         if target is not None and not names.same_authority(host, target):
             return _OTHER_HOST
         return Found("http", host[0])
+
+
+def _reach(kept: bytes | bytearray) -> int:
+    """Give where to stop looking for lines: what follows the first line of HTTP/2 has none."""
+    return len(_H2_LINE) if kept.startswith(_H2_LINE) else SNIFF_HTTP

@@ -9,8 +9,8 @@
     server_name (RFC 6066):   list <u16>, each: type u8 (0 = host_name) | name <u16>
     ALPN (RFC 7301):          list <u16>, each: name <u8>
 
-Handshake bytes are joined across records, wherever they are cut. A hello that arrives whole in one record, which is
-nearly every one, is parsed where it lies.
+Handshake bytes are joined across records, wherever they are cut, and only once the last of them is there. A hello that
+arrives whole in one record, which is nearly every one, is parsed where it lies.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class TlsSniffer:
     _at: int = 0  # bytes of _kept that are parsed
     _left: int = 0  # bytes of the open record's fragment still to come
     _empty: int = 0
-    _hello: bytearray | None = None  # handshake bytes joined so far, once the hello did not come in one piece
+    _head: bytes = b""  # the handshake header, as far as it is here
+    _have: int = 0  # handshake bytes that are here
     _need: int = 0  # length of the whole handshake message, once its header is known
     _done: bool = False
 
@@ -85,51 +86,62 @@ class TlsSniffer:
         else:
             self._kept = bytearray(self._kept)
             self._kept += data
-        outcome = self._join()
+        outcome = self._records() if data else None
         if outcome is None and len(self._kept) >= SNIFF_TLS:
             outcome = _LONG_HELLO
-        if outcome is not None:
-            self._done = True
-            self._hello = None
+        self._done = outcome is not None
         return outcome
 
-    def _join(self) -> Outcome | None:
-        """Walk the records that arrived and parse the hello once all of it is there."""
+    def _records(self) -> Outcome | None:
+        """Walk what arrived, record by record, and parse the hello once all of it is there."""
         kept = self._kept
-        hello = self._hello
-        if hello is None:
-            hello = self._hello = bytearray()
         end = min(len(kept), SNIFF_TLS)
         while True:
             if self._left == 0:
-                header = end - self._at
-                if header < _HEADER:
-                    self.work += 1 if 0 < header < 3 else 0
-                    if header > 0 and kept[self._at] != _HANDSHAKE:
-                        return _NOT_TLS
-                    if header > 1 and kept[self._at + 1] != 3:
-                        return _BAD_RECORD
-                    return None
+                if end - self._at < _HEADER:
+                    return self._early(end)
                 refused = self._open(kept)
                 if refused is not None:
                     return refused
                 continue
-            size = min(self._left, end - self._at)
+            at, size = self._at, min(self._left, end - self._at)
             if size == 0:
                 return None
-            hello += kept[self._at : self._at + size]
-            self.work += size
             self._at += size
             self._left -= size
-            if hello[0] != _CLIENT_HELLO:
-                return _BAD_HELLO
-            if self._need == 0 and len(hello) >= _SHORTEST:
-                self._need = _SHORTEST + int.from_bytes(hello[1:4], "big")
+            self._have += size
+            if self._need == 0:
+                self._head += kept[at : at + min(size, _SHORTEST - len(self._head))]
+                if self._head[0] != _CLIENT_HELLO:
+                    return _BAD_HELLO
+                if len(self._head) < _SHORTEST:
+                    continue
+                self._need = _SHORTEST + int.from_bytes(self._head[1:], "big")
                 if self._need > SNIFF_TLS - _HEADER:
                     return _LONG_HELLO
-            if self._need and len(hello) >= self._need:
-                self.work += self._need
-                return parse(hello, _SHORTEST, self._need, self.strip_dot)
+            if self._have >= self._need:
+                return parse(self._joined(), _SHORTEST, self._need, self.strip_dot)
+
+    def _early(self, end: int) -> Refused | None:
+        """Refuse what is no record before its header is complete, which for another protocol may be never."""
+        if self._at == 0 and end > 0:
+            self.work += 1
+            if self._kept[0] != _HANDSHAKE:
+                return _NOT_TLS
+        return None
+
+    def _joined(self) -> bytearray:
+        """Copy the complete hello out of its records."""
+        kept, at, need = self._kept, 0, self._need
+        hello = bytearray()
+        while len(hello) < need:
+            at += _HEADER
+            length = kept[at - 2] << 8 | kept[at - 1]
+            hello += kept[at : at + length]
+            at += length
+            self.work += 2
+        self.work += 2 * need  # copied here, read by whoever asked
+        return hello
 
     def _open(self, kept: bytes | bytearray) -> Refused | None:
         """Read one record header."""
@@ -143,7 +155,7 @@ class TlsSniffer:
             self._empty += 1
             if self._empty > EMPTY_RECORDS:
                 return _BAD_RECORD
-        self.work += _HEADER
+        self.work += 4  # all but the minor version
         self._at = at + _HEADER
         self._left = length
         return None
