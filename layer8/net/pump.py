@@ -354,6 +354,11 @@ class Pump:
 
     # What the reactor asks of a reader.
 
+    def look_at_clock(self) -> float:
+        """Give the time, monotonic seconds, and use it for what happens until the next look."""
+        self.now = self._clock()
+        return self.now
+
     def fileno(self) -> int:
         """Give the epoll set itself as a descriptor, -1 once closed."""
         return -1 if self._epoll.closed else self._epoll.fileno()

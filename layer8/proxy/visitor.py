@@ -15,18 +15,16 @@ Source: proxy.md section 6.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import Enum
 
 from attrs import define, frozen
 
 from layer8.core.session import Close, Effect, Join, Send, Tell
+from layer8.proxy.choose import Seat
 from layer8.proxy.sniff import Found, Refused, Sniffer
 from layer8.proxy.sniff import Reason as Doubt
 from layer8.proxy.wire import Reason
-
-NOBODY = -1
-"""A subscription number that nobody has: the server itself reaches the target of a static host."""
 
 # What the access log says of a sniffer's doubts.
 DOUBTS = {
@@ -55,13 +53,13 @@ class State(Enum):
 
 @frozen
 class Ask:
-    """Ask this subscription to dial back for the visitor; what was asked of another one is void."""
+    """Ask this subscriber to dial back for the visitor; what was asked of another one is void."""
 
-    subscription: int
+    seat: Seat
 
 
-Next = Callable[[frozenset[int]], int | None]
-"""Gives the best subscription outside those that were tried, or None."""
+Next = Callable[[Collection[Seat]], Seat | None]
+"""Gives the best subscriber outside those that were tried, or None."""
 
 
 @frozen
@@ -78,15 +76,15 @@ class Visitor:
     """The server's side of one visitor's conversation, as a session; `opened` is monotonic seconds."""
 
     _sniffer: Sniffer
+    _scheme: str
     _times: Times
     opened: float
     state: State = State.SNIFFING
-    subscription: int = NOBODY
-    _scheme: str = "http"
+    seat: Seat | None = None
     _until: float | None = None
     _give_up: float = 0.0
     _next: Next | None = None
-    _tried: frozenset[int] = frozenset()
+    _tried: tuple[Seat, ...] = ()
     _refused: bool = False
     _asked: list[Effect] | None = None
 
@@ -100,9 +98,8 @@ class Visitor:
                 self._until = self.opened + self._times.sniff
             return
         self._until = None
-        if type(outcome) is Found:
+        if isinstance(outcome, Found):
             self.state = State.ROUTED
-            self._scheme = outcome.scheme
             self._asked = [Tell(outcome)]
         else:
             self._doubt(outcome)
@@ -131,6 +128,11 @@ class Visitor:
         """Give when `wake` is wanted, in monotonic seconds."""
         return self._until
 
+    @property
+    def data(self) -> bytes:
+        """Give every byte the visitor has sent so far, in order."""
+        return self._sniffer.data
+
     # What the owner learns elsewhere.
 
     def refuse(self, reason: Reason, answer: bytes = b"") -> None:
@@ -155,9 +157,9 @@ class Visitor:
         self._give_up = now + self._times.call
         self._on_to_the_next(now)
 
-    def rejected(self, subscription: int, now: float) -> None:
+    def rejected(self, seat: Seat, now: float) -> None:
         """Take a subscriber's no, or its leaving; only the one that is being asked counts."""
-        if self.state is State.REACHING and subscription == self.subscription and self._next is not None:
+        if self.state is State.REACHING and seat is self.seat:
             self._refused = True
             self._on_to_the_next(now)
 
@@ -166,7 +168,7 @@ class Visitor:
         if self.state is State.REACHING:
             self.state = State.JOINED
             self._until = self._next = None
-            self._ask(Join(self.subscription, self._sniffer.data))
+            self._ask(Join(0, self._sniffer.data))
 
     def _on_to_the_next(self, now: float) -> None:
         choose = self._next
@@ -179,8 +181,8 @@ class Visitor:
             else:
                 self.refuse(Reason.REJECTED if self._refused else Reason.CALL_TIME)
             return
-        self._tried |= {found}
-        self.subscription = found
+        self._tried += (found,)
+        self.seat = found
         self._until = min(now + self._times.step, self._give_up)
         self._ask(Tell(Ask(found)))
 

@@ -1,0 +1,623 @@
+"""The visitors of a server: accepted, sniffed, routed, joined, counted.
+
+Everything here is on the path of each connection. A visitor is never a Twisted transport: its descriptor is watched by
+the pump, its conversation is a `Visitor` session, and a `Visit` carries out what the session asks for::
+
+    accepted ──read──▶ Visitor ──Found──▶ lookup ──static target──▶ dial ───────────▶ join
+                                             └─────subscribers────▶ notify an agent,
+                                                                    wait for the secret ▶ join
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from itertools import count
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+
+from layer8.config.proxy import ProxyConfig
+from layer8.core.lanes import Lane
+from layer8.core.session import Close, Send, Tell
+from layer8.net.dial import Attempt, Dialer, Where
+from layer8.net.factory import Places
+from layer8.net.linger import answer_and_close
+from layer8.net.pump import Link, Pump, Secure
+from layer8.proxy.accesslog import AccessLog, Ended
+from layer8.proxy.bans import Bans
+from layer8.proxy.choose import Seat, Seats
+from layer8.proxy.registration import Registration
+from layer8.proxy.registry import Registry
+from layer8.proxy.sniff import UNKNOWN, Found, Sniffer, answer
+from layer8.proxy.sniff_http import HttpSniffer
+from layer8.proxy.sniff_tls import TlsSniffer
+from layer8.proxy.tally import HostTally, Totals
+from layer8.proxy.visitor import Ask, State, Times, Visitor
+from layer8.proxy.wire import SECRET_SIZE, Reason
+
+FIRST_READ = 16384
+"""Bytes of a visitor's first read: a whole request head or ClientHello, nearly always."""
+TICK = 0.25
+"""Seconds between two looks at deadlines, and between two writes of the access log."""
+EVERYBODY = 1 << 31
+"""No limit on all visitors together but the descriptors of the process."""
+
+_BY_LINK = {
+    "done": Reason.DONE,
+    "idle": Reason.IDLE,
+    "half_closed": Reason.HALF_CLOSED,
+    "killed": Reason.KILLED,
+    "shutdown": Reason.DRAINED,
+}
+# A visitor who could not be carried to a host that is registered: told so only with `unknown = "answer"`.
+_UNSERVED = {
+    Reason.NO_SUBSCRIBER: answer(503),
+    Reason.PENDING_LIMIT: answer(503),
+    Reason.HOST_LIMIT: answer(503),
+    Reason.DRAINING: answer(503),
+    Reason.REJECTED: answer(502),
+    Reason.CALL_TIME: answer(502),
+    Reason.TARGET_REFUSED: answer(502),
+}
+
+
+class Caller(Protocol):
+    """Tells an agent that a visitor waits."""
+
+    def call(self, visit: Visit, seat: Seat, secret: bytes) -> bool:
+        """Notify the agent of `seat`; False when it cannot be told now."""
+
+
+class Own(Protocol):
+    """Takes connections to the server's own name: its agents' control and data connections on the public port."""
+
+    def adopt(self, fd: int, peer: Any, first: bytes, alpn: tuple[bytes, ...]) -> None:
+        """Take over a descriptor whose ClientHello, `first`, has been read."""
+
+
+class Visit:
+    """One visitor's connection: an entry of the pump until it is joined, then the owner of its link.
+
+    Times are monotonic seconds; `sniff_ms` and `call_ms` are what was taken until named and until joined.
+    """
+
+    __slots__ = (
+        "address",
+        "attempt",
+        "call_ms",
+        "conn",
+        "fd",
+        "host",
+        "joined",
+        "link",
+        "opened",
+        "over",
+        "port",
+        "row",
+        "scheme",
+        "seat",
+        "secret",
+        "session",
+        "sniff_ms",
+        "source",
+        "tally",
+        "traffic",
+    )
+
+    def __init__(self, traffic: Traffic, fd: int, conn: int, address: str, source: str, port: int, scheme: str):
+        """Begin with a visitor that was just accepted."""
+        self.traffic = traffic
+        self.fd = fd
+        self.conn = conn
+        self.address = address
+        self.source = source
+        self.port = port
+        self.scheme = scheme
+        self.opened = traffic.pump.now
+        self.session: Visitor | None = None
+        self.row: Registration | None = None
+        self.host: str | None = None
+        self.tally: HostTally | None = None
+        self.seat: Seat | None = None
+        self.secret: bytes | None = None
+        self.attempt: Attempt | None = None
+        self.link: Link | None = None
+        self.sniff_ms: int | None = None
+        self.call_ms: int | None = None
+        self.joined: float | None = None
+        self.over = False
+
+    def ready(self, fd: int, events: int) -> None:
+        """Read more of a visitor that has not said its name; notice one that is gone while an agent is called."""
+        self.traffic.readable(self, events)
+
+    def ended(self, link: Link, reason: str) -> None:
+        """Take the end of the joined connection."""
+        reset = Reason.VISITOR_RESET if link.up.reset else Reason.AGENT_RESET
+        self.traffic.finish(self, _BY_LINK.get(reason, reset))
+
+    @property
+    def state(self) -> State:
+        """Where the visitor stands."""
+        if self.session is not None:
+            return self.session.state
+        return State.CLOSED if self.over else State.JOINED
+
+
+class Traffic:
+    """All visitors of one server."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        pump: Pump,
+        dialer: Dialer,
+        config: ProxyConfig,
+        registry: Registry,
+        seats: Seats,
+        bans: Bans,
+        log: AccessLog | None,
+        show: Callable[[str, float], str | None],
+    ) -> None:
+        """`show(address, now)` gives what the log may say of an address; `log` None writes none."""
+        self.reactor = reactor
+        self.pump = pump
+        self.registry = registry
+        self.totals = Totals()
+        self.tallies: dict[str, HostTally] = {}
+        self.pending: dict[bytes, Visit] = {}
+        self.waiting: dict[Visit, None] = {}
+        self.visits: set[Visit] = set()
+        self.caller: Caller | None = None
+        self.own: Own | None = None
+        self.own_names: frozenset[str] = frozenset()
+        self.bans = bans
+        self.draining = False
+        self._dialer = dialer
+        self._seats = seats
+        self._log = log
+        self._show = show
+        self._numbers = count(1)
+        self._targets: dict[str, Where] = {}
+        self._drained: list[Deferred[None]] = []
+        self._ticker = LoopingCall(self.tick)
+        self._ticker.clock = reactor
+        self.open = Places(EVERYBODY, config.limits.per_source_open)
+        self.sniffing = Places(config.limits.sniffing, config.limits.per_source_sniffing)
+        self._sniff_lane: Lane[Visit] = Lane(config.limits.sniff_time)
+        self._call_lane: Lane[Visit] = Lane(config.limits.call_step)
+        self.configure(config)
+
+    def configure(self, config: ProxyConfig) -> None:
+        """Go by another configuration from the next visitor on."""
+        self.config = config
+        limits = config.limits
+        self.open.most_per_source = limits.per_source_open
+        self.sniffing.most = limits.sniffing
+        self.sniffing.most_per_source = limits.per_source_sniffing
+        self._times = Times(limits.sniff_time, limits.call_step, limits.call_time)
+        self._strip_dot = config.sni_dot == "strip"
+        self._answers = config.unknown == "answer"
+        self._sniff_lane.seconds = limits.sniff_time
+        self._call_lane.seconds = limits.call_step
+
+    def start(self) -> None:
+        """Begin to look at deadlines."""
+        self._ticker.start(TICK, now=False)
+
+    def stop(self) -> None:
+        """Close every visitor that is left."""
+        if self._ticker.running:
+            self._ticker.stop()
+        for visit in list(self.visits):
+            if visit.link is not None:
+                visit.link.close("shutdown")
+            elif visit.session is not None:
+                visit.session.refuse(Reason.DRAINING)
+                self._perform(visit, visit.session)
+        if self._log is not None:
+            self._log.lines.flush()
+
+    # From accept to a name.
+
+    def accepted(self, fd: int, address: str, port: int, scheme: str) -> None:
+        """Take a new visitor on the public port `port`; `scheme` says which of the two kinds of port it is."""
+        totals = self.totals
+        totals.accepted += 1
+        if address in self.bans:
+            self._turn_away(fd, Reason.BANNED)
+            return
+        source = self.open.take(address)
+        if source is None:
+            self._turn_away(fd, Reason.SOURCE_LIMIT)
+            return
+        visit = Visit(self, fd, next(self._numbers), address, source, port, scheme)
+        sniffer: Sniffer = HttpSniffer() if scheme == "http" else TlsSniffer(strip_dot=self._strip_dot)
+        visit.session = session = Visitor(sniffer, scheme, self._times, visit.opened)
+        self.visits.add(visit)
+        try:
+            data = os.read(fd, FIRST_READ)
+        except BlockingIOError:
+            data = None
+        except OSError:
+            data = b""
+        if data:
+            session.received(data, visit.opened)
+            self._perform(visit, session)
+            if session.state is not State.SNIFFING:
+                return
+        elif data is not None:
+            self._lost(visit)
+            return
+        self._wait_for_name(visit)
+
+    def _wait_for_name(self, visit: Visit) -> None:
+        limits = self.config.limits
+        if self.sniffing.of(visit.address) >= limits.per_source_sniffing:
+            self._refuse(visit, Reason.SOURCE_LIMIT)
+            return
+        while len(self.waiting) >= limits.sniffing:
+            self._refuse(next(iter(self.waiting)), Reason.CROWDED_OUT)
+        self.waiting[visit] = None
+        self.sniffing.take(visit.address)
+        self._sniff_lane.add(visit, visit.opened)
+        self.pump.watch(visit.fd, visit)
+
+    def readable(self, visit: Visit, events: int) -> None:
+        """Go on sniffing, or notice a visitor who has gone while somebody is called for it."""
+        session = visit.session
+        if session is None:
+            return
+        while session.state is State.SNIFFING:
+            try:
+                data = os.read(visit.fd, FIRST_READ)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._lost(visit)
+                return
+            session.received(data, self.pump.now)
+            self._perform(visit, session)
+        # A half-closed visitor may still want its answer; one that was reset or has closed both ways does not.
+        if visit.session is not None and events & _GONE:
+            self._lost(visit)
+
+    def _lost(self, visit: Visit) -> None:
+        if visit.session is not None:
+            visit.session.lost(self.pump.now)
+            self._perform(visit, visit.session)
+
+    def _refuse(self, visit: Visit, reason: Reason) -> None:
+        session = visit.session
+        if session is not None:
+            session.refuse(reason)
+            self._perform(visit, session)
+
+    def _turn_away(self, fd: int, reason: Reason) -> None:
+        self.totals.ended[reason] += 1
+        os.close(fd)
+
+    # What sessions ask for.
+
+    def _perform(self, visit: Visit, session: Visitor) -> None:
+        farewell = b""
+        while effects := session.effects():
+            for effect in effects:
+                if isinstance(effect, Tell):
+                    if isinstance(effect.what, Found):
+                        self._named(visit, session, effect.what)
+                    elif isinstance(effect.what, Ask):
+                        self._ask(visit, session, effect.what)
+                elif isinstance(effect, Send):
+                    farewell = effect.data
+                elif isinstance(effect, Close):
+                    self._close(visit, effect.reason, farewell)
+
+    def _named(self, visit: Visit, session: Visitor, found: Found) -> None:
+        """Decide once where the visitor goes; everything later uses this decision."""
+        pump = self.pump
+        visit.sniff_ms = int((pump.now - visit.opened) * 1000)
+        if visit in self.waiting:
+            self._named_late(visit)
+        scheme = visit.scheme
+        host = found.host or self.config.default_host
+        if not host:
+            session.refuse(Reason.NO_NAME)
+            return
+        row = self.registry.lookup(host)
+        if row is None:
+            if host in self.own_names and self.own is not None and scheme == "https":
+                self._hand_over(visit, session, found)
+                return
+            reason = Reason.SUSPENDED if self.registry.suspended(host) else Reason.UNKNOWN_HOST
+            session.refuse(reason, UNKNOWN[scheme] if self._answers else b"")
+            return
+        visit.row = row
+        visit.host = host if row.host != host else row.host
+        if row.ports and visit.port not in row.ports:
+            session.refuse(Reason.WRONG_PORT, UNKNOWN[scheme] if self._answers else b"")
+            return
+        if row.gate is not None and not row.gate.admits(visit.address):
+            session.refuse(Reason.DENIED)
+            return
+        tally = self.tallies.get(row.host)
+        if tally is None:
+            tally = self.tallies[row.host] = HostTally(row.host)
+        most = row.policy.max_conns or self.config.limits.host_conns
+        if most and tally.open + tally.calling >= most:
+            session.refuse(Reason.HOST_LIMIT)
+            return
+        limits = self.config.limits
+        if row.target is None and (tally.calling >= limits.pending_per_host or len(self.pending) >= limits.pending):
+            session.refuse(Reason.PENDING_LIMIT)
+            return
+        visit.tally = tally
+        tally.calling += 1
+        if row.target is not None:
+            session.serve()
+            where = self._targets.get(row.target)
+            if where is None:
+                where = self._targets[row.target] = Where.of(row.target)
+            attempt = self._dialer.dial(where, lambda fd, error: self._dialled(visit, fd, error))
+            if not attempt.over:
+                visit.attempt = attempt
+                pump.watch(visit.fd, visit)
+        else:
+            name = row.host
+            pump.watch(visit.fd, visit)
+            session.call(lambda tried: self._seats.best(name, tried), pump.now)
+
+    def _named_late(self, visit: Visit) -> None:
+        del self.waiting[visit]
+        self.sniffing.give(visit.source)
+
+    def _hand_over(self, visit: Visit, session: Visitor, found: Found) -> None:
+        """Give a connection to the server's own name away; it is no visitor any more."""
+        first, fd, address = session.data, visit.fd, visit.address
+        self.pump.unregister(fd)
+        self._forget(visit)
+        if self.own is not None:
+            self.own.adopt(fd, address, first, found.alpn)
+
+    def _dialled(self, visit: Visit, fd: int, error: Exception | None) -> None:
+        """Take the end of dialling a static host's target."""
+        visit.attempt = None
+        session = visit.session
+        if session is None or session.state is not State.REACHING:
+            if fd >= 0:
+                self.pump.close_fd(fd)
+            return
+        if error is not None:
+            session.refuse(Reason.TARGET_REFUSED)
+            self._perform(visit, session)
+            return
+        self._join(visit, session, fd, b"", None)
+
+    def _ask(self, visit: Visit, session: Visitor, ask: Ask) -> None:
+        """Call the agent of a subscription, and let no other one answer."""
+        self._uncall(visit)
+        seat = ask.seat
+        visit.seat = seat
+        visit.secret = secret = os.urandom(SECRET_SIZE)
+        self.pending[secret] = visit
+        self._seats.called(seat)
+        if self.caller is None or not self.caller.call(visit, seat, secret):
+            session.rejected(seat, self.pump.now)
+            return
+        self._call_lane.add(visit, self.pump.now)
+
+    def _uncall(self, visit: Visit) -> None:
+        """Make what an agent was told void."""
+        if visit.secret is not None:
+            self.pending.pop(visit.secret, None)
+            visit.secret = None
+        seat, visit.seat = visit.seat, None
+        if seat is not None:
+            self._seats.uncalled(seat)
+
+    # From outside: agents.
+
+    def answered(self, secret: bytes, fd: int, rest: bytes, secure: Secure | None) -> bool:
+        """Take a data connection that showed `secret`; False, and `fd` stays the caller's, if nobody waits for it."""
+        visit = self.pending.pop(secret, None)
+        if visit is None or visit.session is None:
+            return False
+        visit.secret = None
+        self._join(visit, visit.session, fd, rest, secure)
+        return True
+
+    def rejected(self, seat: Seat, conn: int) -> None:
+        """Take an agent's no for one visitor; one that it was not called for is ignored and counted."""
+        for visit in self.pending.values():
+            if visit.conn == conn and visit.seat is seat and visit.session is not None:
+                self._next(visit, visit.session, seat)
+                return
+        self.totals.rejects_ignored += 1
+
+    def seat_gone(self, seat: Seat, kill: bool) -> None:
+        """Fail over what waits for an agent that is gone; close what it carries only with `kill`."""
+        for visit in [visit for visit in self.pending.values() if visit.seat is seat]:
+            if visit.session is not None:
+                self._next(visit, visit.session, seat)
+        if kill:
+            for visit in [visit for visit in self.visits if visit.seat is seat and visit.link is not None]:
+                self._kill(visit)
+
+    def _next(self, visit: Visit, session: Visitor, seat: Seat) -> None:
+        session.rejected(seat, self.pump.now)
+        self._perform(visit, session)
+
+    # Joined, and the end.
+
+    def _join(self, visit: Visit, session: Visitor, fd: int, rest: bytes, secure: Secure | None) -> None:
+        pump = self.pump
+        first = session.data
+        session.reached()
+        visit.session = None
+        visit.joined = pump.now
+        visit.call_ms = int((pump.now - visit.opened) * 1000) - (visit.sniff_ms or 0)
+        tally = visit.tally
+        if tally is not None:
+            tally.calling -= 1
+            tally.open += 1
+        if visit.seat is not None:
+            self._seats.joined(visit.seat)
+        totals = self.totals
+        totals.joined += 1
+        totals.sniff_ms += visit.sniff_ms or 0
+        totals.call_ms += visit.call_ms
+        visit.link = pump.join(visit.fd, fd, visit, up=first, down=rest, second_tls=secure)
+
+    def _close(self, visit: Visit, reason: str, farewell: bytes) -> None:
+        """End a visitor that was never joined."""
+        why = Reason(reason)
+        if not farewell and self._answers and visit.scheme == "http":
+            farewell = _UNSERVED.get(why, b"")
+        fd = visit.fd
+        if farewell:
+            answer_and_close(self.reactor, self.pump, fd, farewell)
+        else:
+            self.pump.close_fd(fd)
+        if visit.attempt is not None:
+            visit.attempt.cancel()
+            visit.attempt = None
+        self._uncall(visit)
+        if visit.tally is not None:
+            visit.tally.calling -= 1
+        self.finish(visit, why)
+
+    def finish(self, visit: Visit, reason: Reason) -> None:
+        """Count and log the end of a visitor; its descriptor is closed already."""
+        totals = self.totals
+        totals.ended[reason] += 1
+        link = visit.link
+        if link is not None:
+            up, down = link.up.count, link.down.count
+            totals.bytes_in += up
+            totals.bytes_out += down
+            tally = visit.tally
+            if tally is not None:
+                tally.open -= 1
+                tally.bytes_in += up
+                tally.bytes_out += down
+            if visit.seat is not None:
+                self._seats.left(visit.seat)
+        if self._log is not None and (visit.row is not None or self._show_all):
+            self._write(visit, link, reason)
+        self._forget(visit)
+
+    def _forget(self, visit: Visit) -> None:
+        visit.over = True
+        visit.session = visit.link = visit.attempt = None
+        self.visits.discard(visit)
+        self.open.give(visit.source)
+        if visit in self.waiting:
+            self._named_late(visit)
+        if self._drained and not self.visits:
+            drained, self._drained = self._drained, []
+            for waiter in drained:
+                waiter.callback(None)
+
+    def _write(self, visit: Visit, link: Link | None, reason: Reason) -> None:
+        log, row = self._log, visit.row
+        if log is None:
+            return
+        ttfb = None
+        up = down = 0
+        if link is not None:
+            up, down = link.up.count, link.down.count
+            if link.first is not None:
+                ttfb = int((link.first - visit.opened) * 1000)
+                self.totals.ttfb_ms += ttfb
+                self.totals.ttfb_count += 1
+        log.write(
+            Ended(
+                conn=visit.conn,
+                host=visit.host or "",
+                port=visit.port,
+                scheme=visit.scheme,
+                mode="raw" if row is None else row.mode,
+                reason=reason,
+                subscriber=None if visit.seat is None else visit.seat.number,
+                sniff_ms=visit.sniff_ms,
+                call_ms=visit.call_ms,
+                ttfb_ms=ttfb,
+                bytes_in=up,
+                bytes_out=down,
+                seconds=self.pump.now - visit.opened,
+                address=self._show(visit.address, self.pump.now),
+            )
+        )
+
+    @property
+    def _show_all(self) -> bool:
+        """With addresses in clear the log also serves programs that ban those who scan."""
+        return self._show("192.0.2.1", 0.0) == "192.0.2.1"
+
+    # Time.
+
+    def tick(self) -> None:
+        """Look at deadlines and write the access log."""
+        now = self.pump.look_at_clock()
+        for lane in (self._sniff_lane, self._call_lane):
+            for visit in lane.expired(now):
+                session = visit.session
+                if session is not None:
+                    session.wake(now)
+                    self._perform(visit, session)
+        limits = self.config.limits
+        if len(self.waiting) * 2 > limits.sniffing:
+            self._drop_silent(now - limits.first_byte)
+        if self._log is not None:
+            self._log.lines.flush()
+
+    def _drop_silent(self, before: float) -> None:
+        """Under pressure, those who have said nothing at all for `first_byte` seconds make room."""
+        silent = []
+        for visit in self.waiting:
+            if visit.opened > before:
+                break
+            if visit.session is not None and visit.session.deadline() is None:
+                silent.append(visit)
+        for visit in silent:
+            self._refuse(visit, Reason.FIRST_BYTE)
+
+    # Operators.
+
+    def connections(self) -> Iterator[Visit]:
+        """Give every visitor there is."""
+        return iter(self.visits)
+
+    def kill(self, conns: Collection[int] | None, host: str | None) -> int:
+        """Close connections by number or by registered host; gives how many."""
+        chosen = [
+            visit
+            for visit in self.visits
+            if (conns is not None and visit.conn in conns)
+            or (host is not None and visit.row is not None and visit.row.host == host)
+        ]
+        for visit in chosen:
+            self._kill(visit)
+        return len(chosen)
+
+    def _kill(self, visit: Visit) -> None:
+        if visit.link is not None:
+            visit.link.close("killed")
+        else:
+            self._refuse(visit, Reason.KILLED)
+
+    def idle(self) -> Deferred[None]:
+        """Fire when there is no visitor left."""
+        waiter: Deferred[None] = Deferred()
+        if self.visits:
+            self._drained.append(waiter)
+        else:
+            waiter.callback(None)
+        return waiter
+
+
+_GONE = 0x8 | 0x10  # EPOLLERR, EPOLLHUP
