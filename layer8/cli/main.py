@@ -70,6 +70,9 @@ def run(words: Sequence[str]) -> int:
     """Run the command line and give the exit code; every failure is one line on standard error."""
     try:
         result = layer8.main(list(words), prog_name="layer8", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "layer8"
         return _complain(f"{error.format_message()} (see {where} --help)", 2)

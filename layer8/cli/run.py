@@ -22,9 +22,9 @@ def show_log() -> None:
 
 
 def on_reactor(main: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
-    """Run `main(reactor)` to its end and give its result or raise its error; Ctrl-C cancels it.
+    """Run `main(reactor)` to its end and give its result or raise its error.
 
-    A cancelled `main` has `layer8.net` clean up as usual and raises KeyboardInterrupt here.
+    Ctrl-C and SIGTERM cancel it and wait until it has cleaned up; then KeyboardInterrupt is raised. Once per process.
     """
     from twisted.internet import reactor
     from twisted.internet.defer import CancelledError, Deferred

@@ -6,6 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 CONFIG_NAME = "layer8.toml"
+NODE_KEY = "node.pem"
+"""The node's own Ed25519 key (see `layer8.crypto.keys`)."""
+CONTROL_PEM = "control.pem"
+"""Key and self-signed certificate that peers pin (see `layer8.crypto.x509`)."""
+TOKENS = "tokens.toml"
+"""The named tokens of the control API, as hashes."""
 
 
 def home(environ: Mapping[str, str]) -> Path:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from attrs import frozen
 
+from layer8.config import endpoint
 from layer8.config.field import section
 from layer8.config.proxy import AgentConfig, ProxyConfig
 from layer8.config.sections import ControlConfig, DebugConfig, LogConfig
@@ -18,3 +21,8 @@ class Config:
     debug: DebugConfig = section(DebugConfig, doc="The port for netcat.")
     proxy: ProxyConfig = section(ProxyConfig, doc="The public server of the socket proxy: twistd layer8-proxy.")
     agent: AgentConfig = section(AgentConfig, doc="The agent of the socket proxy: twistd layer8-agent.")
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Give keys that do not go together, with the reason."""
+        if self.proxy.legacy_open and not all(endpoint.server(text).loopback for text in self.control.listen):
+            yield "proxy.legacy_open", "it needs a control API that only this machine can reach: see control.listen"
