@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 LEASE: Final = 60.0  # seconds a subscription lives without any message from its agent
-SILENCE: Final = 40.0  # seconds after which a silent control connection is gone
 HEARTBEAT: Final = 15.0  # seconds between messages that an agent is asked for: one may be lost
 SOURCES: Final = 10_000  # addresses watched for wrong secrets, and the same of bans; oldest forgotten first: memory
 FAIL_WINDOW: Final = 60.0  # seconds in which wrong secrets are counted together
@@ -22,6 +21,7 @@ HASHES: Final = 4  # active secrets per host: every check does the work of all o
 GRACE: Final = 86_400  # seconds a rotated secret stays good
 PROVE_AGAIN: Final = 86_400.0  # seconds between checks of a proven name
 PROVE_LOST: Final = 7 * 86_400.0  # seconds without proof until a name is suspended: a DNS outage costs nothing
+PROVING: Final = 16  # look-ups for `proxy.prove` at the same time
 PROVE_TIME: Final = 10.0  # seconds for one look-up
 PROVE_BODY: Final = 1024  # bytes of a well-known answer
 CLAIM_TIME: Final = 7 * 86_400.0  # seconds a claim may stay unproven

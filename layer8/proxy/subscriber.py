@@ -4,10 +4,11 @@
 
     opened ──hello──▶ greeted ──subscribe──▶ a seat: up ◀──health──▶ down
                                               │  └──health drain──▶ drain ──idle──▶ gone
-                                              └── unsubscribe, 40 s of silence, connection lost, resumed ──▶ gone
+                                              └── unsubscribe, connection lost, resumed ──▶ gone
 
-On the legacy listener there is no hello. Methods raise `Denied` or `OutOfOrder` for what cannot be; a notification that
-makes no sense is counted and changes nothing.
+On the legacy listener there is no hello. A connection that is silent for DEAD (40 s) is closed by control's own session
+and so lost here: as long as there is a connection, some message has renewed the leases of 60 s. Methods raise `Denied`
+or `OutOfOrder` for what cannot be; a notification that makes no sense is counted and changes nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from layer8.crypto.keys import id_text
 from layer8.crypto.proof import same
 from layer8.proxy.bans import Guesses
 from layer8.proxy.choose import Seat, Seats, Voice
-from layer8.proxy.limits import HEARTBEAT, LEASE, SILENCE, SubscriberLimits
+from layer8.proxy.limits import HEARTBEAT, LEASE, SubscriberLimits
 from layer8.proxy.registration import Ownership
 from layer8.proxy.registry import Registry, Shown
 from layer8.proxy.wire import (
@@ -76,20 +77,18 @@ class Origin:
 
 
 class Agent:
-    """The states of one agent's connection; `now` is monotonic seconds."""
+    """The states of one agent's connection."""
 
-    __slots__ = ("_greeted", "_heard", "_house", "_instance", "_nonce", "_origin", "_over", "_seats", "_voice")
+    __slots__ = ("_greeted", "_house", "_instance", "_nonce", "_origin", "_seats", "_voice")
 
-    def __init__(self, house: House, voice: Voice, origin: Origin, nonce: bytes, now: float) -> None:
+    def __init__(self, house: House, voice: Voice, origin: Origin, nonce: bytes) -> None:
         """Start on a new connection with a nonce of its own, 32 random bytes."""
         self._house = house
         self._voice = voice
         self._origin = origin
         self._nonce = nonce
-        self._heard = now
         self._greeted = origin.legacy
         self._instance = ""
-        self._over = False
         self._seats: dict[int, Seat] = {}
 
     @property
@@ -97,13 +96,8 @@ class Agent:
         """The numbers of what this connection has subscribed to and still has."""
         return tuple(number for number, seat in self._seats.items() if not seat.gone)
 
-    def heard(self, now: float) -> None:
-        """Take any sign of life: it renews every lease of this connection."""
-        self._heard = max(self._heard, now)
-
-    def hello(self, said: Hello, now: float) -> HelloResult:
+    def hello(self, said: Hello) -> HelloResult:
         """Answer the first message; raises `Denied` for no common version, `OutOfOrder` for a second hello."""
-        self.heard(now)
         if self._greeted:
             raise OutOfOrder("proxy.hello comes once, before anything else")
         if VERSION not in said.versions:
@@ -124,10 +118,9 @@ class Agent:
     def subscribe(self, said: Subscribe, now: float) -> SubscribeResult:
         """Take a subscription by proof, or by the secret itself where nobody can read along.
 
-        Raises `OutOfOrder` before hello, and `Denied`: draining, too many tries, too many subscriptions, a secret over
-        plain text, wrong, or ownership not proven.
+        `now` is monotonic seconds. Raises `OutOfOrder` before hello, and `Denied`: draining, too many tries, too many
+        subscriptions, a secret over plain text, wrong, or ownership not proven.
         """
-        self.heard(now)
         house = self._house
         if not self._greeted:
             raise OutOfOrder("proxy.hello comes first")
@@ -155,30 +148,27 @@ class Agent:
             house.seats.drop(old)
         return SubscribeResult(seat.number, int(LEASE), seat.resume)
 
-    def unsubscribe(self, said: Unsubscribe, now: float) -> None:
+    def unsubscribe(self, said: Unsubscribe) -> None:
         """Give a subscription up; raises `Denied` if it is not this connection's."""
-        self.heard(now)
         seat = self._mine(said.subscription)
         if seat is None:
             raise Denied(Code.LEASE_EXPIRED, "no such subscription on this connection")
         self._house.seats.drop(seat, said.kill)
         del self._seats[seat.number]
 
-    def health(self, said: Health, now: float) -> None:
+    def health(self, said: Health) -> None:
         """Take what the agent says of its target."""
-        self.heard(now)
         seat = self._mine(said.subscription)
         if seat is None:
             self._house.nonsense += 1
         else:
             self._house.seats.turned(seat, said.state)
 
-    def rejects(self, said: Reject, now: float) -> Seat | None:
+    def rejects(self, said: Reject) -> Seat | None:
         """Give the seat that turns a visitor away, or None for one that is not this connection's: ignored, counted.
 
         Whether `said.conn` is a visitor that this seat was called for is for the one who has the visitors.
         """
-        self.heard(now)
         seat = self._mine(said.subscription)
         if seat is None:
             self._house.nonsense += 1
@@ -186,21 +176,9 @@ class Agent:
 
     def lost(self) -> None:
         """Take the end of the connection: every subscription is gone, joined visitors stay."""
-        self._over = True
         seats, self._seats = self._seats, {}
         for seat in seats.values():
             self._house.seats.drop(seat)
-
-    def wake(self, now: float) -> None:
-        """Take the arrival of `deadline()`: an agent that was silent so long is gone, and its connection closed."""
-        deadline = self.deadline()
-        if deadline is not None and now >= deadline:
-            self.lost()
-            self._voice.close("silent")
-
-    def deadline(self) -> float | None:
-        """Give the monotonic second at which `wake` wants to be called; silence ends before the lease does."""
-        return None if self._over else self._heard + min(SILENCE, LEASE)
 
     def _mine(self, number: int) -> Seat | None:
         """Find a live subscription of this connection."""
