@@ -16,6 +16,7 @@ from layer8.control.errors import NoCapacity, NotFound
 
 EVENT_QUEUE: Final = 256  # notes that wait for one subscriber
 SUBSCRIPTIONS: Final = 32  # per subscriber
+ENVELOPE: Final = 512  # bytes of a message around an event's data, at most
 
 
 @frozen
@@ -32,12 +33,12 @@ class Note(NamedTuple):
     name: str
     at: str
     data: Mapping[str, Any]
-    text: str
+    text: bytes
     key: object
 
 
 class Delivery(NamedTuple):
-    """One event on its way to one subscription; `seq` counts from 1 without a gap, so a gap says something is lost."""
+    """One event on its way to one subscription; `seq` counts what was sent to it, from 1."""
 
     subscription: int
     seq: int
@@ -52,7 +53,12 @@ class _Subscription:
     match: tuple[tuple[str, Any], ...]
     seq: int = 0
     lost: int = 0
+    lost_at: str = ""
     due: float = field(default=float("-inf"))
+
+    def lose(self, note: Note) -> None:
+        self.lost += 1
+        self.lost_at = note.at
 
     def wants(self, note: Note) -> bool:
         data = note.data
@@ -111,8 +117,9 @@ class Subscriber:
         count, subscription.lost = subscription.lost, 0
         subscription.seq += 1
         data = {"subscription": subscription.number, "count": count}
-        text = f'{{"subscription":{subscription.number},"count":{count}}}'
-        return Delivery(subscription.number, subscription.seq, Note("event.lost", "", data, text, None))
+        text = f'{{"subscription":{subscription.number},"count":{count}}}'.encode()
+        note = Note("event.lost", subscription.lost_at, data, text, None)
+        return Delivery(subscription.number, subscription.seq, note)
 
     def _add(self, names: Iterable[str], every: float, match: Mapping[str, Any]) -> _Subscription:
         if len(self._subscriptions) >= SUBSCRIPTIONS:
@@ -132,8 +139,8 @@ class Subscriber:
     def _offer(self, subscription: _Subscription, note: Note) -> None:
         if not subscription.wants(note):
             return
-        if len(note.text) + 512 > self._message:
-            subscription.lost += 1
+        if len(note.text) + ENVELOPE > self._message:
+            subscription.lose(note)
             self._ready()
             return
         if subscription.every:
@@ -142,8 +149,8 @@ class Subscriber:
             self._serial += 1
             token = self._serial
         if token not in self._waiting and len(self._waiting) >= EVENT_QUEUE:
-            dropped, _ = self._waiting.pop(next(iter(self._waiting)))
-            dropped.lost += 1
+            dropped, oldest = self._waiting.pop(next(iter(self._waiting)))
+            dropped.lose(oldest)
         self._waiting[token] = (subscription, note)
         self._ready()
 

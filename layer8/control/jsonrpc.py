@@ -236,7 +236,8 @@ def encode_error(ident: Id | None, error: ControlError) -> bytes:
 def encode_event(delivery: Delivery) -> bytes:
     """Write an event around its data, which was encoded when it happened."""
     subscription, seq, note = delivery
-    return (
+    head = (
         f'{{"jsonrpc":"2.0","method":"event","params":{{"subscription":{subscription},"seq":{seq},'
-        f'"name":"{note.name}","at":"{note.at}","data":{note.text}}}}}'
-    ).encode()
+        f'"name":"{note.name}","at":"{note.at}","data":'
+    )
+    return head.encode() + note.text + b"}}"

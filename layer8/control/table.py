@@ -15,7 +15,6 @@ A module is any object that names the words it owns and whose methods are decora
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar, get_type_hints
@@ -25,6 +24,7 @@ from attrs import frozen
 from layer8.control.access import ROLES, Caller, reach
 from layer8.control.errors import ControlError, Forbidden, InvalidParams, MethodNotFound, NotFound, translate
 from layer8.control.events import EventLost, Hub, Note, Subscriber
+from layer8.control.jsonrpc import encode
 from layer8.control.scalars import Shape, ShapeError
 from layer8.control.shape import shape_of
 from layer8.core.errors import Layer8Error
@@ -260,7 +260,7 @@ class Table:
             raise TypeError(f"{name} tells a {event.data.__qualname__}, not a {type(data).__qualname__}")
         dump = shape_of(event.data).dump
         told = dump(data) if dump is not None else data
-        text = json.dumps(told, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = encode(told)
         key = None if event.key is None else told.get(event.key)
         at = datetime.fromtimestamp(self._wall(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         self._hub.publish(Note(name, at, told, text, key))

@@ -133,6 +133,8 @@ def parse_tokens(text: str) -> Tokens:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError("nested too deep") from None
     problems = [f"unknown key {key}" for key in tree if key != "token"]
     entries = tree.get("token", [])
     if not isinstance(entries, list):

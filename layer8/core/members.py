@@ -42,5 +42,7 @@ def member(
     secret: bool = False,
 ) -> Any:
     """Declare an attrs field with bounds, a wire name of its own, or a sentence; `secret` keeps it out of `repr`."""
+    if isinstance(default, dict | list | set):
+        raise TypeError("a default must be immutable")
     said = Member(Bounds(least, most, pattern), name, doc)
     return attrs.field(default=default, metadata={MEMBER: said}, repr=not secret)
