@@ -1,0 +1,80 @@
+"""The pages say what is so: vectors, example messages, codes, names of tests."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from twisted.trial.unittest import SynchronousTestCase
+
+import layer8.proxy.errors  # noqa: F401  (makes the proxy's codes known)
+from layer8.control.errors import ControlError, from_wire
+from layer8.control.jsonrpc import parse
+from layer8.crypto.keys import parse_id
+from layer8.crypto.proof import secret_key, subscribe_proof
+from layer8.proxy.wire import Code
+from tests.names import ROOT, find_test
+
+
+def page(name: str) -> str:
+    """Read one page."""
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+def rows(text: str) -> list[list[str]]:
+    """Give the cells of every table row of a page."""
+    lines = [line for line in text.splitlines() if line.startswith("|") and not re.fullmatch(r"[|\- :]+", line)]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+class ProxyWireTests(SynchronousTestCase):
+    def test_the_vector_of_the_proof(self) -> None:
+        text = page("proxy-wire").partition("A vector:")[2].partition("\n\nThe secret")[0]
+        vector = {row[0].strip("`"): row[1].strip("`") for row in rows(text)}
+        key = secret_key(bytes.fromhex(vector["secret"]))
+        node = bytes.fromhex(vector["node id"])
+        self.assertEqual(key.hex(), vector["K"])
+        self.assertEqual(parse_id(vector["node"]), node)
+        self.assertEqual(subscribe_proof(key, bytes.fromhex(vector["nonce"]), node, vector["host"]), vector["proof"])
+
+    def test_every_code_with_its_name(self) -> None:
+        text = page("proxy-wire")
+        self.assertNotEqual(list(Code), [])
+        for code in Code:
+            name = type(from_wire(code, "")).name
+            self.assertRegex(text, rf"\| {code.value} \| `{name}`", f"{code.value} is {name}")
+
+
+class ControlWireTests(SynchronousTestCase):
+    def test_every_example_message_is_one(self) -> None:
+        found = re.findall(r"^\S.*?(\{\"jsonrpc\".*\})$", page("control-wire") + page("proxy-wire"), re.MULTILINE)
+        self.assertGreaterEqual(len(found), 9)
+        for message in found:
+            parse(message.encode(), positional=True)
+            json.loads(message)
+
+    def test_every_shared_code_with_its_name(self) -> None:
+        listed = {int(row[0]): row[1].strip("`") for row in rows(page("control-wire")) if re.fullmatch(r"-\d+", row[0])}
+        self.assertEqual(len(listed), 14)
+        for code, name in listed.items():
+            self.assertEqual(type(from_wire(code, "")).name, name)
+            self.assertIsNot(type(from_wire(code, "")), ControlError)
+
+
+class RequirementsTests(SynchronousTestCase):
+    def wanted(self) -> set[str]:
+        proxy = {f"P{number}" for number in range(1, 31)}
+        return proxy | {f"C{number}" for number in (*range(1, 12), *range(16, 20), 21)}
+
+    def test_every_requirement_has_its_row(self) -> None:
+        listed = [row[0] for row in rows(page("requirements")) if re.fullmatch(r"[PC]\d+", row[0])]
+        self.assertEqual(sorted(listed), sorted(self.wanted()))
+
+    def test_every_named_test_exists(self) -> None:
+        shown = [row for row in rows(page("requirements")) if re.fullmatch(r"[PC]\d+", row[0])]
+        self.assertNotEqual(shown, [])
+        for ident, _, cell in shown:
+            names = re.findall(r"`([\w.]+\.test_\w+(?:\.\w+)*)`", cell)
+            self.assertTrue(names or "not shown yet" in cell or "[" in cell, f"{ident} names nothing")
+            for name in names:
+                self.assertTrue(find_test(f"tests.{name}"), f"{ident}: there is no tests.{name}")

@@ -1,0 +1,111 @@
+"""The example of docs/adding-a-protocol.md, tested in the way that every protocol is."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from docs.examples.stamp.session import StampSession
+from docs.examples.stamp.wire import ASKS, IDLE, SIZE, Ask, Stamp, encode_ask, encode_stamp, take_ask
+from layer8.core.buffer import CappedBuffer
+from layer8.core.errors import RemoteProtocolError
+from layer8.core.session import Close, Send
+
+questions = st.lists(st.binary(min_size=1, max_size=SIZE).map(Ask), max_size=8)
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    """Cut bytes at the given places, in any order."""
+    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
+    return [data[start:end] for start, end in pairwise(edges)]
+
+
+class WireTests(SynchronousTestCase):
+    @given(questions)
+    def test_round_trip(self, asks: list[Ask]) -> None:
+        buffer = CappedBuffer("TEST", 1 << 20)
+        for ask in asks:
+            buffer.append(encode_ask(ask))
+        taken = [take_ask(buffer) for _ in asks]
+        self.assertEqual((taken, len(buffer), take_ask(buffer)), (asks, 0, None))
+
+    def test_layout(self) -> None:
+        self.assertEqual(encode_ask(Ask(b"hi")), b"\x00\x02hi")
+        self.assertEqual(encode_stamp(Stamp(258, b"hi")), b"\x00\x02\x00\x00\x01\x02hi")
+
+    def test_sizes_out_of_range(self) -> None:
+        for size in (0, SIZE + 1, 0xFFFF):
+            buffer = CappedBuffer("TEST", 1 << 20)
+            buffer.append(size.to_bytes(2, "big"))
+            self.assertRaises(RemoteProtocolError, take_ask, buffer)
+
+
+class SessionTests(SynchronousTestCase):
+    def test_answers_with_the_age_of_the_connection(self) -> None:
+        session = StampSession(100.0)
+        session.received(encode_ask(Ask(b"hi")), 100.25)
+        self.assertEqual(list(session.effects()), [Send(encode_stamp(Stamp(250, b"hi")))])
+        self.assertEqual(list(session.effects()), [])
+
+    @given(questions, st.lists(st.integers(0, 10_000), max_size=20))
+    def test_any_cut(self, asks: list[Ask], places: list[int]) -> None:
+        whole = b"".join(map(encode_ask, asks))
+        session = StampSession(0.0)
+        sent = b""
+        for piece in cut(whole, places):
+            session.received(piece, 1.0)
+            for effect in session.effects():
+                assert isinstance(effect, Send)
+                sent += effect.data
+        self.assertEqual(sent, b"".join(encode_stamp(Stamp(1000, ask.data)) for ask in asks))
+
+    @given(st.lists(st.binary(max_size=4000), max_size=10))
+    def test_any_noise(self, pieces: list[bytes]) -> None:
+        session = StampSession(0.0)
+        closes = 0
+        for piece in pieces:
+            session.received(piece, 1.0)
+            effects = session.effects()
+            closes += sum(isinstance(effect, Close) for effect in effects)
+            self.assertLessEqual(
+                sum(len(each.data) for each in effects if isinstance(each, Send)), 3 * len(piece) + SIZE
+            )
+        self.assertLessEqual(closes, 1)
+        self.assertEqual(session.deadline() is None, closes == 1)
+
+    def test_nonsense_costs_the_connection(self) -> None:
+        session = StampSession(0.0)
+        session.received(b"\xff\xff", 1.0)
+        self.assertEqual(list(session.effects()), [Close("nonsense", abort=True)])
+        session.received(encode_ask(Ask(b"hi")), 1.0)
+        self.assertEqual((list(session.effects()), session.deadline()), ([], None))
+
+    def test_one_question_too_many(self) -> None:
+        session = StampSession(0.0)
+        session.received(encode_ask(Ask(b"x")) * (ASKS + 1), 1.0)
+        effects = list(session.effects())
+        self.assertEqual((len(effects), effects[-1]), (ASKS + 1, Close("asks")))
+
+    def test_idle_is_counted_from_the_last_question(self) -> None:
+        session = StampSession(0.0)
+        self.assertEqual(session.deadline(), IDLE)
+        session.received(encode_ask(Ask(b"x")), 3.0)
+        session.received(b"\x00", 4.0)
+        self.assertEqual(session.deadline(), 3.0 + IDLE)
+        session.effects()
+        session.wake(3.0 + IDLE - 0.1)
+        self.assertEqual(list(session.effects()), [])
+        session.wake(3.0 + IDLE)
+        self.assertEqual((list(session.effects()), session.deadline()), ([Close("idle")], None))
+        session.wake(100.0)
+        self.assertEqual(list(session.effects()), [])
+
+    def test_after_the_end_of_the_connection_nothing_is_asked_for(self) -> None:
+        session = StampSession(0.0)
+        session.lost(1.0)
+        session.received(encode_ask(Ask(b"x")), 2.0)
+        session.wake(100.0)
+        self.assertEqual((list(session.effects()), session.deadline()), ([], None))
