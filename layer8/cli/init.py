@@ -41,7 +41,8 @@ def init(
     key = node_key(folder)
     certificate = identity(folder, os.environ)
     if CONFIG_NAME in made:
-        descriptor = os.open(folder / CONFIG_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # It names secrets' files and holds none; a service's own user has to read it in /etc/layer8.
+        descriptor = os.open(folder / CONFIG_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(template())
     token = _add_token(folder / TOKENS, name, roles or ("read",), hosts, days) if name else None

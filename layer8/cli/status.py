@@ -29,7 +29,7 @@ def status(
     if server is None and (token_file or pin):
         raise click.UsageError("--token-file and --pin belong to --server")
     if server is not None:
-        found, failed = {server: _remote(server, token_file, pin)}, {}
+        found, failed = {server: _remote(server, token_file, pin)}, dict[str, str]()
     else:
         found, failed = _local(name)
     if as_json:

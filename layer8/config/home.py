@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 CONFIG_NAME = "layer8.toml"
-NODE_KEY = "node.pem"
+NODE_KEY = "node.key"
 """The node's own Ed25519 key (see `layer8.crypto.keys`)."""
 CONTROL_PEM = "control.pem"
 """Key and self-signed certificate that peers pin (see `layer8.crypto.x509`)."""
@@ -28,3 +28,11 @@ def home(environ: Mapping[str, str]) -> Path:
 def run_dir(environ: Mapping[str, str]) -> Path:
     """Give the folder of the daemons' sockets and cookies; each daemon has NAME.sock and NAME.token there."""
     return home(environ) / "run"
+
+
+def config_paths(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Give where the configuration file may be, best first: the state folder, then systemd's configuration folder."""
+    folders = [home(environ)]
+    if given := environ.get("CONFIGURATION_DIRECTORY"):
+        folders.append(Path(given.split(":")[0]))
+    return tuple(folder / CONFIG_NAME for folder in folders)

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from layer8.config import files, position
 from layer8.config.field import keys
-from layer8.config.home import CONFIG_NAME, home
+from layer8.config.home import CONFIG_NAME, config_paths
 from layer8.config.merge import Builder, Given, Tree, insert, tree_of
 from layer8.config.problem import ConfigProblems, Origin, Problem
 from layer8.config.sections import ROLE_PORTS
@@ -46,14 +46,14 @@ class Changes:
 
 
 def load(path: Path | None, environ: Mapping[str, str], options: Mapping[str, object], *, role: str = "node") -> Loaded:
-    """Read the file at `path`, else layer8.toml in the state folder if it exists, and merge the other sources.
+    """Read the file at `path`, else the first of `config_paths` that exists, and merge the other sources.
 
     `options` maps dotted keys to text, as typed, or to values as TOML would give them. `role` is the daemon's name:
     it decides what PORT means in `control.listen`. Raises ConfigProblems.
     """
     if path is None:
-        path = home(environ) / CONFIG_NAME
-        if not path.exists():
+        path = next((place for place in config_paths(environ) if place.exists()), None)
+        if path is None:
             return load_text("", environ, options, role=role)
     try:
         data = files.read_config(path)
