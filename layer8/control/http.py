@@ -7,9 +7,9 @@ A request whose `Host` or `Origin` is not ours is refused before any page sees i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from io import BytesIO
-from typing import Any, Protocol
+from typing import Any
 
 from attrs import define, frozen
 from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol, IReactorTime
@@ -22,6 +22,7 @@ from twisted.web.resource import IResource
 from zope.interface import implementer
 
 from layer8.control.origin import host_allowed, origin_allowed
+from layer8.net.factory import Places
 
 HTTP_HEAD = 16 * 1024
 """Bytes of request line and headers."""
@@ -59,10 +60,8 @@ _TEXT = b"text/plain; charset=utf-8"
 class Stats:
     """What the HTTP side of one listener has counted."""
 
-    open: int = 0
     requests: int = 0
     refused: int = 0
-    turned_away: int = 0
 
 
 @frozen
@@ -263,14 +262,14 @@ class Site(server.Site):
     protocol = Channel  # type: ignore[assignment]  # not the one that may turn into HTTP/2
     requestFactory = Request
     displayTracebacks = False
+    noisy = False
     failures = Logger(namespace="layer8.control.http")
 
     def __init__(
         self,
         reactor: IReactorTime,
         names: Collection[str] | None,
-        connections: int,
-        per_address: int,
+        places: Places,
         open_time: float = OPEN_TIME,
     ) -> None:
         """Take the clock, the host names that are ours (None: any), and the caps on connections.
@@ -279,11 +278,9 @@ class Site(server.Site):
         """
         server.Site.__init__(self, None, timeout=open_time, reactor=reactor, parsePOSTFormSubmission=False)
         self.names = names
-        self.connections = connections
-        self.per_address = per_address
+        self.places = places
         self.stats = Stats()
         self._pages: dict[bytes, Page] = {}
-        self._from: dict[str, int] = {}
 
     def hang(self, path: str, page: Page) -> None:
         """Answer at `path` with `page`."""
@@ -325,27 +322,12 @@ class Site(server.Site):
 
     def buildProtocol(self, addr: IAddress | None) -> Channel | None:  # type: ignore[override]
         """Seat a new connection, or turn it away by returning None, which closes it at once."""
-        source: str | None = getattr(addr, "host", None)  # a Unix socket's address has none
-        here = self._from.get(source, 0) if source is not None else 0
-        if self.stats.open >= self.connections or here >= self.per_address:
-            self.stats.turned_away += 1
+        place = self.places.take(getattr(addr, "host", None) or "")  # a Unix socket's address has no host
+        if place is None:
             return None
         channel: Channel = server.Site.buildProtocol(self, addr)
-        self.stats.open += 1
-        if source is not None:
-            self._from[source] = here + 1
-        channel.leave = lambda: self._left(source)
+        channel.leave = lambda: self.places.give(place)
         return channel
-
-    def _left(self, source: str | None) -> None:
-        """Free a seat."""
-        self.stats.open -= 1
-        if source is not None:
-            left = self._from[source] - 1
-            if left:
-                self._from[source] = left
-            else:
-                del self._from[source]
 
     def startFactory(self) -> None:
         """Keep no access log: it would hold addresses."""
@@ -388,13 +370,6 @@ class Watchdog:
         return self._clock.seconds() - self._turned <= TURN_TIME
 
 
-class Readiness(Protocol):
-    """What `/readyz` asks."""
-
-    def not_ready(self) -> Sequence[str]:
-        """Give one short reason per thing that is not ready (no addresses, no hosts); empty when all is."""
-
-
 def health_page(watchdog: Watchdog) -> Page:
     """Make `/healthz`: 200 while the reactor turns."""
 
@@ -404,12 +379,14 @@ def health_page(watchdog: Watchdog) -> Page:
     return Page(TextPage(answer))
 
 
-def ready_page(readiness: Readiness) -> Page:
-    """Make `/readyz`: 200 when all roles listen and none drains, else 503 with one reason per line."""
+def ready_page(not_ready: Callable[[], Sequence[str]]) -> Page:
+    """Make `/readyz`: 200 when all roles listen and none drains, else 503 with one reason per line.
+
+    The reasons name no address and no host: anybody may read them.
+    """
 
     def answer(_request: Request) -> Answer:
-        reasons: Iterable[str] = readiness.not_ready()
-        text = "".join(f"{reason}\n" for reason in reasons)
+        text = "".join(f"{reason}\n" for reason in not_ready())
         return Answer(503, text.encode()) if text else Answer(200, b"ready\n")
 
     return Page(TextPage(answer))

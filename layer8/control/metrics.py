@@ -114,8 +114,9 @@ class Metrics:
         self._sources.append(source)
 
     def remove(self, source: Source) -> None:
-        """Show it no longer."""
-        self._sources.remove(source)
+        """Show it no longer; one that was not shown is fine."""
+        if source in self._sources:
+            self._sources.remove(source)
 
     def render(self) -> bytes:
         """Give the Prometheus text format, at most `METRICS_FRESH` seconds old."""

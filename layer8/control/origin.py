@@ -7,8 +7,9 @@ else sends its own `Origin`. Requests with neither problem come from programs, o
 from __future__ import annotations
 
 from collections.abc import Collection
-from ipaddress import ip_address
 from urllib.parse import urlsplit
+
+from layer8.core.address import is_address
 
 LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost", "ip6-loopback"})
 
@@ -25,15 +26,6 @@ def host_name(host: str) -> str | None:
     if any(character <= " " or character > "~" for character in host):
         return None
     return name.rstrip(".")
-
-
-def is_address(name: str) -> bool:
-    """Say whether a host name is an IP address literal (a rebound name never is)."""
-    try:
-        ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def host_allowed(host: str, names: Collection[str] | None) -> bool:

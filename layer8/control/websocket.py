@@ -12,6 +12,7 @@ from base64 import b64decode
 from collections.abc import Callable
 from contextlib import suppress
 from secrets import token_bytes
+from time import monotonic
 from typing import Any, ClassVar, Protocol, cast
 
 import txaio
@@ -25,30 +26,25 @@ from zope.interface import implementer
 
 from layer8.control.http import HTTP_HEAD, Page, Refusal, Request
 from layer8.control.jsonrpc import SUBPROTOCOL
+from layer8.control.limits import CLOSE_CODES
 from layer8.core.lanes import Lane
 
 txaio.use_twisted()
 
 from autobahn.websocket import protocol as autobahn  # noqa: E402  (it wants to know its framework first)
-from autobahn.websocket.types import ConnectingRequest  # noqa: E402
+from autobahn.websocket.types import ConnectingRequest as ConnectingRequest  # noqa: E402
 
 PING = 15.0
 """Seconds of silence after which a peer is pinged."""
 
-DEAD = 40.0
-"""Seconds of silence after which a peer is taken for gone."""
-
 PULSE = 5.0
-"""Seconds between looks at one socket, so PING and DEAD are kept to within that."""
+"""Seconds between looks at one socket, so PING is kept to within that."""
 
 CLOSE_TIME = 5.0
 """Seconds that a peer has to read what was sent and to answer our close."""
 
 WRITE_BUFFER = 1024 * 1024
 """Bytes that may wait for a slow reader; one more closes its connection."""
-
-NORMAL, GOING_AWAY, UNSUPPORTED, NOT_UTF8, POLICY, TOO_BIG, OUR_FAULT = 1000, 1001, 1003, 1007, 1008, 1009, 1011
-"""Close codes of RFC 6455 section 7.4.1 that we send."""
 
 _OPEN = autobahn.WebSocketProtocol.STATE_OPEN
 _CONNECTING = autobahn.WebSocketProtocol.STATE_CONNECTING
@@ -81,34 +77,39 @@ class _Quiet:
 
 
 class Pulse:
-    """Pings silent sockets and buries dead ones: one delayed call for all of them."""
+    """Pings silent sockets, by one delayed call for all of them, and holds the clocks that sockets go by."""
 
-    def __init__(self, clock: IReactorTime) -> None:
-        """Take the clock; nothing runs while there is no socket."""
+    def __init__(self, clock: IReactorTime, seconds: Callable[[], float] = monotonic) -> None:
+        """Take who calls later and a clock that never jumps; nothing runs while there is no socket."""
         self.clock = clock
+        self.seconds = seconds
         self._lane: Lane[Socket] = Lane(PULSE)
+        self._open = 0
         self._call: IDelayedCall | None = None
 
     def add(self, socket: Socket) -> None:
-        """Watch a socket from now on, until it is closed."""
-        self._lane.add(socket, self.clock.seconds())
+        """Ping a socket from now on, until `remove`."""
+        self._open += 1
+        self._lane.add(socket, self.seconds())
         if self._call is None:
             self._call = self.clock.callLater(PULSE, self._beat)
 
-    def stop(self) -> None:
-        """Watch nothing any more."""
-        if self._call is not None:
+    def remove(self) -> None:
+        """Forget one socket, which is gone; after the last one nothing runs any more."""
+        self._open -= 1
+        if not self._open and self._call is not None:
             self._call.cancel()
             self._call = None
+            self._lane = Lane(PULSE)
 
     def _beat(self) -> None:
         """Look at every socket whose turn it is."""
-        now = self.clock.seconds()
+        now = self.seconds()
         for socket in self._lane.expired(now):
             if socket.look(now):
                 self._lane.add(socket, now)
-        # a second is fine enough for PING and DEAD, and keeps a burst of sockets from waking us one by one
-        self._call = self.clock.callLater(1.0, self._beat) if len(self._lane) else None
+        # a second is fine enough for PING, and keeps a crowd of sockets from waking us one by one
+        self._call = self.clock.callLater(1.0, self._beat) if self._open else None
 
 
 @implementer(IPushProducer)
@@ -128,7 +129,7 @@ class Socket(TwistedProtocol):
     _reads_masked = False
 
     # Autobahn's state, of which we read this
-    state: int
+    state: int = _CONNECTING
     data: bytes
     current_frame: Any
     inside_message: bool
@@ -140,13 +141,17 @@ class Socket(TwistedProtocol):
     owner: Owner
     pulse: Pulse
     leave: Callable[[], None] | None = None
-    _heard = 0.0
+    heard = 0.0
     _pinged = 0.0
     _blocked = False
+    _reading = True
     _waiting = 0
     _why = ""
     _linger: IDelayedCall | None = None
     _gone = False
+    _watched = False
+    error: BaseException | None = None
+    """What the transport said when it was lost."""
 
     def connectionMade(self) -> None:
         """Begin the handshake."""
@@ -154,12 +159,12 @@ class Socket(TwistedProtocol):
         with suppress(AttributeError, OSError):  # a Unix socket has no such option
             transport.setTcpNoDelay(True)
         transport.registerProducer(self, True)
-        self._heard = self.pulse.clock.seconds()
+        self.heard = self.pulse.seconds()
         cast(Any, self)._connectionMade()
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes, cut anywhere."""
-        self._heard = self.pulse.clock.seconds()
+        self.heard = self.pulse.seconds()
         if self.state == _OPEN and self.current_frame is None and not self.data and not self.inside_message:
             data = self._whole_frames(data)
             if not data:
@@ -172,12 +177,12 @@ class Socket(TwistedProtocol):
     def _shake(self, data: bytes) -> None:
         """Go on with the handshake; Autobahn lets errors out for heads that it cannot read."""
         if len(self.data) + len(data) > HTTP_HEAD:
-            self.abort("bad handshake")
+            self.abort("handshake")
             return
         try:
             cast(Any, self)._dataReceived(data)
         except (ValueError, LookupError):
-            self.abort("bad handshake")
+            self.abort("handshake")
 
     def _whole_frames(self, data: bytes) -> bytes:
         """Hand on the whole unfragmented text frames that `data` begins with, and give the rest."""
@@ -218,22 +223,34 @@ class Socket(TwistedProtocol):
             self._linger = None
         if not self._gone:
             self._gone = True
+            self.error = reason.value
             self.is_closed = None
+            if self._watched:
+                self.pulse.remove()
             if self.leave is not None:
                 self.leave()
-            self.owner.lost(self._why or "closed by the peer")
+            self.owner.lost(self._why or "peer")
 
     def pauseProducing(self) -> None:
-        """Stop taking calls while the peer does not read the answers."""
+        """Stop taking calls while the peer does not read the answers.
+
+        Before the upgrade is done reading goes on: TLS may be blocked in its own handshake, which has to be read.
+        """
+        if self._blocked:
+            return  # the transport says so again at each write
         self._blocked = True
         self._waiting = 0
-        cast(Any, self.transport).pauseProducing()
+        if self.state == _OPEN:
+            self._reading = False
+            cast(Any, self.transport).pauseProducing()
 
     def resumeProducing(self) -> None:
         """Go on: all that waited has left."""
         self._blocked = False
-        cast(Any, self.transport).resumeProducing()
-        if not self._gone:
+        if not self._reading:
+            self._reading = True
+            cast(Any, self.transport).resumeProducing()
+        if self.state == _OPEN:
             self.owner.writable()
 
     def stopProducing(self) -> None:
@@ -255,7 +272,7 @@ class Socket(TwistedProtocol):
             if self._waiting > WRITE_BUFFER:
                 self._waiting = _waiting(self.transport, self._waiting) + size
                 if self._waiting > WRITE_BUFFER:
-                    self.abort("slow reader")
+                    self.abort("slow_reader")
                     return False
         mask = 0x80 if self._masks else 0
         if size < 126:
@@ -271,11 +288,11 @@ class Socket(TwistedProtocol):
             self.transport.write(head + message)  # type: ignore[union-attr]
         return True
 
-    def end(self, why: str, code: int = NORMAL) -> None:
-        """Close after what was sent has left; `why` goes to the owner and to nobody else."""
+    def end(self, why: str) -> None:
+        """Close after what was sent has left; `why` is one of `limits.CLOSE_CODES`, or another for the owner only."""
         if self.state == _OPEN:
             self._why = self._why or why
-            cast(Any, self).sendCloseFrame(code=code)
+            cast(Any, self).sendCloseFrame(code=CLOSE_CODES.get(why, 1000))
         self._give_up_later(why)
 
     def abort(self, why: str) -> None:
@@ -285,17 +302,11 @@ class Socket(TwistedProtocol):
         cast(Any, self.transport).abortConnection()
 
     def look(self, now: float) -> bool:
-        """Ping a silent peer, bury a dead one; False when there is nothing left to look after."""
-        if self._gone:
-            return False
-        silence = now - self._heard
-        if silence >= DEAD:
-            self.abort("silent for too long")
-            return False
-        if silence >= PING and now - self._pinged >= PING and self.state == _OPEN:
+        """Ping a silent peer; False when there is nothing left to look after."""
+        if now - self.heard >= PING and now - self._pinged >= PING and self.state == _OPEN:
             self._pinged = now
             cast(Any, self).sendPing()
-        return True
+        return not self._gone
 
     def _give_up_later(self, why: str) -> None:
         if self._linger is None and not self._gone:
@@ -313,20 +324,20 @@ class Socket(TwistedProtocol):
 
     def _max_message_size_exceeded(self, msg_size: int, max_msg_size: int, reason: str) -> None:
         """Close for a message over the cap."""
-        self._fail(TOO_BIG, "message too big")
+        self._fail("message_size")
 
-    def _fail_connection(self, code: int = GOING_AWAY, reason: str = "") -> None:
+    def _fail_connection(self, code: int = 1002, reason: str = "") -> None:
         """Close for a violation that Autobahn found; its reason quotes the peer, so it goes nowhere."""
-        self._fail(code, "broken frame")
+        self._fail("frame")
 
-    def _fail(self, code: int, why: str) -> None:
+    def _fail(self, why: str) -> None:
         self.failedByMe = True
-        self.end(why, code)
+        self.end(why)
 
     def _onMessageBegin(self, isBinary: bool) -> None:
         cast(Any, self).onMessageBegin(isBinary)
         if isBinary:
-            self._fail(UNSUPPORTED, "binary message")
+            self._fail("binary")
 
     def _onMessageFrameBegin(self, length: int) -> None:
         cast(Any, self).onMessageFrameBegin(length)
@@ -353,6 +364,7 @@ class Socket(TwistedProtocol):
         """Any byte counts as a sign of life, this one too."""
 
     def _onOpen(self) -> None:
+        self._watched = True
         self.pulse.add(self)
         self.owner.opened(self)
 
@@ -416,6 +428,7 @@ class ClientSocket(Socket, autobahn.WebSocketClientProtocol):
         self.maxMessagePayloadSize = message
         self._request = request
         self.http_status_line = ""
+        self.websocket_protocol_in_use: str | None = None
 
     def startHandshake(self) -> None:
         """Ask for the upgrade."""

@@ -1,0 +1,387 @@
+"""The control listeners of one daemon: a Unix socket, TCP or TLS ports, and sites for those who open their own.
+
+::
+
+    control = ControlService(reactor, "proxy", config.control, home, table, metrics, health.reasons)
+    agents = control.site("agents", frozenset({"agent", "owner"}), paths=("/agent",), rules=AGENTS, ...)
+
+Started, it leaves two files in the run folder: NAME.sock, on which our own user and root are admin, and NAME.token,
+the cookie for everything that has to come by TCP; both are new at each start and private.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Any, cast
+
+from attrs import define, field, frozen
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.web.resource import IResource
+
+from layer8.config.endpoint import UNIX_PATH, Endpoint, is_loopback, quote
+from layer8.config.endpoint import server as read_endpoint
+from layer8.config.sections import ControlConfig
+from layer8.control.access import EVERYTHING, effective
+from layer8.control.conversation import NOBODY, Conversation, Counts, Known
+from layer8.control.errors import RateLimited
+from layer8.control.http import (
+    OPEN_TIME,
+    Page,
+    Refusal,
+    Request,
+    Site,
+    Watchdog,
+    health_page,
+    metrics_page,
+    ready_page,
+)
+from layer8.control.jsonrpc import SUBPROTOCOL
+from layer8.control.keyring import ADMIN, Keyring, peer_is_us
+from layer8.control.limits import SERVER, Rules
+from layer8.control.metrics import Family, Metrics
+from layer8.control.table import Table
+from layer8.control.websocket import Owner, Pulse, UpgradePage
+from layer8.core.errors import ConfigError, Unavailable
+from layer8.crypto.keyfile import make_private_folder, write_private
+from layer8.crypto.x509 import Identity
+from layer8.net.factory import Places
+from layer8.net.tls import TlsServer, peer_pin
+
+CONNECTIONS = 256
+"""Control connections of one listener."""
+
+PER_SOURCE = 16
+"""Of these, from one /24 or /56."""
+
+
+def wall_clock() -> float:
+    """Give the seconds since 1970, for dates that people and other processes see."""
+    return datetime.now(UTC).timestamp()
+
+
+@frozen
+class _Kind:
+    """What all connections of one site share."""
+
+    name: str
+    ceiling: frozenset[str]
+    rules: Rules
+    counts: Counts = field(factory=Counts)
+    crowd: set[Conversation] = field(factory=set)
+
+
+@define(eq=False)
+class _Open:
+    """A port that listens, and what it says about itself."""
+
+    port: IListeningPort
+    text: str
+
+
+class ControlService(Service):
+    """See the module."""
+
+    def __init__(
+        self,
+        reactor: Any,
+        name: str,
+        config: ControlConfig,
+        home: Path,
+        table: Table,
+        metrics: Metrics,
+        not_ready: Callable[[], Sequence[str]],
+        *,
+        identity: Callable[[], Identity] | None = None,
+        certificates: dict[str, Known] | None = None,
+        seconds: Callable[[], float] = monotonic,
+        wall: Callable[[], float] = wall_clock,
+    ) -> None:
+        """Take the daemon's name, its section of the configuration, its state folder, and what there is to serve.
+
+        `not_ready` gives the reasons that `/readyz` shows. `identity` is asked for a certificate if a listener speaks
+        TLS. `certificates` are callers by the pin of their key.
+        """
+        self.name = name
+        self.config = config
+        self.table = table
+        self.metrics = metrics
+        self.not_ready = not_ready
+        self.run = home / "run"
+        self.pulse = Pulse(reactor, seconds)
+        self.keyring = Keyring(home, seconds, wall, certificates)
+        self.watchdog = Watchdog(reactor)
+        self._reactor = reactor
+        self._identity = identity
+        self._kinds: list[_Kind] = []
+        self._sites: list[tuple[_Kind, Site]] = []
+        self._ports: list[_Open] = []
+        self._files: list[Path] = []
+        self._draining = False
+
+    @property
+    def socket_path(self) -> Path:
+        """Where the Unix socket is."""
+        return self.run / f"{self.name}.sock"
+
+    @property
+    def cookie_path(self) -> Path:
+        """Where the cookie is."""
+        return self.run / f"{self.name}.token"
+
+    @property
+    def listening(self) -> tuple[str, ...]:
+        """What listens, as endpoint strings with the ports that were really taken."""
+        return tuple(_told(open_) for open_ in self._ports)
+
+    @property
+    def port(self) -> int:
+        """The port of the first TCP or TLS listener, 0 if there is none."""
+        for open_ in self._ports:
+            port = getattr(open_.port.getHost(), "port", None)
+            if port is not None:
+                return int(port)
+        return 0
+
+    def site(
+        self,
+        kind: str,
+        ceiling: frozenset[str] = EVERYTHING,
+        *,
+        paths: Iterable[str] = ("/ws",),
+        rules: Rules = SERVER,
+        subprotocol: str | None = SUBPROTOCOL,
+        connections: int = CONNECTIONS,
+        per_source: int = PER_SOURCE,
+        names: Collection[str] | None = None,
+        open_time: float = OPEN_TIME,
+        pages: bool = False,
+        owner: Callable[[Request], Owner] | None = None,
+    ) -> Site:
+        """Make a factory that speaks control over whatever transport it is given, adopted sockets included.
+
+        `kind` is a word for metrics. Nobody may do more than `ceiling` there. `names` are the host names it answers
+        to besides loopback and addresses; None for all, which a public listener without cookies can afford. `pages`
+        adds health, readiness and metrics. `owner` makes another conversation than our own speak over the sockets.
+        """
+        shared = _Kind(kind, ceiling, rules)
+        site = Site(self._reactor, names, Places(connections, per_source), open_time)
+        speaks = owner or (lambda request: self._converse(shared, request))
+        page = UpgradePage(self.pulse, rules.message, speaks, subprotocol)
+        for path in paths:
+            site.hang(path, page.page())
+        if pages:
+            site.hang("/healthz", health_page(self.watchdog))
+            site.hang("/readyz", ready_page(self.not_ready))
+            site.hang("/metrics", metrics_page(self.metrics.render, self._may_read_metrics))
+        self._sites.append((shared, site))
+        return site
+
+    def hang(self, site: Site, path: str, resource: IResource, methods: Iterable[bytes], *, tree: bool = False) -> None:
+        """Add a page of somebody else's to a site, for `methods`; with `tree` also for what is below the path."""
+        site.hang(path, Page(resource, frozenset(methods), tree))
+
+    def startService(self) -> None:
+        """Open everything; raises ConfigError or Unavailable, with nothing left open."""
+        Service.startService(self)
+        try:
+            self._start()
+        except BaseException:
+            self.running = 0
+            self._close()
+            raise
+
+    def stopService(self) -> Deferred[None]:
+        """Close everything; fires when the ports are closed and the conversations have been told."""
+        Service.stopService(self)
+        return self._close()
+
+    def drain(self, draining: bool) -> None:
+        """Take no new calls but `node.*` on any connection, or take them again."""
+        self._draining = draining
+        for conversation in self.conversations():
+            conversation.drain(draining)
+
+    def conversations(self) -> list[Conversation]:
+        """Give every connection that is open."""
+        return [conversation for kind, _ in self._sites for conversation in kind.crowd]
+
+    def families(self) -> Iterable[Family]:
+        """Count connections and calls by kind of listener."""
+        rows = self._sites
+        yield Family(
+            "layer8_control_connections",
+            "Control connections that are open.",
+            "gauge",
+            _summed((kind.name, len(kind.crowd)) for kind, _ in rows),
+            ("listener",),
+        )
+        for name, meaning, values in (
+            ("opened", "Control connections that were opened.", ((kind.name, kind.counts.opened) for kind, _ in rows)),
+            ("calls", "Calls that were run.", ((kind.name, kind.counts.calls) for kind, _ in rows)),
+            ("failures", "Calls that had an error for an answer.", ((k.name, k.counts.failures) for k, _ in rows)),
+            ("notifications", "Notifications sent.", ((kind.name, kind.counts.notifications) for kind, _ in rows)),
+            ("requests", "HTTP requests.", ((kind.name, site.stats.requests) for kind, site in rows)),
+            ("refused", "HTTP requests refused.", ((kind.name, site.stats.refused) for kind, site in rows)),
+            ("turned_away", "Connections over a cap.", ((kind.name, site.places.refused) for kind, site in rows)),
+        ):
+            yield Family(f"layer8_control_{name}_total", meaning, "counter", _summed(values), ("listener",))
+
+    def who(self, request: Request) -> Known:
+        """Find out who sends a request, by uid, certificate or token; raises Refusal for a wrong proof."""
+        transport: Any = request.channel.transport
+        address = _address(request)
+        if address is None and not request.isSecure():
+            if not peer_is_us(transport.socket):
+                raise Refusal(403, "this socket is its owner's")
+            return Known("local", ADMIN)
+        if request.isSecure() and self.keyring.knows_certificates:
+            known = self.keyring.by_certificate(peer_pin(transport.getHandle()))
+            if known is not None:
+                return known
+        token = request.bearer()
+        if token is None:
+            return NOBODY
+        try:
+            known = self.keyring.by_token(token, address)
+        except RateLimited as wait:
+            seconds = b"%d" % (wait.data["retry_after_ms"] // 1000 + 1)
+            raise Refusal(429, "too many wrong tokens", (b"Retry-After", seconds)) from None
+        if known is None:
+            raise Refusal(401, "this token is not known", (b"WWW-Authenticate", b"Bearer"))
+        return known
+
+    def _converse(self, kind: _Kind, request: Request) -> Conversation:
+        """Make the conversation for a request that asks for a WebSocket."""
+        address = _address(request)
+        conversation = Conversation(
+            pulse=self.pulse,
+            rules=kind.rules,
+            table=self.table,
+            who=self.who(request),
+            ceiling=kind.ceiling,
+            private=request.isSecure() or address is None or is_loopback(address),
+            address=address,
+            counts=kind.counts,
+            crowd=kind.crowd,
+        )
+        if self._draining:
+            conversation.on_open = lambda: conversation.drain(True)
+        return conversation
+
+    def _may_read_metrics(self, request: Request) -> bool:
+        address = _address(request)
+        if self.config.metrics_open and (address is None or is_loopback(address)):
+            return True
+        return "read" in effective(self.who(request).roles, EVERYTHING)
+
+    def _start(self) -> None:
+        make_private_folder(self.run)
+        self.watchdog.start()
+        self.metrics.add(self)
+        write_private(self.cookie_path, self.keyring.cookie.encode() + b"\n")
+        self._files.append(self.cookie_path)
+        site = self.site("local", pages=True, names=self.config.names)
+        if self.config.socket:
+            self._listen_unix(self.socket_path, site)
+        for text in self.config.listen:
+            self._listen(text, site)
+
+    def _listen(self, text: str, site: Site) -> None:
+        """Open one endpoint; C3: beyond this machine only with TLS."""
+        endpoint = read_endpoint(text)
+        if endpoint.kind == "unix":
+            self._listen_unix(Path(endpoint.words["address"]), site)
+            return
+        if not (endpoint.tls or endpoint.loopback):
+            raise ConfigError(f"control.listen: {text} would speak plain text beyond this machine; write tls:")
+        factory: IProtocolFactory = site
+        if endpoint.tls:
+            factory = self._with_tls(site, text)
+        try:
+            port = _now(serverFromString(self._reactor, endpoint.twisted()).listen(factory))
+        except CannotListenError as error:
+            reason = os.strerror(error.socketError.errno or 0).lower()
+            raise Unavailable(f"cannot listen on {text}: {reason}; choose another with --control") from None
+        self._ports.append(_Open(port, _kind_of(endpoint)))
+
+    def _with_tls(self, site: Site, text: str) -> IProtocolFactory:
+        if self._identity is None:
+            raise ConfigError(f"control.listen: {text} needs a certificate; run layer8 init")
+        creator = TlsServer(self._identity(), alpn=("http/1.1",), ask=self.keyring.knows_certificates)
+        return TLSMemoryBIOFactory(creator, False, site)
+
+    def _listen_unix(self, path: Path, site: Site) -> None:
+        """Open a Unix socket, in place of one that a dead process left."""
+        if len(os.fsencode(path)) > UNIX_PATH:
+            raise ConfigError(f"{path}: the path of a Unix socket has at most {UNIX_PATH} bytes; shorten LAYER8_HOME")
+        if path.is_socket():
+            if _answers(path):
+                raise Unavailable(f"{path}: another {self.name} is running with this state folder")
+            path.unlink()
+        try:
+            port = self._reactor.listenUNIX(os.fspath(path), site, mode=0o600, wantPID=False)
+        except CannotListenError as error:
+            raise Unavailable(f"{path}: {os.strerror(error.socketError.errno or 0).lower()}") from None
+        self._ports.append(_Open(port, f"unix:{path}"))
+
+    def _close(self) -> Deferred[None]:
+        for conversation in self.conversations():
+            conversation.close("going_away")
+        ports, self._ports = self._ports, []
+        closing = [maybeDeferred(open_.port.stopListening) for open_ in ports]
+        files, self._files = self._files, []
+        for path in files:
+            path.unlink(missing_ok=True)
+        self.watchdog.stop()
+        self.metrics.remove(self)
+        return DeferredList(closing).addCallback(lambda _: None)
+
+
+def _now(opening: Deferred[IListeningPort]) -> IListeningPort:
+    """Give the port that a server endpoint opens at once, or raise why it cannot."""
+    ports: list[IListeningPort] = []
+    failures: list[BaseException] = []
+    opening.addCallbacks(ports.append, lambda failure: failures.append(failure.value))
+    if failures:
+        raise failures[0]
+    return ports[0]
+
+
+def _answers(path: Path) -> bool:
+    """Say whether somebody listens on a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(os.fspath(path)) not in (errno.ECONNREFUSED, errno.ENOENT)
+
+
+def _address(request: Request) -> str | None:
+    """Give the peer's address, None on a Unix socket."""
+    return cast("str | None", getattr(request.channel.getPeer(), "host", None))
+
+
+def _kind_of(endpoint: Endpoint) -> str:
+    return "tls" if endpoint.tls else "tcp"
+
+
+def _told(open_: _Open) -> str:
+    address: Any = open_.port.getHost()
+    port = getattr(address, "port", None)
+    return open_.text if port is None else f"{open_.text}:{port}:interface={quote(address.host)}"
+
+
+def _summed(pairs: Iterable[tuple[str, int]]) -> dict[tuple[str, ...], float]:
+    """Add up the counts of sites of the same kind."""
+    totals: dict[tuple[str, ...], float] = {}
+    for name, count in pairs:
+        totals[(name,)] = totals.get((name,), 0) + count
+    return totals
