@@ -1,0 +1,42 @@
+"""`layer8 bench NAME`: the side-by-side measurements, which live in the checkout's bench/ and not in the wheel."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+import layer8
+from layer8.core.errors import Unavailable
+
+
+def checkout(package: Path) -> Path:
+    """Give the checkout that the package folder is part of; raises Unavailable if it was installed from a wheel."""
+    root = package.resolve().parent
+    if not (root / "bench" / "proxy.py").is_file():
+        raise Unavailable(
+            "the measurements are not part of the installed package: clone the repository, "
+            "run `pip install -e .` in it, and try again there"
+        )
+    return root
+
+
+@click.group()
+def bench() -> None:
+    """Measure this machine's proxies side by side."""
+
+
+@bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def proxy(options: tuple[str, ...]) -> None:
+    """Measure the socket proxy beside haproxy, nginx, socat, rathole and frp; --help lists the options."""
+    _become("proxy", options)
+
+
+def _become(name: str, options: tuple[str, ...]) -> None:
+    root = checkout(Path(layer8.__file__).parent)
+    path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+    # The measurement moves into a network of its own and must not be anybody's child: it takes this process's place.
+    os.execve(sys.executable, [sys.executable, "-m", f"bench.{name}", *options], {**os.environ, "PYTHONPATH": path})
