@@ -14,6 +14,7 @@ from attrs import define, field
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.python.failure import Failure
 
+from layer8.control.errors import Conflict
 from layer8.core.errors import StorageError, Unavailable
 from layer8.proxy.bus import Bus, Change, Gone
 from layer8.proxy.choose import Seats
@@ -73,10 +74,15 @@ class Ledger:
         return await self._finish(change)
 
     async def update(self, asked: Update, owner: str | None) -> Registration:
-        """Change ports, policy, mode or expiry; `owner` None is an admin."""
+        """Change ports, policy, mode or expiry; `owner` None is an admin.
+
+        Raises `Conflict` if the registration is not the one that the caller looked at.
+        """
 
         async def change() -> Registration:
             row = self.registry.of(self.registry.name(asked.host), owner)
+            if asked.version is not None and asked.version != row.version:
+                raise Conflict(row.version)
             new = self.registry.plan_update(row, asked, self.wall())
             await self.bus.register(new)
             return new

@@ -20,7 +20,6 @@ from layer8.proxy.limits import (
     HASHES,
     HOST_CLAIMS,
     OWNER_HOSTS,
-    PAGE,
     PROVE_AGAIN,
     RegistryLimits,
 )
@@ -101,13 +100,13 @@ class Registry:
             raise Denied(Code.WRONG_SECRET, "no such registration of yours")
         return claim
 
-    def page(self, owner: str | None, cursor: str | None, limit: int) -> tuple[list[Registration], str | None]:
-        """Give up to `limit` registrations by name after `cursor`, and the next cursor if there are more."""
-        limit = max(1, min(limit, PAGE))
-        wanted = (row for row in self._everything() if owner is None or row.owner == owner)
+    def page(self, owner: str | None, cursor: str | None, limit: int) -> list[tuple[str, Registration]]:
+        """Give the first `limit` + 1 registrations after `cursor` by name, each with its place; None is everybody's."""
         after = cursor or ""
-        rows = heapq.nsmallest(limit + 1, (row for row in wanted if _place(row) > after), key=_place)
-        return rows[:limit], _place(rows[limit - 1]) if len(rows) > limit else None
+        places = ((f"{row.host} {row.owner}", row) for row in self._everything() if owner is None or row.owner == owner)
+        return heapq.nsmallest(
+            limit + 1, (placed for placed in places if placed[0] > after), key=lambda placed: placed[0]
+        )
 
     def hosts(self) -> Iterator[Registration]:
         """Give all registrations without the claims."""
@@ -329,11 +328,6 @@ def static(
         static=True,
         gate=gate(policy, rules),
     )
-
-
-def _place(row: Registration) -> str:
-    """Where a registration stands in lists."""
-    return f"{row.host} {row.owner}"
 
 
 def changeable(row: Registration) -> None:
