@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 from twisted.internet.interfaces import IAddress, IHostResolution, IResolutionReceiver
 from zope.interface import implementer
 
@@ -32,20 +32,18 @@ Done = Callable[[int, Exception | None], None]
 
 @frozen
 class Where:
-    """What can be dialled: a host (name or address) and a port, or the path of a Unix socket."""
+    """What can be dialled: a host (name or address) and a port, or the path of a Unix socket.
+
+    `address` is the socket address if nothing has to be looked up, else None.
+    """
 
     host: str
     port: int
     path: str = ""
+    address: Address | None = field(init=False, repr=False)
 
-    @classmethod
-    def of(cls, endpoint: str) -> Where:
-        """Read `tcp:HOST:PORT` or `unix:PATH`; raises `ConfigError`."""
-        parsed = client(endpoint)
-        return cls(parsed.words.get("host", ""), parsed.port, parsed.words.get("path", ""))
-
-    def literal(self) -> Address | None:
-        """Give the socket address if nothing has to be looked up."""
+    @address.default
+    def _literal(self) -> Address | None:
         if self.path:
             return socket.AF_UNIX, self.path
         try:
@@ -53,6 +51,12 @@ class Where:
         except ValueError:
             return None
         return (socket.AF_INET if address.version == 4 else socket.AF_INET6), (self.host, self.port)
+
+    @classmethod
+    def of(cls, endpoint: str) -> Where:
+        """Read `tcp:HOST:PORT` or `unix:PATH`; raises `ConfigError`."""
+        parsed = client(endpoint)
+        return cls(parsed.words.get("host", ""), parsed.port, parsed.words.get("path", ""))
 
 
 @frozen
@@ -89,12 +93,17 @@ class Dialer:
         self._via = via
         self._names: dict[str, tuple[float, list[Address]]] = {}
 
-    def dial(self, where: Where, done: Done) -> Attempt:
-        """Connect; `done(fd, None)` or `done(-1, error)` comes once, perhaps before this returns."""
+    def dial(self, where: Where, done: Done) -> Attempt | Dialing | None:
+        """Connect; `done(fd, None)` or `done(-1, error)` comes once, perhaps before this returns.
+
+        What is given can be cancelled; None is given when it is all over already.
+        """
+        if self._via is None and where.address is not None:
+            return self._pump.dial(where.address, done)
         attempt = Attempt(self._pump, done)
         if self._via is None or where.path:
             self._reach(where, attempt, attempt.finish)
-            return attempt
+            return None if attempt.over else attempt
 
         talk = conversation(self._via.kind, where.host, where.port)
 
@@ -106,12 +115,11 @@ class Dialer:
             attempt.waiting.start()
 
         self._reach(self._via.where, attempt, reached)
-        return attempt
+        return None if attempt.over else attempt
 
     def _reach(self, where: Where, attempt: Attempt, done: Done) -> None:
-        literal = where.literal()
-        if literal is not None:
-            self._try_each([literal], attempt, done)
+        if where.address is not None:
+            self._try_each([where.address], attempt, done)
             return
         known = self._names.get(where.host)
         now = time.monotonic()
@@ -257,9 +265,9 @@ class Resolution:
     def addressResolved(self, address: IAddress) -> None:
         """Keep one."""
         host, port = getattr(address, "host", ""), getattr(address, "port", 0)
-        literal = Where(host, port).literal()
-        if literal is not None:
-            self._found.append(literal)
+        found = Where(host, port).address
+        if found is not None:
+            self._found.append(found)
 
     def resolutionComplete(self) -> None:
         """Hand over what there is; IPv4 first, which local services listen on most."""

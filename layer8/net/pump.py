@@ -26,6 +26,7 @@ import os
 import select
 import socket
 import time
+from _socket import socket as RawSocket
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -76,6 +77,8 @@ _WRITABLE = select.EPOLLOUT | _BROKEN
 _INWARD = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _BOTH = _INWARD | select.EPOLLOUT
 _SPLICE_HOW = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
+_NEW_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_LOOPBACK = frozenset(("127.0.0.1", "::1"))
 _LINGER_NONE = b"\x01\x00\x00\x00\x00\x00\x00\x00"
 
 Address = tuple[int, Any]
@@ -234,7 +237,7 @@ class Dialing:
         """Find out whether the connect succeeded."""
         if self._done is None:
             return
-        view = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+        view = _view(fd)
         try:
             code = view.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if not code:
@@ -487,17 +490,20 @@ class Pump:
         """Connect to `address`; `done` may be called before this returns, and then there is nothing to cancel."""
         family, where = address
         try:
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            sock = RawSocket(family, _NEW_STREAM)
         except OSError as error:
             done(-1, error)
             return None
-        if family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
+            if family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             code = sock.connect_ex(where)
+            if code == errno.EINPROGRESS and where[0] in _LOOPBACK:
+                # The kernel has finished already, it only could not say so: asking again saves a turn.
+                code = sock.connect_ex(where)
         except OSError as error:  # an address that cannot be one
             code = error.errno or errno.EINVAL
-        if code == errno.EINPROGRESS:
+        if code in (errno.EINPROGRESS, errno.EALREADY):
             dialing = Dialing(self, sock.detach(), done)
             self.register(dialing._fd, dialing, _BOTH)
             return dialing
@@ -751,8 +757,13 @@ def keep_alive(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+def _view(fd: int) -> RawSocket:
+    """Give a socket object around `fd`, to be detached again; its family does not matter for what it is used for."""
+    return RawSocket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+
+
 def _shut_write(fd: int) -> None:
-    view = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+    view = _view(fd)
     try:
         view.shutdown(socket.SHUT_WR)
     except OSError:
@@ -762,7 +773,7 @@ def _shut_write(fd: int) -> None:
 
 
 def _linger_none(fd: int) -> None:
-    view = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+    view = _view(fd)
     try:
         view.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
     except OSError:

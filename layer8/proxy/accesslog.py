@@ -9,31 +9,9 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 
-from attrs import define
-
 from layer8.core.blur import blur_bytes, blur_time
 from layer8.net.lines import LineWriter
 from layer8.proxy.wire import Reason
-
-
-@define
-class Ended:
-    """What is known of a connection at its end; times in milliseconds, None for what never happened."""
-
-    conn: int
-    host: str
-    port: int
-    scheme: str
-    mode: str
-    reason: Reason
-    subscriber: int | None
-    sniff_ms: int | None
-    call_ms: int | None
-    ttfb_ms: int | None
-    bytes_in: int
-    bytes_out: int
-    seconds: float
-    address: str | None
 
 
 class AccessLog:
@@ -45,34 +23,49 @@ class AccessLog:
         self._blur = blur
         self._wall = wall
         self._second = -1.0
-        self._stamp = ""
+        self._start = ""
 
-    def write(self, ended: Ended) -> None:
-        """Append one line."""
-        blur = self._blur
-        seconds: float
-        if blur > 0:
-            into, out, seconds = blur_bytes(ended.bytes_in), blur_bytes(ended.bytes_out), int(ended.seconds)
+    def write(
+        self,
+        conn: int,
+        host: str,
+        port: int,
+        scheme: str,
+        mode: str,
+        subscriber: int | None,
+        reason: Reason,
+        sniff_ms: int | None,
+        call_ms: int | None,
+        ttfb_ms: int | None,
+        bytes_in: int,
+        bytes_out: int,
+        seconds: float,
+        address: str | None,
+    ) -> None:
+        """Append one line; times in milliseconds are None for what never happened."""
+        if self._blur > 0:
+            bytes_in, bytes_out, seconds = blur_bytes(bytes_in), blur_bytes(bytes_out), int(seconds)
         else:
-            into, out, seconds = ended.bytes_in, ended.bytes_out, round(ended.seconds, 3)
-        address = "" if ended.address is None else f',"address":"{ended.address}"'
-        text = (
-            f'{{"t":"{self._time()}","level":"info","ns":"layer8.proxy","event":"proxy.closed","conn":"c{ended.conn}",'
-            f'"host":"{ended.host}","port":{ended.port},"scheme":"{ended.scheme}","mode":"{ended.mode}",'
-            f'"subscriber":{_number(ended.subscriber)},"pooled":false,"reason":"{ended.reason.value}",'
-            f'"sniff_ms":{_number(ended.sniff_ms)},"call_ms":{_number(ended.call_ms)},'
-            f'"ttfb_ms":{_number(ended.ttfb_ms)},"bytes_in":{into},"bytes_out":{out},"seconds":{seconds}{address}}}\n'
+            seconds = round(seconds, 3)
+        shown = "" if address is None else f',"address":"{address}"'
+        self.lines.append(
+            (
+                f'{self._head()}"conn":"c{conn}","host":"{host}","port":{port},"scheme":"{scheme}","mode":"{mode}",'
+                f'"subscriber":{"null" if subscriber is None else subscriber},"pooled":false,"reason":"{reason}",'
+                f'"sniff_ms":{"null" if sniff_ms is None else sniff_ms},'
+                f'"call_ms":{"null" if call_ms is None else call_ms},'
+                f'"ttfb_ms":{"null" if ttfb_ms is None else ttfb_ms},'
+                f'"bytes_in":{bytes_in},"bytes_out":{bytes_out},"seconds":{seconds}{shown}}}\n'
+            ).encode("ascii", "backslashreplace")
         )
-        self.lines.append(self.lines.prefix + text.encode("ascii", "backslashreplace"))
 
-    def _time(self) -> str:
+    def _head(self) -> str:
         second = self._wall() // 1
         if second != self._second:
             self._second = second
             shown = datetime.datetime.fromtimestamp(blur_time(second, self._blur), datetime.UTC)
-            self._stamp = shown.strftime("%Y-%m-%dT%H:%M:%SZ")
-        return self._stamp
-
-
-def _number(value: int | None) -> str:
-    return "null" if value is None else str(value)
+            self._start = (
+                f'{self.lines.prefix.decode()}{{"t":"{shown.strftime("%Y-%m-%dT%H:%M:%SZ")}","level":"info",'
+                '"ns":"layer8.proxy","event":"proxy.closed",'
+            )
+        return self._start

@@ -24,8 +24,8 @@ from layer8.core.session import Close, Send, Tell
 from layer8.net.dial import Attempt, Dialer, Where
 from layer8.net.factory import Places
 from layer8.net.linger import answer_and_close
-from layer8.net.pump import Link, Pump, Secure
-from layer8.proxy.accesslog import AccessLog, Ended
+from layer8.net.pump import Dialing, Link, Pump, Secure
+from layer8.proxy.accesslog import AccessLog
 from layer8.proxy.bans import Bans
 from layer8.proxy.choose import Seat, Seats
 from layer8.proxy.registration import Registration
@@ -122,7 +122,7 @@ class Visit:
         self.tally: HostTally | None = None
         self.seat: Seat | None = None
         self.secret: bytes | None = None
-        self.attempt: Attempt | None = None
+        self.attempt: Attempt | Dialing | None = None
         self.link: Link | None = None
         self.sniff_ms: int | None = None
         self.call_ms: int | None = None
@@ -132,6 +132,10 @@ class Visit:
     def ready(self, fd: int, events: int) -> None:
         """Read more of a visitor that has not said its name; notice one that is gone while an agent is called."""
         self.traffic.readable(self, events)
+
+    def dialled(self, fd: int, error: Exception | None) -> None:
+        """Take the end of dialling the target of a static host."""
+        self.traffic.dialled(self, fd, error)
 
     def ended(self, link: Link, reason: str) -> None:
         """Take the end of the joined connection."""
@@ -362,8 +366,8 @@ class Traffic:
             where = self._targets.get(row.target)
             if where is None:
                 where = self._targets[row.target] = Where.of(row.target)
-            attempt = self._dialer.dial(where, lambda fd, error: self._dialled(visit, fd, error))
-            if not attempt.over:
+            attempt = self._dialer.dial(where, visit.dialled)
+            if attempt is not None:
                 visit.attempt = attempt
                 pump.watch(visit.fd, visit)
         else:
@@ -383,19 +387,18 @@ class Traffic:
         if self.own is not None:
             self.own.adopt(fd, address, first, found.alpn)
 
-    def _dialled(self, visit: Visit, fd: int, error: Exception | None) -> None:
+    def dialled(self, visit: Visit, fd: int, error: Exception | None) -> None:
         """Take the end of dialling a static host's target."""
         visit.attempt = None
         session = visit.session
         if session is None or session.state is not State.REACHING:
             if fd >= 0:
                 self.pump.close_fd(fd)
-            return
-        if error is not None:
+        elif error is None:
+            self._join(visit, session, fd, b"", None)
+        else:
             session.refuse(Reason.TARGET_REFUSED)
             self._perform(visit, session)
-            return
-        self._join(visit, session, fd, b"", None)
 
     def _ask(self, visit: Visit, session: Visitor, ask: Ask) -> None:
         """Call the agent of a subscription, and let no other one answer."""
@@ -534,23 +537,23 @@ class Traffic:
                 ttfb = int((link.first - visit.opened) * 1000)
                 self.totals.ttfb_ms += ttfb
                 self.totals.ttfb_count += 1
+        seat = visit.seat
+        now = self.pump.now
         log.write(
-            Ended(
-                conn=visit.conn,
-                host=visit.host or "",
-                port=visit.port,
-                scheme=visit.scheme,
-                mode="raw" if row is None else row.mode,
-                reason=reason,
-                subscriber=None if visit.seat is None else visit.seat.number,
-                sniff_ms=visit.sniff_ms,
-                call_ms=visit.call_ms,
-                ttfb_ms=ttfb,
-                bytes_in=up,
-                bytes_out=down,
-                seconds=self.pump.now - visit.opened,
-                address=self._show(visit.address, self.pump.now),
-            )
+            visit.conn,
+            visit.host or "",
+            visit.port,
+            visit.scheme,
+            "raw" if row is None else row.mode,
+            None if seat is None else seat.number,
+            reason,
+            visit.sniff_ms,
+            visit.call_ms,
+            ttfb,
+            up,
+            down,
+            now - visit.opened,
+            self._show(visit.address, now),
         )
 
     @property
