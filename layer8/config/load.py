@@ -25,7 +25,7 @@ from layer8.core.errors import ConfigError
 __all__ = ["Changes", "ConfigProblems", "Loaded", "diff", "load", "load_text", "show"]
 
 _LINE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
-_ENVIRONMENT = re.compile(r"LAYER8_([A-Z0-9_]+__[A-Z0-9_]+)\Z")
+_ENVIRONMENT = re.compile(r"LAYER8_([A-Z0-9_]*__[A-Z0-9_]*)\Z")
 
 
 @frozen
