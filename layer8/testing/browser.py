@@ -95,6 +95,9 @@ FIREFOX_PREFERENCES: Mapping[str, bool | int | str] = {
     "network.captive-portal-service.enabled": False,
     "network.connectivity-service.enabled": False,
     "network.dns.disablePrefetch": True,
+    "network.dns.native_https_query": False,
+    "network.dns.upgrade_with_https_rr": False,
+    "network.dns.use_https_rr_as_altsvc": False,
     "network.http.http3.enable": False,
     "network.http.speculative-parallel-limit": 0,
     "network.prefetch-next": False,
@@ -336,6 +339,9 @@ class Chromium:
         if program is None:
             raise Unavailable("Chromium is not installed: apt install chromium")
         profile = Path(tempfile.mkdtemp(prefix="layer8-chromium-"))
+        # An error page would ask public resolvers whether the network works.
+        (profile / "Default").mkdir()
+        (profile / "Default" / "Preferences").write_text('{"alternate_error_pages": {"enabled": false}}')
         rules = [f"MAP {name} {address}" for name, address in hosts.items()]
         rules += ["MAP * ~NOTFOUND", "EXCLUDE localhost", "EXCLUDE 127.0.0.1", "EXCLUDE ::1"]
         flags = [
@@ -464,6 +470,8 @@ class Firefox:
             "network.proxy.http_port": 9,
             "network.proxy.ssl": "127.0.0.1",
             "network.proxy.ssl_port": 9,
+            "network.proxy.allow_bypass": False,
+            "network.proxy.failover_direct": False,
             "network.proxy.no_proxies_on": ",".join(("localhost", "127.0.0.0/8", "::1", *hosts)),
             **preferences,
         }
