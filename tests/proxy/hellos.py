@@ -70,7 +70,7 @@ def padding(size: int) -> bytes:
 
 def filler(size: int) -> list[bytes]:
     """Extensions of no meaning, `size` octets in all."""
-    parts = []
+    parts: list[bytes] = []
     while size > 60004:
         parts.append(extension(0xFAFA - len(parts), bytes(60000)))
         size -= 60004
