@@ -6,13 +6,25 @@ from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.application.internet import StreamServerEndpointService
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, ITCPTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransportWithDisconnection
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from docs.examples.stamp.service import Stamps, stamp_service
 from docs.examples.stamp.session import StampSession
+from docs.examples.stamp.tap import Options, makeService
 from docs.examples.stamp.wire import ASKS, IDLE, SIZE, Ask, Stamp, encode_ask, encode_stamp, take_ask
 from layer8.core.buffer import CappedBuffer
 from layer8.core.errors import RemoteProtocolError
 from layer8.core.session import Close, Send
+from layer8.net.stream import Stream
 
 questions = st.lists(st.binary(min_size=1, max_size=SIZE).map(Ask), max_size=8)
 
@@ -109,3 +121,89 @@ class SessionTests(SynchronousTestCase):
         session.received(encode_ask(Ask(b"x")), 2.0)
         session.wake(100.0)
         self.assertEqual((list(session.effects()), session.deadline()), ([], None))
+
+
+class StreamTests(SynchronousTestCase):
+    """The adapter with the session on it, over a transport that is not there."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.stamps = Stamps()
+        self.stream = Stream(StampSession(0.0), self.stamps, self.clock, self.clock.seconds)
+        self.transport = StringTransportWithDisconnection()
+        self.transport.protocol = self.stream
+        self.stream.makeConnection(self.transport)  # type: ignore[no-untyped-call]
+
+    def test_a_question_is_answered(self) -> None:
+        self.clock.advance(0.5)
+        self.stream.dataReceived(encode_ask(Ask(b"hi")))
+        self.assertEqual(self.transport.value(), encode_stamp(Stamp(500, b"hi")))
+
+    def test_an_idle_connection_is_closed_by_the_clock(self) -> None:
+        self.clock.advance(IDLE - 0.1)
+        self.assertEqual(dict(self.stamps.ended_by), {})
+        self.clock.advance(0.1)
+        self.assertEqual(dict(self.stamps.ended_by), {"idle": 1})
+
+
+class LoopbackTests(TestCase):
+    """Real sockets, made by the function that `twistd stamp` calls."""
+
+    async def listen(self) -> int:
+        from twisted.internet import reactor
+
+        options = Options()  # type: ignore[no-untyped-call]
+        options.parseOptions(["--listen", "tcp:0:interface=127.0.0.1"])  # type: ignore[no-untyped-call]
+        service = makeService(options)
+        assert isinstance(service, StreamServerEndpointService)
+        service.startService()
+        self.addCleanup(service.stopService)
+        self.reactor = reactor
+        numbers: list[int] = []
+
+        def listening(port: IListeningPort) -> IListeningPort:
+            numbers.append(port.getHost().port)  # type: ignore[attr-defined]  # TCP addresses have one
+            return port
+
+        assert service._waitingForPort is not None
+        service._waitingForPort.addCallback(listening)
+        return numbers[0]
+
+    async def test_a_real_client(self) -> None:
+        number = await self.listen()
+        client, arrived = Collector(), Deferred[bytes]()
+        client.want(7 + 6 + SIZE, arrived)
+        endpoint = TCP4ClientEndpoint(self.reactor, "127.0.0.1", number)
+        await connectProtocol(endpoint, client)
+        client.transport.write(encode_ask(Ask(b"x")) + encode_ask(Ask(b"y" * SIZE)))
+        got = await arrived.addTimeout(5, self.reactor)
+        self.assertEqual((got[6:7], got[7 + 6 :]), (b"x", b"y" * SIZE))
+        client.transport.loseConnection()
+        await client.gone
+
+    async def test_a_taken_port_is_said_at_once(self) -> None:
+        number = await self.listen()
+        second = stamp_service(self.reactor, f"tcp:{number}:interface=127.0.0.1", Stamps())
+        self.assertRaises(CannotListenError, second.startService)
+
+
+class Collector(Protocol):
+    """A client that keeps what comes."""
+
+    transport: ITCPTransport
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.gone: Deferred[None] = Deferred()
+
+    def want(self, size: int, arrived: Deferred[bytes]) -> None:
+        """Fire `arrived` with what came once there are `size` bytes."""
+        self._size, self._arrived = size, arrived
+
+    def dataReceived(self, data: bytes) -> None:
+        self.data += data
+        if len(self.data) >= self._size and not self._arrived.called:
+            self._arrived.callback(self.data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.gone.callback(None)
