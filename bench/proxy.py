@@ -146,7 +146,11 @@ def progress(console: Console, total: Callable[[], int]) -> Iterator[Callable[[s
 @click.command()
 @click.option("--quick", is_flag=True, help="Fewer figures, shorter samples: about two minutes instead of ten.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Also write the tables as Markdown to this file.")
+@click.option(
+    "--markdown",
+    type=click.Path(path_type=Path),
+    help="Also write the tables as Markdown to this file, between its two `measured` marks if it has them.",
+)
 @click.option("--only", multiple=True, metavar="ROW", help="Measure this system only; may be repeated.")
 @click.option("--profile", is_flag=True, help="Show where layer8's process spends its time instead of comparing it.")
 def main(quick: bool, as_json: bool, markdown: Path | None, only: tuple[str, ...], profile: bool) -> None:
@@ -189,7 +193,8 @@ def main(quick: bool, as_json: bool, markdown: Path | None, only: tuple[str, ...
     tunnels = [system.name for system in TUNNELS if system in wanted]
     made = report.tables(results, (("One hop", one_hop), ("Server and agent", tunnels)))
     if markdown is not None:
-        markdown.write_text(report.markdown(made, facts))
+        page = markdown.read_text() if markdown.exists() else ""
+        markdown.write_text(report.into_page(page, report.markdown(made, facts)))
     if as_json:
         json.dump({"facts": facts, **results.as_json()}, sys.stdout, indent=1)
         print()

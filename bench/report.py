@@ -237,6 +237,17 @@ def markdown(made: Iterable[tuple[str, list[str], list[list[str]]]], facts: Mapp
     return "\n".join(lines) + "\n"
 
 
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+"""What stands between these lines of a page is replaced by the next run."""
+
+
+def into_page(page: str, measured: str) -> str:
+    """The page with `measured` between its two marks; `measured` alone if the page has none."""
+    before, mark, rest = page.partition(BEGIN)
+    _, closing, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{measured}{END}{after}" if mark and closing else measured
+
+
 def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
 

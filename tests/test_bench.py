@@ -15,7 +15,7 @@ from bench.hotspots import perf_lines
 from bench.load import Load, NoLoad, build, parse_iperf3, parse_wrk
 from bench.machine import Foreign, busy_s
 from bench.processes import Child, DidNotStart, free_port, rollup
-from bench.report import Results, markdown, tables
+from bench.report import BEGIN, END, Results, into_page, markdown, tables
 from bench.stats import Summary, ratio, short
 from bench.systems import ONE_HOP, layer8_config
 from bench.tunnels import TUNNELS
@@ -134,6 +134,12 @@ class ReportTests(SynchronousTestCase):
             text.startswith("- kernel: 6.1\n\n### One hop: Bulk, GB/s\n\n| system | 8 down |\n| --- | --- |\n")
         )
         self.assertIn("| layer8 (Host/log) | ~5.40 (5.00-5.80) |", text)
+
+    def test_into_page(self) -> None:
+        """The next run replaces the last one and leaves the prose alone."""
+        page = f"# Title\n\n{BEGIN}\nold\n{END}\n\nProse.\n"
+        self.assertEqual(into_page(page, "new\n"), f"# Title\n\n{BEGIN}\nnew\n{END}\n\nProse.\n")
+        self.assertEqual(into_page("no marks", "new\n"), "new\n")
 
     def test_json(self) -> None:
         found = json.loads(json.dumps(self.results.as_json()))
