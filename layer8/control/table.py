@@ -153,12 +153,15 @@ class Table:
                 raise ValueError(f"{word}.* already belongs to {self._owners[word]}")
         rows = _rows(module)
         news = tuple(getattr(module, "events", ()))
-        names = [row.name for row in rows] + [event.name for event in news]
-        for name in names:
-            if name.partition(".")[0] not in owns or not name.partition(".")[2]:
-                raise ValueError(f"{type(module).__qualname__} does not own {name}")
-            if name in self._methods or name in self._events or names.count(name) > 1:
-                raise ValueError(f"{name} is there already")
+        # a method and an event may share a name: `node.health` asks once, or is told
+        methods, events = [row.name for row in rows], [event.name for event in news]
+        for names, there in ((methods, self._methods), (events, self._events)):
+            for name in names:
+                if name.partition(".")[0] not in owns or not name.partition(".")[2]:
+                    raise ValueError(f"{type(module).__qualname__} does not own {name}")
+                if name in there or names.count(name) > 1:
+                    raise ValueError(f"{name} is there already")
+        names = list(dict.fromkeys(methods + events))
         self._owners.update(dict.fromkeys(owns, owner))
         self._methods.update((row.name, row) for row in rows)
         self._events.update((event.name, event) for event in news)
