@@ -223,7 +223,7 @@ class Request(server.Request):
 
     def processingFailed(self, reason: Failure) -> Failure:
         """Log our own bug and show none of it."""
-        self.site.failures.failure("a page failed", failure=reason)
+        self.site.failures.failure("a page failed", reason, event="control.page_failed")
         if not self.startedWriting:
             self.write(self.say(Answer(500, b"internal error\n")))
         self.finish()
