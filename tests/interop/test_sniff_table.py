@@ -110,6 +110,18 @@ class TableTests(SynchronousTestCase):
         self.assertEqual(DELIBERATE.keys() - {row.name for row in (*TLS_ROWS, *HTTP_ROWS)}, set())
 
 
+class PageTests(SynchronousTestCase):
+    """The page for readers says what the tests say."""
+
+    def test_every_row_is_on_the_page(self) -> None:
+        page = Path(__file__).parents[2] / "docs" / "proxy-sniffing.md"
+        if not page.exists():
+            raise SkipTest("the tests run without the docs")
+        lines = [line.strip("| ").split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
+        written = [(cells[0].replace("`", ""), cells[1]) for cells in lines if len(cells) >= 5 and cells[1] != "layer8"]
+        self.assertEqual(written, [(row.name, row.outcome) for row in (*TLS_ROWS, *HTTP_ROWS)])
+
+
 class ClientTests(SynchronousTestCase):
     """What real clients send first is routed to the name that they were told, at every cut."""
 

@@ -1,5 +1,6 @@
 """The TLS port's sniffer: every row of the table at every cut, and noise."""
 
+import tracemalloc
 from collections.abc import Callable
 from time import perf_counter
 
@@ -9,6 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import LocalProtocolError
 from layer8.proxy.sniff import UNKNOWN, Reason
+from layer8.proxy.sniff_http import SNIFF_HTTP, HttpSniffer
 from layer8.proxy.sniff_tls import SNIFF_TLS, TlsSniffer
 from tests.proxy.cuts import at_every_cut, mutated, pieces, run, shown, summary, typed
 from tests.proxy.hellos import PSK, TICKET, USUAL, hello, padding, record, records, sni
@@ -98,6 +100,34 @@ class OutcomeTests(SynchronousTestCase):
                 self.assertEqual(shown(outcome), "A www.example.com")
             self.assertLess(sorted(seconds)[197], 0.05)
             self.assertEqual({shown(sniffer.feed(WHOLE[-1:])) for sniffer in idle}, {"A www.example.com"})
+
+
+class MemoryTests(SynchronousTestCase):
+    def test_what_waits_is_kept_once(self) -> None:
+        """At every cut up to the limit, a sniffer is little more than the bytes it was given."""
+        for make, data, most in (
+            (TlsSniffer, records(LONGEST, range(16384, len(LONGEST), 16384))[:-1], SNIFF_TLS),
+            (TlsSniffer, records(POST_QUANTUM, range(1, len(POST_QUANTUM)))[:-1], SNIFF_TLS),
+            (HttpSniffer, (b"GET / HTTP/1.1\r\nCookie: " + b"x" * SNIFF_HTTP)[: SNIFF_HTTP - 1], SNIFF_HTTP),
+        ):
+            parts = [data[at : at + 500] for at in range(0, len(data), 500)]
+            tracemalloc.start()
+            try:
+                sniffer = make()
+                before, _ = tracemalloc.get_traced_memory()
+                for part in parts:
+                    self.assertIsNone(sniffer.feed(part))
+                after, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            self.assertLessEqual(after - before, most * 9 // 8 + 2000)  # a bytearray grows an eighth ahead
+
+    def test_feeding_past_the_limit_decides(self) -> None:
+        for make, most in ((TlsSniffer, SNIFF_TLS), (HttpSniffer, SNIFF_HTTP)):
+            sniffer = make()
+            first = record(hello())[:40] if make is TlsSniffer else b"GET / HTTP/1.1\r\nA: "
+            self.assertIsNone(sniffer.feed(first))
+            self.assertIsNotNone(sniffer.feed(first[-1:] * most))
 
 
 class NoiseTests(SynchronousTestCase):
