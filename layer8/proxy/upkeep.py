@@ -130,13 +130,13 @@ class Upkeep(Service):
 
     def startService(self) -> None:
         """Begin."""
-        super().startService()
+        Service.startService(self)
         self._tasks.restart()
         self._loop.start(TURN, now=False)
 
     def stopService(self) -> Deferred[None]:
         """Finish the turn under way, write the byte counts, leave the bus."""
-        super().stopService()
+        Service.stopService(self)
         self._loop.stop()
         return Deferred.fromCoroutine(self._stop())
 
