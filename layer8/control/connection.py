@@ -198,8 +198,8 @@ class Connection:
         self._close("binary")
 
     def heard(self, now: float) -> None:
-        """Take a sign of life that is not a message: a ping or a pong."""
-        self._heard = now
+        """Take a sign of life that is not a message, a ping or a pong, perhaps some time after it came."""
+        self._heard = max(self._heard, now)
 
     def answered(self, call: int, result: Any, now: float) -> None:
         """Give a call its result, a JSON value.

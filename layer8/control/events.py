@@ -171,9 +171,7 @@ class Hub:
         for subscriber, subscription in tuple(self._wanting.get(note.name, ())):
             subscriber._offer(subscription, note)
 
-    def subscribe(
-        self, subscriber: Subscriber, names: Iterable[str], every: float, match: Mapping[str, Any]
-    ) -> int:
+    def subscribe(self, subscriber: Subscriber, names: Iterable[str], every: float, match: Mapping[str, Any]) -> int:
         """Add a subscription and give its number; `every` is the least time between deliveries, in seconds."""
         added = subscriber._add(names, every, match)
         for name in added.names:

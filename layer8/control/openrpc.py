@@ -62,9 +62,7 @@ def _method(row: Method, components: Components) -> dict[str, Any]:
         "name": row.name,
         "description": row.doc,
         "paramStructure": "by-name",
-        "params": [
-            _param(name, schema, name in wanted["required"]) for name, schema in wanted["properties"].items()
-        ],
+        "params": [_param(name, schema, name in wanted["required"]) for name, schema in wanted["properties"].items()],
         "result": {"name": "result", "schema": json_schema(row.result, components)},
         "errors": [
             *(_error(kind) for kind in row.errors if kind not in EVERYWHERE),

@@ -50,9 +50,7 @@ class KeptPeer:
             callback()
 
 
-def caller(
-    *roles: str, ceiling: frozenset[str] = EVERYTHING, private: bool = True, peer: Peer | None = None
-) -> Caller:
+def caller(*roles: str, ceiling: frozenset[str] = EVERYTHING, private: bool = True, peer: Peer | None = None) -> Caller:
     """A caller whose proof gave these roles."""
     return Caller(
         name="tester",

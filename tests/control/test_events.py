@@ -78,9 +78,7 @@ class Subscribing(SynchronousTestCase):
         number = self.stall.subscribe(subscriber, "relay.circuit")
         self.table.publish("relay.circuit", Circuit(1, "up"))
         self.table.publish("relay.link", Circuit(2, "up"))
-        self.assertEqual(
-            told(subscriber.take(0.0)), [(number, 1, "relay.circuit", {"circuit": 1, "state": "up"})]
-        )
+        self.assertEqual(told(subscriber.take(0.0)), [(number, 1, "relay.circuit", {"circuit": 1, "state": "up"})])
         self.assertEqual(subscriber.take(0.0), [])
 
     def test_as_a_message(self) -> None:
@@ -261,9 +259,7 @@ class Slow(SynchronousTestCase):
         self.assertEqual(lost[3], {"subscription": number, "count": 60_000 + EVENT_QUEUE})
 
     @given(
-        st.lists(
-            st.tuples(st.sampled_from(["publish", "coalesced", "take", "time"]), st.integers(0, 400)), max_size=40
-        )
+        st.lists(st.tuples(st.sampled_from(["publish", "coalesced", "take", "time"]), st.integers(0, 400)), max_size=40)
     )
     def test_each_event_is_delivered_or_counted(self, steps: list[tuple[str, int]]) -> None:
         stall = Stall()
