@@ -1,7 +1,7 @@
 """Drives a real headless Chromium or Firefox from trial, with nothing but Autobahn in between.
 
 Chromium is driven by its DevTools protocol, Firefox by WebDriver BiDi; both are JSON commands and events over one
-WebSocket whose address the browser prints when it starts, so one `Wire` serves both. A test reads like this:
+WebSocket whose address the browser prints when it starts, so one `Wire` serves both. A test reads like this::
 
     class MyTests(TestCase):
         skip = Chromium.absent()

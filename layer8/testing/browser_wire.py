@@ -57,8 +57,7 @@ class Wire:
     async def connect(cls, reactor: Any, url: str) -> Wire:
         """A wire to the WebSocket at `url`, which is on this machine."""
         wire = cls(reactor)
-        untyped: Any = WebSocketClientFactory
-        factory = untyped(url, reactor=reactor)
+        factory = WebSocketClientFactory(url, reactor=reactor)
         factory.protocol = _Socket
         factory.setProtocolOptions(
             maxFramePayloadSize=MESSAGE, maxMessagePayloadSize=MESSAGE, openHandshakeTimeout=OPEN_S, tcpNoDelay=True

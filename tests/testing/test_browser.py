@@ -69,9 +69,11 @@ class ChromiumTests(TestCase):
         root.putChild(b"", Data(PAGE, "text/html"))
         root.putChild(b"blob", Data(self.blob, "application/octet-stream"))
         site: Any = Site(root)
-        self.port: Any = self.reactor.listenTCP(0, site, interface="127.0.0.1")
-        self.addCleanup(self.port.stopListening)
-        self.url = f"http://localhost:{self.port.getHost().port}/"
+        port = self.reactor.listenTCP(0, site, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        address: Any = port.getHost()
+        self.port = address.port
+        self.url = f"http://localhost:{self.port}/"
 
     async def start(self, **options: Any) -> Any:
         browser = await self.browser.start(self.reactor, **options)
@@ -103,11 +105,10 @@ class ChromiumTests(TestCase):
     async def test_names_and_errors(self) -> None:
         """A mapped name reaches this machine, any other fails; a throwing script is an error with its text."""
         browser = await self.start(hosts={"shop.test": "127.0.0.1"})
-        port = self.port.getHost().port
-        page = await browser.page(f"http://shop.test:{port}/")
-        self.assertEqual(await page.evaluate("location.host"), f"shop.test:{port}")
+        page = await browser.page(f"http://shop.test:{self.port}/")
+        self.assertEqual(await page.evaluate("location.host"), f"shop.test:{self.port}")
         with self.assertRaises(BrowserError):
-            await page.goto(f"http://elsewhere.test:{port}/")
+            await page.goto(f"http://elsewhere.test:{self.port}/")
         await page.goto(self.url)
         with self.assertRaisesRegex(BrowserError, "on purpose"):
             await page.evaluate("Promise.reject(new Error('on purpose'))")
