@@ -25,6 +25,8 @@ from layer8.core.buffer import CappedBuffer
 from layer8.core.errors import RemoteProtocolError
 from layer8.core.session import Close, Send
 from layer8.net.stream import Stream
+from layer8.testing.playbook import Lost, Playbook, Received, Wait
+from layer8.testing.wire import Link, Wire, connect
 
 questions = st.lists(st.binary(min_size=1, max_size=SIZE).map(Ask), max_size=8)
 
@@ -33,6 +35,30 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     """Cut bytes at the given places, in any order."""
     edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
     return [data[start:end] for start, end in pairwise(edges)]
+
+
+class Collector(Protocol):
+    """A client that keeps what comes."""
+
+    transport: ITCPTransport
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.gone: Deferred[None] = Deferred()
+        self._size: int | None = None
+
+    def want(self, size: int, arrived: Deferred[bytes]) -> None:
+        """Fire `arrived` with what came once there are `size` bytes."""
+        self._size, self._arrived = size, arrived
+
+    def dataReceived(self, data: bytes) -> None:
+        self.data += data
+        if self._size is not None and len(self.data) >= self._size:
+            self._size = None
+            self._arrived.callback(self.data)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.gone.callback(None)
 
 
 class WireTests(SynchronousTestCase):
@@ -123,6 +149,49 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual((list(session.effects()), session.deadline()), ([], None))
 
 
+class ConversationTests(SynchronousTestCase):
+    """The whole conversation as it reads, bytes by the piece and one by one."""
+
+    def test_a_conversation(self) -> None:
+        hello = encode_ask(Ask(b"hello"))
+        for size in (None, 1, 3):
+            with Playbook(StampSession(1000.0), cut=size) as book:
+                book >> Received(hello) << Send(encode_stamp(Stamp(0, b"hello")))
+                book >> Wait(2.5)
+                book >> Received(hello + hello) << Send(encode_stamp(Stamp(2500, b"hello")) * 2)
+                book >> Received(hello[:3])
+                book >> Wait(IDLE) << Close("idle")
+                book >> Received(hello)
+                book >> Lost()
+
+
+class MemoryWireTests(SynchronousTestCase):
+    """Client and server over a wire in memory, on one clock."""
+
+    def start(self, link: Link) -> tuple[Collector, Wire, Stamps]:
+        clock, stamps, client = Clock(), Stamps(), Collector()
+        wire = connect(clock, client, Stream(StampSession(0.0), stamps, clock, clock.seconds), link)
+        return client, wire, stamps
+
+    def test_a_slow_and_lossy_way_changes_only_the_age(self) -> None:
+        client, wire, stamps = self.start(Link(delay=0.1, chunk=1, lose=lambda number: number == 0))
+        client.transport.write(encode_ask(Ask(b"hi")))
+        wire.settle(0.25)
+        self.assertEqual(client.data, b"")
+        wire.settle(0.25)
+        self.assertEqual((client.data[:2], client.data[6:]), (b"\x00\x02", b"hi"))
+        age = int.from_bytes(client.data[2:6], "big")
+        self.assertTrue(300 <= age < 310, age)
+        wire.cut()
+        self.assertEqual(dict(stamps.ended_by), {"lost": 1})
+
+    def test_the_last_answer_arrives_before_the_close(self) -> None:
+        client, wire, stamps = self.start(Link())
+        client.transport.write(encode_ask(Ask(b"x")) * (ASKS + 1))
+        wire.settle(10)
+        self.assertEqual((len(client.data), dict(stamps.ended_by)), (7 * ASKS, {"asks": 1}))
+
+
 class StreamTests(SynchronousTestCase):
     """The adapter with the session on it, over a transport that is not there."""
 
@@ -185,25 +254,3 @@ class LoopbackTests(TestCase):
         number = await self.listen()
         second = stamp_service(self.reactor, f"tcp:{number}:interface=127.0.0.1", Stamps())
         self.assertRaises(CannotListenError, second.startService)
-
-
-class Collector(Protocol):
-    """A client that keeps what comes."""
-
-    transport: ITCPTransport
-
-    def __init__(self) -> None:
-        self.data = b""
-        self.gone: Deferred[None] = Deferred()
-
-    def want(self, size: int, arrived: Deferred[bytes]) -> None:
-        """Fire `arrived` with what came once there are `size` bytes."""
-        self._size, self._arrived = size, arrived
-
-    def dataReceived(self, data: bytes) -> None:
-        self.data += data
-        if len(self.data) >= self._size and not self._arrived.called:
-            self._arrived.callback(self.data)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.gone.callback(None)
