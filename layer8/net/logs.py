@@ -24,7 +24,7 @@ from zope.interface import implementer
 
 from layer8.config.sections import LogConfig
 from layer8.core.blur import AddressBlur, blur_bytes, blur_time
-from layer8.core.errors import Layer8Error
+from layer8.core.errors import Layer8Error, RemoteProtocolError
 from layer8.core.logbook import EVENTS, FOREIGN
 from layer8.net.lines import LineWriter
 
@@ -41,7 +41,7 @@ _TEXT = 512
 _ITEMS = 16
 _FRAMES = 8
 _NEVER = {"authorization", "body", "cookie", "data", "key", "password", "payload", "proof", "secret", "token"}
-_LEGACY = {"event", "failure", "format", "isError", "message", "printed", "system", "time", "why"}
+_LEGACY = {"event", "failure", "format", "isError", "message", "printed", "system", "time"}
 
 Row = dict[str, Any]
 
@@ -231,7 +231,7 @@ class Logs:
 def _failure_fields(failure: Failure) -> Row:
     """Give the type and the places, not the text: the text of a bug may quote what a peer sent."""
     fields: Row = {"error": failure.type.__name__ if failure.type else "?"}
-    if failure.check(Layer8Error):
+    if failure.check(Layer8Error) and not failure.check(RemoteProtocolError):
         fields["why"] = failure.getErrorMessage()[:_TEXT]
     elif isinstance(failure.value, OSError) and failure.value.strerror:
         fields["why"] = str(failure.value.strerror)
