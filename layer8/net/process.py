@@ -56,8 +56,12 @@ class Process(MultiService):
         *,
         reload: Callable[[], object] | None = None,
         ready: Callable[[], bool] = lambda: True,
+        signals: bool = True,
     ) -> None:
-        """Run as `name`; `reload` is called on SIGHUP, and READY is sent once `ready` says so."""
+        """Run as `name`; `reload` is called on SIGHUP, and READY is sent once `ready` says so.
+
+        Without `signals` the process's signal handlers are left alone.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
         self.logs = logs
         self.program = name
@@ -65,6 +69,7 @@ class Process(MultiService):
         self._notifier = Notifier(environ)
         self._reload = reload
         self._ready = ready
+        self._signals = signals
         self._told = False
         self._loops: list[LoopingCall] = []
 
@@ -84,7 +89,8 @@ class Process(MultiService):
         self.logs.announce()
         with self._one_line():
             super().startService()  # type: ignore[no-untyped-call]
-        self._watch_signals()
+        if self._signals:
+            self._on_signal(signal.SIGHUP, self.hangup)
         self._loop(_FLUSH, self._turn)
         if self._notifier.watchdog:
             self._loop(self._notifier.watchdog / 2, self._notifier.alive)
@@ -107,6 +113,10 @@ class Process(MultiService):
         """Say that the end has begun, and stop everything."""
         self._notifier.stopping()
         self._log.info("stopping", event="process.stopping")
+        if self._signals:
+            # The first signal drains, a second one ends the process at once.
+            self._on_signal(signal.SIGTERM, self._end_now)
+            self._on_signal(signal.SIGINT, self._end_now)
         for loop in self._loops:
             loop.stop()
         self._loops.clear()
@@ -114,11 +124,15 @@ class Process(MultiService):
         self.logs.flush()
         return stopped
 
-    def _watch_signals(self) -> None:
-        def hangup(_signal: int, _frame: object) -> None:
-            self._reactor.callFromThread(self.hangup)
+    def _on_signal(self, number: signal.Signals, what: Callable[[], None]) -> None:
+        def arrived(_number: int, _frame: object) -> None:
+            self._reactor.callFromThread(what)
 
-        signal.signal(signal.SIGHUP, hangup)
+        signal.signal(number, arrived)
+
+    def _end_now(self) -> None:
+        self.logs.flush()
+        self._reactor.crash()
 
     def hangup(self) -> None:
         """Open the log files anew and reload, as SIGHUP asks."""
