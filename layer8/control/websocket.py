@@ -84,20 +84,20 @@ class Pulse:
         self.clock = clock
         self.seconds = seconds
         self._lane: Lane[Socket] = Lane(PULSE)
-        self._open = 0
+        self.open = 0
         self._call: IDelayedCall | None = None
 
     def add(self, socket: Socket) -> None:
         """Ping a socket from now on, until `remove`."""
-        self._open += 1
+        self.open += 1
         self._lane.add(socket, self.seconds())
         if self._call is None:
             self._call = self.clock.callLater(PULSE, self._beat)
 
     def remove(self) -> None:
         """Forget one socket, which is gone; after the last one nothing runs any more."""
-        self._open -= 1
-        if not self._open and self._call is not None:
+        self.open -= 1
+        if not self.open and self._call is not None:
             self._call.cancel()
             self._call = None
             self._lane = Lane(PULSE)
@@ -109,7 +109,7 @@ class Pulse:
             if socket.look(now):
                 self._lane.add(socket, now)
         # a second is fine enough for PING, and keeps a crowd of sockets from waking us one by one
-        self._call = self.clock.callLater(1.0, self._beat) if self._open else None
+        self._call = self.clock.callLater(1.0, self._beat) if self.open else None
 
 
 @implementer(IPushProducer)
