@@ -256,9 +256,9 @@ class Table:
 
     def publish(self, name: str, data: Any) -> None:
         """Tell an event to everybody who subscribed; does nothing at all if nobody did."""
-        if not self._hub.wanted(name):
-            return
-        event = self._events[name]
+        event = self._events.get(name)
+        if event is None or not self._hub.wanted(name):
+            return  # None: its module has just gone
         if type(data) is not event.data:
             raise TypeError(f"{name} tells a {event.data.__qualname__}, not a {type(data).__qualname__}")
         dump = shape_of(event.data).dump

@@ -64,8 +64,7 @@ class Token:
 
 def digest_of(text: str) -> bytes:
     """Give what is stored of a token; one that is too long to be one is hashed as if it were empty."""
-    shown = text.encode("utf-8", "surrogatepass")
-    return sha256(shown if len(shown) <= TEXT_SIZE else b"").digest()
+    return sha256(text.encode("utf-8", "surrogatepass") if len(text) <= TEXT_SIZE else b"").digest()
 
 
 def token_text(secret: bytes) -> str:

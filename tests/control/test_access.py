@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import timeit
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -88,6 +90,16 @@ class TokenSets(SynchronousTestCase):
         digest = digest_of("secret")
         tokens = Tokens([Token("close", digest[:31] + bytes([digest[31] ^ 1]), frozenset({"admin"}), 0)])
         self.assertIsNone(tokens.check("secret", 0.0))
+
+    def test_a_wrong_token_takes_as_long_as_a_right_one(self) -> None:
+        tokens = Tokens(a_token(f"t{number}", f"secret {number}") for number in range(2000))
+
+        def took(shown: str) -> float:
+            return min(timeit.repeat(lambda: tokens.check(shown, 0.0), number=200, repeat=30))
+
+        self.assertIsNotNone(tokens.check("secret 1999", 0.0))
+        times = [took(shown) for shown in ("secret 0", "secret 1999", "", "wrong", "x" * 43, "x" * 1_048_576)]
+        self.assertLess(max(times) / min(times), 2.0, times)
 
     def test_a_set_is_never_changed(self) -> None:
         one = Tokens([a_token()])

@@ -161,6 +161,8 @@ class Subscribing(SynchronousTestCase):
         subscriber, module = self.stall.subscriber(), Relay()
         self.stall.subscribe(subscriber, "relay.link")
         self.table.remove(module)
+        self.table.publish("relay.link", Circuit(1, "up"))
+        self.assertEqual(len(subscriber), 0)
         self.table.add(module)
         self.table.publish("relay.link", Circuit(1, "up"))
         self.assertEqual(len(subscriber), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import frozen
@@ -68,6 +69,51 @@ def references(node: Any) -> set[str]:
     return set()
 
 
+# what each object must and may have (OpenRPC 1.3.2); members that begin with x- may stand in all of these
+RULES: Mapping[str, tuple[set[str], set[str]]] = {
+    "document": ({"openrpc", "info", "methods"}, {"servers", "components", "externalDocs"}),
+    "info": ({"title", "version"}, {"description", "termsOfService", "contact", "license"}),
+    "method": (
+        {"name", "params"},
+        {
+            "result",
+            "description",
+            "summary",
+            "tags",
+            "errors",
+            "links",
+            "paramStructure",
+            "examples",
+            "deprecated",
+            "servers",
+            "externalDocs",
+        },
+    ),
+    "content": ({"name", "schema"}, {"summary", "description", "required", "deprecated"}),
+    "error": ({"code", "message"}, {"data"}),
+}
+
+
+def broken_rules(described: dict[str, Any]) -> list[str]:
+    """Where a document breaks the structure of OpenRPC."""
+    objects: list[tuple[str, dict[str, Any]]] = [("document", described), ("info", described["info"])]
+    for method_ in described["methods"]:
+        objects.append(("method", method_))
+        objects += [("content", content) for content in (*method_["params"], method_["result"])]
+        objects += [("error", error) for error in method_["errors"] if "$ref" not in error]
+        optional = [param["name"] for param in method_["params"] if not param["required"]]
+        if [param["name"] for param in method_["params"]][len(method_["params"]) - len(optional) :] != optional:
+            objects.append(("error", {"optional parameters come last": method_["name"]}))
+    objects += [("error", error) for error in described["components"]["errors"].values()]
+    wrong = []
+    for kind, one in objects:
+        must, may = RULES[kind]
+        keys = {key for key in one if not key.startswith("x-")}
+        if not must <= keys or not keys <= must | may:
+            wrong.append(f"{kind}: {sorted(keys)}")
+    return wrong
+
+
 class Document(SynchronousTestCase):
     """What `rpc.discover` answers."""
 
@@ -90,6 +136,13 @@ class Document(SynchronousTestCase):
         self.assertEqual(
             build["errors"][:2], [{"code": -32004, "message": "conflict"}, {"code": -32003, "message": "not_found"}]
         )
+
+    def test_the_structure_is_that_of_openrpc(self) -> None:
+        described = document(a_table())
+        self.assertEqual(broken_rules(described), [])
+        self.assertEqual(described["openrpc"], "1.3.2")
+        described["methods"][0]["role"] = "public"
+        self.assertEqual(len(broken_rules(described)), 1)
 
     def test_every_reference_leads_somewhere(self) -> None:
         described = document(a_table())
