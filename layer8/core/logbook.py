@@ -25,6 +25,7 @@ EVENTS: Mapping[str, Logged] = {
     "log.reopened": Logged("the log file was opened anew"),
     "log.lost": Logged("lines were dropped because nobody took them"),
     "process.ready": Logged("everything listens"),
+    "process.reload_failed": Logged("a bug of ours while the configuration was read again"),
     "process.stopping": Logged("the process was asked to stop"),
     "control.call_failed": Logged("a bug of ours in a method; the caller was told the id only"),
     "control.page_failed": Logged("a bug of ours in an HTTP page of the control listener"),
@@ -37,6 +38,17 @@ EVENTS: Mapping[str, Logged] = {
     "task.failed": Logged("a bug of ours in a task"),
     "pump.failed": Logged("a bug of ours in the pump; one connection was lost"),
     "pump.starved": Logged("no descriptor is left; accepting rests for a moment"),
+    "listen.opened": Logged("something listens; says what and where"),
+    "config.reloaded": Logged("the configuration was read again and is used from now on"),
+    "config.refused": Logged("the configuration was read again and cannot be used; the old one stands"),
+    "proxy.draining": Logged("no new visitors are let in"),
+    "proxy.counts_kept": Logged("byte counts could not be written and stay in memory"),
+    "proxy.closed": Logged("a visitor's connection ended: the access log", record=True),
+    "agent.connected": Logged("a server took this agent's subscriptions"),
+    "agent.lost": Logged("the connection to a server ended; it is dialled again"),
+    "agent.refused": Logged("a server refused a subscription; the agent goes on trying"),
+    "agent.rejected": Logged("a visitor could not be carried to its target"),
+    "agent.draining": Logged("a server drains; what is joined goes on"),
 }
 FOREIGN = "foreign"
 """The event of lines that other libraries log; only their constant texts are kept."""

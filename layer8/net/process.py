@@ -17,10 +17,12 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from twisted.application.service import MultiService
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.task import LoopingCall
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
+from twisted.python.failure import Failure
 
 from layer8.core.errors import Layer8Error, Unavailable
 from layer8.net.logs import Logs
@@ -42,6 +44,16 @@ def listening(option: str, text: str) -> Iterator[None]:
         raise Unavailable(f"cannot listen on {text}: {error.strerror}; choose another with {option}") from error
 
 
+@contextmanager
+def or_exit(program: str) -> Iterator[None]:
+    """End the process with one line and exit code 1 for what cannot work, while a service is put together."""
+    try:
+        yield
+    except (Layer8Error, OSError) as error:
+        complain(program, error)
+        raise SystemExit(1) from None
+
+
 class Process(MultiService):
     """The outermost service: log, signals and systemd around one daemon's service."""
 
@@ -58,9 +70,9 @@ class Process(MultiService):
         ready: Callable[[], bool] = lambda: True,
         signals: bool = True,
     ) -> None:
-        """Run as `name`; `reload` is called on SIGHUP, and READY is sent once `ready` says so.
+        """Run as `name`; `reload` is called on SIGHUP and may give a Deferred, and READY is sent once `ready` says so.
 
-        Without `signals` the process's signal handlers are left alone.
+        Without `signals`, SIGHUP is left alone.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.logs = logs
@@ -90,7 +102,7 @@ class Process(MultiService):
         with self._one_line():
             super().startService()  # type: ignore[no-untyped-call]
         if self._signals:
-            self._on_signal(signal.SIGHUP, self.hangup)
+            signal.signal(signal.SIGHUP, lambda _number, _frame: self._reactor.callFromThread(self.hangup))
         self._loop(_FLUSH, self._turn)
         if self._notifier.watchdog:
             self._loop(self._notifier.watchdog / 2, self._notifier.alive)
@@ -113,10 +125,6 @@ class Process(MultiService):
         """Say that the end has begun, and stop everything."""
         self._notifier.stopping()
         self._log.info("stopping", event="process.stopping")
-        if self._signals:
-            # The first signal drains, a second one ends the process at once.
-            self._on_signal(signal.SIGTERM, self._end_now)
-            self._on_signal(signal.SIGINT, self._end_now)
         for loop in self._loops:
             loop.stop()
         self._loops.clear()
@@ -124,25 +132,15 @@ class Process(MultiService):
         self.logs.flush()
         return stopped
 
-    def _on_signal(self, number: signal.Signals, what: Callable[[], None]) -> None:
-        def arrived(_number: int, _frame: object) -> None:
-            self._reactor.callFromThread(what)
-
-        signal.signal(number, arrived)
-
-    def _end_now(self) -> None:
-        self.logs.flush()
-        self._reactor.crash()
-
     def hangup(self) -> None:
-        """Open the log files anew and reload, as SIGHUP asks."""
+        """Open the log files anew and reload, as SIGHUP asks; the reload may end later."""
         self.logs.reopen()
         if self._reload is not None:
             self._notifier.reloading()
-            try:
-                self._reload()
-            finally:
-                self._notifier.ready()
+            maybeDeferred(self._reload).addErrback(self._reload_failed).addBoth(lambda _: self._notifier.ready())
+
+    def _reload_failed(self, reason: Failure) -> None:
+        self._log.failure("a reload failed", reason, event="process.reload_failed")
 
     def status(self, text: str) -> None:
         """Show one line in `systemctl status`."""

@@ -215,14 +215,17 @@ class Traffic:
         """Close every visitor that is left."""
         if self._ticker.running:
             self._ticker.stop()
+        self.close_all()
+        if self._log is not None:
+            self._log.lines.flush()
+
+    def close_all(self) -> None:
+        """Close every visitor there is, because the time for draining is over."""
         for visit in list(self.visits):
             if visit.link is not None:
                 visit.link.close("shutdown")
-            elif visit.session is not None:
-                visit.session.refuse(Reason.DRAINING)
-                self._perform(visit, visit.session)
-        if self._log is not None:
-            self._log.lines.flush()
+            else:
+                self._refuse(visit, Reason.DRAINING)
 
     # From accept to a name.
 

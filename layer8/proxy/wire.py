@@ -49,6 +49,7 @@ NONCE_SIZE: Final = 32  # bytes; one per control connection
 FEATURES: Final[tuple[str, ...]] = ()  # optional parts of this build; used if both ends name them
 SUBPROTOCOL: Final = "jsonrpc.layer8.v1"
 AGENT_PATH: Final = "/agent"  # where the agent listener takes WebSockets
+DATA_ALPN: Final = "layer8-data/1"  # of a dial-back inside TLS, which tells it from a control connection
 LARGEST_ID: Final = 2**53 - 1  # subscriptions and connections are numbered below it: JSON numbers stay exact
 
 HASH: Final = "[0-9a-f]{64}"  # a SHA-256, an HMAC or 32 random bytes

@@ -1,0 +1,233 @@
+"""What stands around a protocol in every daemon: identity, control, health, log, reload, drain and signals.
+
+A daemon is put together in its `tap.py`::
+
+    frame = Frame(reactor, "proxy", options, environ)
+    server = Server(frame, ...)
+    frame.run(server)            # parts start in this order, control last
+    return frame.process         # what twistd runs
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Awaitable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from twisted.application.service import IService, Service
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from layer8.config.home import home
+from layer8.config.load import Loaded, load_text
+from layer8.config.state import identity, node_key
+from layer8.config.tree import Config
+from layer8.control.callers import Callers
+from layer8.control.metrics import Metrics
+from layer8.control.node import Node
+from layer8.control.service import ControlService, wall_clock
+from layer8.control.settings import Configuration, Settings
+from layer8.control.table import Table
+from layer8.core.errors import Layer8Error
+from layer8.crypto.keyfile import make_private_folder
+from layer8.crypto.x509 import Identity
+from layer8.net.logs import Logs
+from layer8.net.process import Process
+from layer8.net.service import Daemon
+
+
+class Source(Protocol):
+    """Where the configuration came from, so that it can be read again."""
+
+    loaded: Loaded
+
+    def reload(self) -> Loaded:
+        """Read every source anew; raises ConfigProblems."""
+
+
+class Role(Protocol):
+    """A protocol's side of its daemon."""
+
+    def apply(self, config: Config) -> Awaitable[None]:
+        """Go by another configuration; if it raises, nothing has changed."""
+
+    def listening(self) -> Sequence[str]:
+        """Say in words where what listens."""
+
+    def connections(self) -> int:
+        """Count what is under way."""
+
+    def drain(self, seconds: float) -> None:
+        """Take nothing new; what is under way has `seconds`."""
+
+    def resume(self) -> None:
+        """Take work again."""
+
+
+class Frame:
+    """See the module; raises ConfigError or StorageError when the state folder cannot be used."""
+
+    _log = Logger(namespace="layer8.control.frame")
+
+    def __init__(self, reactor: Any, role: str, source: Source, environ: Mapping[str, str]) -> None:
+        """Prepare the daemon `role`; nothing listens yet."""
+        config = source.loaded.config
+        self.reactor = reactor
+        self.role = role
+        self.environ = environ
+        self.source = source
+        self.home: Path = home(environ)
+        make_private_folder(self.home)
+        self.logs = Logs(config.log, environ)
+        self.key = node_key(self.home)
+        self.daemon = Daemon(reactor, self._log)
+        self.health = self.daemon.health
+        self.table = Table(wall_clock)
+        self.metrics = Metrics(time.monotonic)
+        self._identities: dict[tuple[str, str, str], Identity] = {}
+        self._roles: list[Role] = []
+        self.control = ControlService(
+            reactor,
+            role,
+            config.control,
+            self.home,
+            self.table,
+            self.metrics,
+            self.health.reasons,
+            identity=self.identity,
+        )
+        self.node = Node(
+            reactor,
+            self.table,
+            self.metrics,
+            self.health,
+            self,
+            ident=self.key.short,
+            roles=lambda: (role,),
+            listening=self.listening,
+            drain_control=self.control.drain,
+            notes=self._notes,
+        )
+        self.configuration = Configuration(source.loaded, source.reload, self._check, self._apply)
+        self.settings = Settings(self.table, self.configuration, self.logs)
+        self.process = Process(
+            reactor, f"layer8-{role}", self.logs, environ, reload=self._hangup, ready=lambda: self.health.ready
+        )
+        for module in (self.node, self.settings, Callers(self.control.keyring, self.control.conversations)):
+            self.table.add(module)
+
+    def run(self, role: Role, *parts: IService) -> None:
+        """Let the process run these parts, in this order, and the control listeners after them."""
+        self._roles.append(role)
+        for part in (*parts, self.control, _Rows(self)):
+            part.setServiceParent(self.daemon)
+        self.daemon.setServiceParent(self.process)  # type: ignore[no-untyped-call]
+
+    def identity(self, name: str = "", cert_file: str = "", key_file: str = "") -> Identity:
+        """Give the certificate of this daemon's TLS listeners: the configured pair, else a self-signed one."""
+        asked = (name, cert_file, key_file)
+        if asked not in self._identities:
+            found = identity(self.home, self.environ, name=name, cert_file=cert_file, key_file=key_file)
+            self._identities[asked] = found
+        return self._identities[asked]
+
+    def forget_identities(self) -> None:
+        """Read certificates again when they are asked for next."""
+        self._identities.clear()
+
+    def listening(self) -> tuple[str, ...]:
+        """Say where everything listens."""
+        told = [line for role in self._roles for line in role.listening()]
+        return (*told, *(f"control on {text}" for text in self.control.listening))
+
+    # What the rows `node.*` ask of a process.
+
+    def drain(self, seconds: float) -> None:
+        """Take no new work; what is under way has `seconds` to end."""
+        for role in self._roles:
+            role.drain(seconds)
+        self.daemon.drain(seconds)
+
+    def resume(self) -> None:
+        """Take work again."""
+        self.health.draining = False
+        for role in self._roles:
+            role.resume()
+
+    def stop(self, seconds: float) -> None:
+        """Drain for at most `seconds`, then end the process."""
+        self.drain(seconds)
+        self.daemon.drain(seconds).addBoth(lambda _: self.reactor.stop())
+
+    def connections(self) -> int:
+        """Count what is under way."""
+        return sum(role.connections() for role in self._roles)
+
+    def ready(self) -> None:
+        """Tell whoever watches that everything listens, and watch for signals."""
+        for line in self.listening():
+            self._log.info("listening", event="listen.opened", what=line)
+        self.node.start()
+        self.settings.start()
+        self.reactor.callWhenRunning(self._watch_end)
+
+    def ended(self) -> None:
+        """Tell no more."""
+        self.node.stop()
+        self.settings.stop()
+
+    def _watch_end(self) -> None:
+        """A second SIGTERM or SIGINT ends a drain at once."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            usual = signal.getsignal(number)
+
+            def end(received: int, frame: Any, usual: Any = usual) -> None:
+                if self.process.running:
+                    usual(received, frame)
+                else:
+                    self.reactor.callFromThread(self.daemon.hurry)
+
+            if callable(usual):
+                signal.signal(number, end)
+
+    def _notes(self) -> tuple[str, ...]:
+        config = self.configuration.loaded.config
+        return ("the log shows addresses as they are",) if config.log.addresses == "clear" else ()
+
+    def _check(self, text: str) -> Loaded:
+        return load_text(text, self.environ, {}, role=self.role)
+
+    def _hangup(self) -> None:
+        Deferred.fromCoroutine(self._reload())
+
+    async def _reload(self) -> None:
+        try:
+            await self.settings.reload()
+            self._log.info("the configuration was read again", event="config.reloaded")
+        except Layer8Error as error:
+            self._log.error("the old configuration stands", event="config.refused", reason=str(error))
+
+    async def _apply(self, fresh: Loaded) -> None:
+        self.forget_identities()
+        for role in self._roles:
+            await role.apply(fresh.config)
+        self.logs.apply(fresh.config.log)
+
+
+class _Rows(Service):
+    """Starts last and stops first: everything before it listens."""
+
+    def __init__(self, frame: Frame) -> None:
+        self._frame = frame
+
+    def startService(self) -> None:
+        """Say that everything listens."""
+        Service.startService(self)
+        self._frame.ready()
+
+    def stopService(self) -> None:
+        """Say no more."""
+        Service.stopService(self)
+        self._frame.ended()

@@ -1,0 +1,361 @@
+"""The server's listeners: visitors, agents, their dial-backs, and all of these on one public port.
+
+Visitors and dial-backs are accepted by the pump. Agents speak WebSocket, so theirs are Twisted's. A ClientHello that
+names the server itself, on a visitors' TLS port, is an agent that can only reach that port: its ALPN says which of its
+two kinds of connection it is.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from OpenSSL import SSL
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort, IProtocol, IProtocolFactory
+from twisted.internet.protocol import Factory
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.protocols.tls import TLSMemoryBIOFactory
+
+from layer8.config.endpoint import is_loopback
+from layer8.config.endpoint import server as read_endpoint
+from layer8.config.proxy import ProxyConfig
+from layer8.core.address import HostPort
+from layer8.crypto.x509 import Identity
+from layer8.net.factory import Places
+from layer8.net.listen import Taken, now, take
+from layer8.net.process import listening
+from layer8.net.pump import Listener, Pump
+from layer8.net.tls import TlsServer, server_context
+from layer8.proxy.choose import Seat
+from layer8.proxy.data import DataPort
+from layer8.proxy.limits import CALL_LIFE
+from layer8.proxy.methods import AgentRows
+from layer8.proxy.orders import ConnectionRow
+from layer8.proxy.traffic import TICK, Traffic, Visit
+from layer8.proxy.wire import DATA_ALPN, DataAddress
+
+DEFER = 10
+"""Seconds that the kernel keeps a visitor who says nothing, before we hear of it."""
+
+
+class Door:
+    """Opens and closes listeners; implements what `operate` and `traffic` ask of a door."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        pump: Pump,
+        traffic: Traffic,
+        rows: AgentRows,
+        config: ProxyConfig,
+        identity: Callable[[], Identity],
+        agents: IProtocolFactory,
+        legacy: IProtocolFactory | None,
+    ) -> None:
+        """`agents` speaks control to agents, `legacy` to webgw's; `identity` is asked for when TLS is first spoken."""
+        self._reactor = reactor
+        self._pump = pump
+        self._traffic = traffic
+        self._rows = rows
+        self._identity = identity
+        self._agents = agents
+        self._legacy = legacy
+        self._visitors: list[tuple[Taken, Listener, str, str]] = []
+        self._ports: list[tuple[IListeningPort, str]] = []
+        self._data: list[tuple[Taken, Listener]] = []
+        self._closing: list[IDelayedCall] = []
+        self._secure_agents: IProtocolFactory | None = None
+        self._data_context: SSL.Context | None = None
+        self._deadline: IDelayedCall | None = None
+        self._ticker = LoopingCall(self._tick)
+        self._rotor = LoopingCall(self.rotate)
+        self._ticker.clock = self._rotor.clock = reactor
+        self.config = config
+        self.draining = False
+        limits = config.limits
+        places = Places(limits.data_unauthenticated, limits.data_unauthenticated_per_source)
+        self.data = DataPort(pump, places, traffic.answered, limits.secret_time, self._context)
+        traffic.caller = self
+        traffic.own = self
+        traffic.own_names = frozenset([config.name] if config.name else [])
+
+    # Opening and closing.
+
+    def open(self) -> None:
+        """Listen everywhere; raises `Unavailable` with nothing left open."""
+        try:
+            self._open_data(self.config.data)
+            for scheme, texts in (("http", self.config.http), ("https", self.config.https)):
+                for text in texts:
+                    self._open_visitors(scheme, text)
+            for text in self.config.agents:
+                self._open_agents(text, "--agents", self._agents)
+            for text in self.config.legacy if self._legacy is not None else ():
+                self._open_agents(text, "--legacy", self._legacy)
+        except BaseException:
+            self.close()
+            raise
+        self._rows.announce(self.addresses())
+        self._ticker.start(TICK, now=False)
+        if self.config.data_rotate:
+            self._rotor.start(self.config.data_rotate, now=False)
+
+    def _open_visitors(self, scheme: str, text: str) -> None:
+        taken = take(self._reactor, text, f"--{scheme}", defer=DEFER)
+        public = (self.config.public_http if scheme == "http" else self.config.public_https) or taken.port
+        accepted = self._traffic.accepted
+
+        def enter(fd: int, peer: Any) -> None:
+            accepted(fd, peer[0], public, scheme)
+
+        self._visitors.append((taken, self._pump.listen(taken.sock, enter), scheme, text))
+
+    def _open_data(self, texts: tuple[str, ...]) -> None:
+        for text in texts:
+            taken = take(self._reactor, text, "--data", defer=int(self.config.limits.secret_time) + 1)
+            self._data.append((taken, self._pump.listen(taken.sock, self.data.take)))
+
+    def _open_agents(self, text: str, option: str, factory: IProtocolFactory | None) -> None:
+        endpoint = read_endpoint(text)
+        if endpoint.tls:
+            factory = self._with_tls()
+        with listening(option, text):
+            port = now(serverFromString(self._reactor, endpoint.twisted()).listen(factory))
+        self._ports.append((port, endpoint.kind))
+
+    async def apply(self, config: ProxyConfig) -> None:
+        """Open listeners that are new, then close those that are gone; if one cannot be opened nothing has changed."""
+        wanted = [("http", text) for text in config.http] + [("https", text) for text in config.https]
+        standing = [(scheme, text) for _, _, scheme, text in self._visitors]
+        before = len(self._visitors)
+        old, self.config = self.config, config
+        try:
+            for scheme, text in wanted:
+                if (scheme, text) not in standing:
+                    self._open_visitors(scheme, text)
+        except BaseException:
+            self.config = old
+            for _, listener, _, _ in self._visitors[before:]:
+                listener.close()
+            del self._visitors[before:]
+            raise
+        for entry in [entry for entry in self._visitors if (entry[2], entry[3]) not in wanted]:
+            entry[1].close()
+            self._visitors.remove(entry)
+        self._secure_agents = self._data_context = None
+
+    def close(self) -> Deferred[None]:
+        """Listen nowhere any more; fires when that is so."""
+        self.stop_accepting()
+        for loop in (self._ticker, self._rotor):
+            if loop.running:
+                loop.stop()
+        for call in [*self._closing, *([self._deadline] if self._deadline else [])]:
+            if call.active():
+                call.cancel()
+        for _, listener in self._data:
+            listener.close()
+        self._data.clear()
+        ports, self._ports = self._ports, []
+        closed: Deferred[None] = Deferred()
+        left = [maybeDeferred(port.stopListening) for port, _ in ports]
+        done = Deferred.fromCoroutine(_all(left))
+        done.addCallback(lambda _: closed.callback(None))
+        return closed
+
+    def stop_accepting(self) -> None:
+        """Let no more visitors in."""
+        for _, listener, _, _ in self._visitors:
+            listener.close()
+        self._visitors.clear()
+
+    def listening(self) -> tuple[str, ...]:
+        """Say in words where what listens, with the ports that were really taken."""
+        told = [f"{scheme} on {taken.text}" for taken, _, scheme, _ in self._visitors]
+        told += [f"agents on {_host(port)} ({kind})" for port, kind in self._ports]
+        return (*told, *(f"data on {taken.text}" for taken, _ in self._data))
+
+    def port_of(self, scheme: str) -> int:
+        """Give the first listening port for visitors of that kind, 0 for none."""
+        return next((taken.port for taken, _, kind, _ in self._visitors if kind == scheme), 0)
+
+    def agents_port(self) -> int:
+        """Give the first listening port for agents, 0 for none."""
+        return next((int(getattr(port.getHost(), "port", 0)) for port, _ in self._ports), 0)
+
+    def _tick(self) -> None:
+        self.data.tick(self._pump.look_at_clock())
+
+    # Dial-backs.
+
+    def addresses(self) -> tuple[DataAddress, ...]:
+        """Give where agents may dial back now."""
+        pin = self._identity().pin if any(not _local(taken) for taken, _ in self._data) else None
+        if self.config.data_public:
+            public = HostPort.parse(self.config.data_public)
+            return (DataAddress(public.host, public.port, True, pin or self._identity().pin),)
+        return tuple(DataAddress("", taken.port, pin is not None, pin) for taken, _ in self._data)
+
+    def rotate(self) -> None:
+        """Open new data ports, tell every agent, and let the old ones finish."""
+        old, self._data = self._data, []
+        interfaces = [taken.endpoint.interface for taken, _ in old]
+        try:
+            self._open_data(
+                tuple(f"tcp:0:interface={interface.replace(':', chr(92) + ':')}" for interface in interfaces)
+            )
+        except Exception:
+            self._data = old
+            raise
+        self._rows.announce(self.addresses())
+
+        def finish() -> None:
+            for _, listener in old:
+                listener.close()
+
+        self._closing = [call for call in self._closing if call.active()]
+        self._closing.append(self._reactor.callLater(CALL_LIFE + self.config.limits.secret_time, finish))
+
+    def _context(self) -> SSL.Context:
+        if self._data_context is None:
+            self._data_context = server_context(self._identity(), (DATA_ALPN,))
+        return self._data_context
+
+    def encrypts(self, scheme: str) -> bool:
+        """Say whether a visitor of this kind is carried inside TLS on its way to the agent."""
+        if self.config.data_tls != "auto":
+            return self.config.data_tls == "always"
+        return scheme == "http" and not all(_local(taken) for taken, _ in self._data)
+
+    def call(self, visit: Visit, seat: Seat, secret: bytes) -> bool:
+        """Tell the agent of `seat` that a visitor waits."""
+        taken, _ = self._data[visit.conn % len(self._data)]
+        port = taken.port
+        if self.config.data_public:
+            port = HostPort.parse(self.config.data_public).port
+        return seat.voice.notify(
+            "proxy.connection",
+            {
+                "subscription": seat.number,
+                "result": {
+                    "secret": secret.hex(),
+                    "port": visit.port,
+                    "serverListeningPort": port,
+                    "tls": self.encrypts(visit.scheme),
+                    "conn": visit.conn,
+                    "host": visit.host,
+                    "scheme": visit.scheme,
+                    "expires_ms": int(CALL_LIFE * 1000),
+                },
+            },
+        )
+
+    # One public port.
+
+    def adopt(self, fd: int, peer: Any, first: bytes, alpn: tuple[bytes, ...]) -> None:
+        """Take a connection to the server's own name: a dial-back by its ALPN, else an agent's control connection."""
+        if DATA_ALPN.encode() in alpn:
+            self.data.take(fd, (peer, 0), first)
+            return
+        family = socket.AF_INET6 if ":" in peer else socket.AF_INET
+        once = _Fed(self._with_tls())
+        try:
+            self._reactor.adoptStreamConnection(fd, family, once)  # takes a duplicate
+        finally:
+            os.close(fd)
+        once.feed(first)
+
+    def _with_tls(self) -> IProtocolFactory:
+        if self._secure_agents is None:
+            creator = TlsServer(self._identity(), alpn=("http/1.1",))
+            self._secure_agents = TLSMemoryBIOFactory(creator, False, self._agents)
+        return self._secure_agents
+
+    # What operators see and do.
+
+    @property
+    def agents(self) -> int:
+        """Agents that have said hello."""
+        return len(self._rows)
+
+    def rows(self) -> Iterator[ConnectionRow]:
+        """Give a row for every visitor, by rising number."""
+        moment = self._pump.look_at_clock()
+        for visit in sorted(self._traffic.visits, key=lambda visit: visit.conn):
+            link = visit.link
+            yield ConnectionRow(
+                conn=visit.conn,
+                host=visit.host or "",
+                port=visit.port,
+                scheme=visit.scheme,
+                state=visit.state.value,
+                subscription=None if visit.seat is None else visit.seat.number,
+                seconds=int(moment - visit.opened),
+                bytes_in=0 if link is None else link.bytes_up,
+                bytes_out=0 if link is None else link.bytes_down,
+                address=visit.address,
+            )
+
+    def drain(self, deadline_s: int | None, alternatives: tuple[str, ...]) -> None:
+        """Take nothing new; close what is left after `deadline_s`, None is the configured time."""
+        seconds = self.config.drain_s if deadline_s is None else deadline_s
+        self.draining = self._traffic.draining = True
+        for _, listener, _, _ in self._visitors:
+            listener.pause()
+        self._rows.drain(alternatives, seconds * 1000)
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        self._deadline = self._reactor.callLater(seconds, self._traffic.close_all)
+        self._log.info("draining", event="proxy.draining", open=len(self._traffic.visits))
+
+    def undrain(self) -> None:
+        """Take visitors and agents again."""
+        self.draining = self._traffic.draining = False
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        self._rows.undrain()
+        for _, listener, _, _ in self._visitors:
+            listener.resume()
+
+
+class _Fed(Factory):
+    """Builds one protocol and feeds it what somebody else has read."""
+
+    noisy = False
+
+    def __init__(self, inner: IProtocolFactory) -> None:
+        self._inner = inner
+        self._built: IProtocol | None = None
+
+    def buildProtocol(self, addr: IAddress | None) -> IProtocol | None:  # type: ignore[override]
+        """Give the inner factory's protocol, or None if it has no place."""
+        self._built = self._inner.buildProtocol(addr)  # type: ignore[arg-type]
+        return self._built
+
+    def feed(self, first: bytes) -> None:
+        """Hand over the first bytes."""
+        if self._built is not None:
+            self._built.dataReceived(first)
+
+
+async def _all(waiting: list[Deferred[Any]]) -> None:
+    for one in waiting:
+        await one
+
+
+def _local(taken: Taken) -> bool:
+    where = taken.sock.getsockname() if taken.sock.fileno() >= 0 else ("", 0)
+    return not isinstance(where, tuple) or is_loopback(where[0])
+
+
+def _host(port: IListeningPort) -> str:
+    where = port.getHost()
+    host, number = getattr(where, "host", "?"), getattr(where, "port", 0)
+    return f"[{host}]:{number}" if ":" in host else f"{host}:{number}"

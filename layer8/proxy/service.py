@@ -1,0 +1,278 @@
+"""The proxy server, put together from its parts.
+
+::
+
+    Frame ── control, health, log, reload          Store ── proxy.db
+      │                                              │
+    Server ── Ledger ── Registry   Seats   Bans ◀────┘
+      │          (who registered)  (who subscribed)
+      ├── Traffic ── Pump          visitors, accept to end
+      └── Door                     listeners of visitors, agents and dial-backs
+"""
+
+from __future__ import annotations
+
+import gc
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.names.client import createResolver
+
+from layer8.config import files
+from layer8.config.endpoint import client as read_target
+from layer8.config.endpoint import server as read_endpoint
+from layer8.config.proxy import ProxyConfig, ProxyHostConfig
+from layer8.config.tree import Config
+from layer8.control.frame import Frame
+from layer8.control.limits import AGENTS
+from layer8.control.service import wall_clock
+from layer8.core.errors import ConfigError
+from layer8.crypto.secret import HostSecret
+from layer8.crypto.x509 import Identity
+from layer8.net.dial import Dialer
+from layer8.net.pump import Pump
+from layer8.net.sqlite import Database
+from layer8.net.storage import ThreadedStorage
+from layer8.net.tasks import TaskSet
+from layer8.proxy.accesslog import AccessLog
+from layer8.proxy.bans import Bans, Guesses
+from layer8.proxy.bus_local import LocalBus
+from layer8.proxy.choose import Seats
+from layer8.proxy.counting import Carrying, ProxyMetrics
+from layer8.proxy.door import Door
+from layer8.proxy.ledger import Ledger
+from layer8.proxy.methods import AgentRows, OwnerRows
+from layer8.proxy.operate import OperatorRows
+from layer8.proxy.orders import Policy
+from layer8.proxy.prove import NetworkProver, Prover
+from layer8.proxy.registration import Registration
+from layer8.proxy.registry import Registry, static
+from layer8.proxy.store import SCHEMA, Store
+from layer8.proxy.subscriber import House
+from layer8.proxy.traffic import Traffic
+from layer8.proxy.wire import AGENT_PATH, NONCE_SIZE
+
+CEILING = frozenset({"agent", "owner"})
+"""What anybody may be at most on the public listener for agents."""
+AGENTS_PER_SOURCE = 256
+"""Agents behind one /24 or /56."""
+TURN = 30.0
+"""Seconds between two looks at what has expired."""
+DATABASE = "proxy.db"
+
+
+class Server(Service):
+    """One proxy server; also what its frame calls a role."""
+
+    _log = Logger(namespace="layer8.proxy")
+
+    def __init__(self, frame: Frame, prover: Prover | None = None) -> None:
+        """Put it together, listening nowhere yet; `prover` None looks ownership up in the real DNS.
+
+        Raises ConfigError or StorageError.
+        """
+        config = frame.source.loaded.config.proxy
+        reactor = frame.reactor
+        self._frame = frame
+        self.config = config
+        self.tasks = TaskSet(self._log)
+        health = frame.health
+        self._storage = ThreadedStorage(
+            reactor,
+            Database(frame.home / DATABASE, SCHEMA),
+            lambda ok, why: health.set("storage", ok, why, needed=False),
+        )
+        self.store = Store(self._storage, config.limits.policy_rules)
+        kept = self.store.load()
+        own = [config.name] if config.name else []
+        self.registry = Registry(config.limits, secrets.token_bytes(32), own)
+        self.bans = Bans(kept.bans)
+        self.seats = Seats(lambda seat, kill: self.traffic.seat_gone(seat, kill))
+        bus = LocalBus(reactor, self.store, frame.key.node_id, kept.rows)
+        self.ledger = Ledger(
+            self.registry,
+            bus,
+            self.seats,
+            prover or NetworkProver(reactor, createResolver()),
+            wall_clock,
+        )
+        house = House(
+            self.registry,
+            self.seats,
+            Guesses(config.limits),
+            config.limits,
+            frame.key.node_id,
+            wall_clock,
+            lambda: secrets.token_urlsafe(16),
+        )
+        self.pump = Pump(reactor, idle=config.limits.idle, half_closed=config.limits.half_closed)
+        writer = frame.logs.access_writer(config.access_log)
+        self.traffic = Traffic(
+            reactor,
+            self.pump,
+            Dialer(reactor, self.pump),
+            config,
+            self.registry,
+            self.seats,
+            self.bans,
+            None if writer is None else AccessLog(writer, frame.logs.config.blur, wall_clock),
+            frame.logs.addresses.word,
+        )
+        self._agent_rows = AgentRows(house, reactor, lambda: secrets.token_bytes(NONCE_SIZE), self.traffic.rejected)
+        agents = frame.control.site(
+            "agents",
+            CEILING,
+            paths=(AGENT_PATH,),
+            rules=evolve(AGENTS, message=config.limits.control_message),
+            connections=config.limits.agents,
+            per_source=AGENTS_PER_SOURCE,
+        )
+        self.door = Door(reactor, self.pump, self.traffic, self._agent_rows, config, self.identity, agents, None)
+        self.carrying = Carrying(reactor, self.traffic, self.store, kept.carried, self.tasks)
+        self.metrics = ProxyMetrics(self.traffic, self.pump, self.seats, self.door.data, by_host=config.host_label)
+        operator_rows = OperatorRows(
+            self.registry,
+            self.seats,
+            self.bans,
+            self.store,
+            self.traffic,
+            self.door,
+            self.carrying.of,
+            time.monotonic,
+            wall_clock,
+        )
+        for rows in (self._agent_rows, OwnerRows(self.ledger, self._kill_host), operator_rows):
+            frame.table.add(rows)
+        self._turner = LoopingCall(self._turn)
+        self._turner.clock = reactor
+
+    def identity(self) -> Identity:
+        """Give the certificate for agents and dial-backs."""
+        config = self.config
+        return self._frame.identity(config.name, config.tls_cert_file, config.tls_key_file)
+
+    # As a service.
+
+    def startService(self) -> None:
+        """Listen everywhere; raises `Unavailable` with nothing left open."""
+        Service.startService(self)
+        self._restore()
+        self.pump.start()
+        try:
+            self.door.open()
+        except BaseException:
+            self.running = 0
+            self.pump.stop()
+            raise
+        self.traffic.start()
+        self.carrying.start()
+        self._turner.start(TURN, now=False)
+        self._frame.metrics.add(self.metrics)
+        # What stands now stands for good: nothing of it has to be looked at by the garbage collector again.
+        gc.collect()
+        gc.freeze()
+
+    def stopService(self) -> Deferred[None]:
+        """Close everything, the store last."""
+        Service.stopService(self)
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        self._frame.metrics.remove(self.metrics)
+        if self._turner.running:
+            self._turner.stop()
+        await self.door.close()
+        self.traffic.stop()
+        self.pump.stop()
+        await self.carrying.stop()
+        await self.tasks.stop()
+        await self._storage.close()
+
+    def _restore(self) -> None:
+        """Take what was registered before, and what the configuration file registers."""
+        restored = Deferred.fromCoroutine(self._load_hosts(self.config))
+        failures: list[Any] = []
+        restored.addErrback(failures.append)
+        if failures:
+            failures[0].raiseException()
+
+    async def _load_hosts(self, config: ProxyConfig) -> None:
+        await self.ledger.start()
+        await self.ledger.set_static(self._static(config))
+
+    def _static(self, config: ProxyConfig) -> Iterable[Registration]:
+        rows = [_registration(host, self._frame.environ, config) for host in config.host]
+        ours = {read_endpoint(text).port for text in (*config.http, *config.https)} - {0}
+        for row in rows:
+            if row.target is not None:
+                target = read_target(row.target)
+                if target.kind == "tcp" and target.loopback and target.port in ours:
+                    raise ConfigError(f"proxy.host: the target of {row.host} is this server itself")
+        return rows
+
+    def _turn(self) -> None:
+        self.tasks.start("turn", self.ledger.turn())
+        over = self.bans.ended(wall_clock())
+        if over:
+            self.tasks.start("bans", self.store.unban(over))
+
+    def _kill_host(self, host: str) -> int:
+        return self.traffic.kill(None, host)
+
+    # As a role of its frame.
+
+    async def apply(self, config: Config) -> None:
+        """Go by another configuration; what needs a restart stays as it was."""
+        fresh = evolve(config.proxy, name=self.config.name)
+        rows = list(self._static(fresh))
+        await self.door.apply(fresh)
+        await self.ledger.set_static(rows)
+        self.config = fresh
+        self.traffic.configure(fresh)
+
+    def listening(self) -> Sequence[str]:
+        """Say where visitors, agents and dial-backs may come."""
+        return self.door.listening()
+
+    def connections(self) -> int:
+        """Count the visitors."""
+        return len(self.traffic.visits)
+
+    def drain(self, seconds: float) -> None:
+        """Take no more visitors; those who are here have `seconds`."""
+        self.door.drain(int(seconds), ())
+
+    def resume(self) -> None:
+        """Take visitors again."""
+        self.door.undrain()
+
+
+def _registration(host: ProxyHostConfig, environ: Mapping[str, str], config: ProxyConfig) -> Registration:
+    """Make the registration of a host of the configuration file."""
+    key = None
+    if host.secret_file:
+        path = Path(host.secret_file)
+        key = HostSecret.load(path, forbidden=files.forbidden(path, environ)).key
+    return static(
+        host.host,
+        key=key,
+        target=host.target or None,
+        ports=host.ports,
+        mode="raw",
+        policy=Policy(
+            allow=(*config.allow, *host.allow),
+            deny=(*config.deny, *host.deny),
+            max_conns=host.max_conns,
+            rate=host.rate,
+            bandwidth=host.bandwidth,
+        ),
+        rules=config.limits.policy_rules,
+    )
