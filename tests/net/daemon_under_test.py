@@ -5,7 +5,6 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.application.strports import service
-from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 
@@ -45,10 +44,6 @@ class EchoService(Service):
             reactor.callLater(0.1, self.process.fail, Unavailable("it failed later; try again"))
         if self.config.default_host == "bug.example":
             raise ZeroDivisionError("a bug")
-
-    def stopService(self) -> Deferred[None] | None:
-        # The name asks for a drain that never ends.
-        return Deferred() if self.config.default_host == "slow.example" else None
 
 
 def makeService(options: DaemonOptions) -> Process:

@@ -115,17 +115,6 @@ class StartTests(ProcessCase):
         self.assertEqual(rows[1]["mark"], "marked")
         self.assertNotIn("PLAIN", str(rows))
 
-    def test_a_second_signal_ends_a_drain(self) -> None:
-        process = self.begin("--http", "", "--default-host", "slow.example")
-        self.wait_for(process, b"process.ready")
-        process.send_signal(signal.SIGTERM)
-        self.wait_for(process, b"process.stopping")
-        self.assertRaises(subprocess.TimeoutExpired, process.wait, 0.5)
-        process.send_signal(signal.SIGTERM)
-        # twistd ends as the signal would have ended it, which systemd takes for success.
-        self.assertEqual(process.wait(30), -signal.SIGTERM)
-        self.assertFalse((self.folder / "twistd.pid").exists())
-
 
 class SystemdTests(ProcessCase):
     """We play systemd: it opens the sockets, passes them by name and listens to what the service says."""
