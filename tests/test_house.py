@@ -51,7 +51,7 @@ def async_tests_that_never_run(tree: ast.Module) -> Iterator[str]:
     for node in classes.values():
         if synchronous(node.name):
             for part in node.body:
-                if isinstance(part, ast.AsyncFunctionDef):
+                if isinstance(part, ast.AsyncFunctionDef) and re.match("test|setUp|tearDown", part.name):
                     yield f"{node.name}.{part.name} is async in a SynchronousTestCase"
 
 
@@ -79,7 +79,8 @@ def vague_names(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             words = re.findall(r"[A-Z]?[a-z]+", node.name)
-            if words and words[-1].lower() in VAGUE:
+            vague = VAGUE if isinstance(node, ast.ClassDef) else VAGUE - {"processor"}  # that may be a CPU
+            if words and words[-1].lower() in vague:
                 yield f"line {node.lineno}: {node.name} is a {words[-1].lower()}"
 
 
@@ -123,8 +124,8 @@ def code_lines(text: str) -> int:
 def unfinished(text: str) -> Iterator[str]:
     """Notes to self, stubs, banners, and ignores that would hide anything."""
     for pattern, why in (
-        (r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b", "a note to self"),
-        (r"raise NotImplemented" r"Error", "a stub"),
+        (r"\b(TODO|FIXME|XXX)\b", "a note to self"),
+        (r"raise NotImplementedError", "a stub"),
         (r"^\s*#\s*[-=*#~]{4,}", "a banner"),
         (r"#\s*noqa(?!: ?[A-Z]+\d)", "an ignore without a code"),
         (r"#\s*type:\s*ignore(?!\[)", "an ignore without a code"),
@@ -147,7 +148,7 @@ class RuleTests(SynchronousTestCase):
         self.check(
             async_tests_that_never_run,
             f"class Base(unittest.SynchronousTestCase): pass\nclass ATests(Mixin, Base):{body}",
-            f"class ATests(TestCase):{body}",
+            f"class ATests(TestCase):{body}\nclass BTests(SynchronousTestCase):{body.replace('test_a', 'wait')}",
         )
 
     def test_cancellation(self) -> None:

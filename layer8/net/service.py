@@ -165,6 +165,8 @@ class Daemon(MultiService):
         for part in reversed(list(self)):
             try:
                 await maybeDeferred(part.stopService)
+            except CancelledError:
+                raise
             except Exception:  # a part that cannot stop must not keep the others from stopping
                 self._log.failure("a part did not stop", event="service.stop_failed", part=type(part).__name__)
         await self.tasks.stop()
