@@ -7,6 +7,7 @@ import configparser
 import importlib
 import inspect
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -303,3 +304,32 @@ class ReadmeTests(SynchronousTestCase):
         self.assertIn(expression, (ROOT / ".ci" / "run").read_text())
         found = subprocess.run(["sh", "-c", expression], cwd=ROOT, capture_output=True, text=True).stdout.strip()
         self.assertEqual(found, self.commands()[1])
+
+
+class PeerTests(SynchronousTestCase):
+    """Programs that tests talk to: named when they are missing, installed by CI."""
+
+    def listed(self) -> list[str]:
+        lines = (ROOT / ".ci" / "packages").read_text().splitlines()
+        return [line for line in lines if line and not line.startswith("#")]
+
+    def test_the_list_is_sorted_and_says_nothing_twice(self) -> None:
+        self.assertEqual(self.listed(), sorted(set(self.listed())))
+
+    def test_ci_installs_the_list(self) -> None:
+        script = (ROOT / ".ci" / "run").read_text()
+        self.assertIn(".ci/packages", script)
+        self.assertIn("policy-rc.d", script)
+
+    def test_every_package_that_a_skip_names_is_installed_by_ci(self) -> None:
+        reasons = []
+        for path in (ROOT / "tests").rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                called = isinstance(node, ast.Call) and ast.unparse(node.func).endswith("SkipTest")
+                assigned = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).split(".")[-1] == "skip"
+                if called or assigned:
+                    reasons += [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+        text = "\n".join(reason for reason in reasons if isinstance(reason, str))
+        named = set(re.findall(r"(?:package |Debian's )([a-z0-9][a-z0-9.+-]+)", text)) - {"setuptools"}
+        self.assertIn("openssl", named)
+        self.assertEqual(named - set(self.listed()), set())
