@@ -62,6 +62,11 @@ def _answer(talk: _Talk) -> Any:
         raise Layer8Error(str(text or "the daemon refused"))
 
 
+def accept_word(key: bytes) -> bytes:
+    """Give what a server answers to a handshake's key (RFC 6455 section 4.2.2)."""
+    return base64.b64encode(hashlib.sha1(key + _ACCEPT, usedforsecurity=False).digest())
+
+
 class _Talk:
     """The client's side of one WebSocket."""
 
@@ -96,9 +101,8 @@ class _Talk:
         status, *fields = head.split(b"\r\n")
         if status.split(b" ")[1:2] != [b"101"]:
             raise Unavailable(f"the daemon refused the connection: {status.decode('ascii', 'replace')[:80]}")
-        wanted = base64.b64encode(hashlib.sha1(key + _ACCEPT, usedforsecurity=False).digest())
         names = {name.strip().lower(): value.strip() for name, _, value in (field.partition(b":") for field in fields)}
-        if names.get(b"sec-websocket-accept") != wanted:
+        if names.get(b"sec-websocket-accept") != accept_word(key):
             raise RemoteProtocolError("what listens there is no WebSocket server")
 
     def send(self, opcode: int, data: bytes) -> None:

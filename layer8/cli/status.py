@@ -11,6 +11,7 @@ import click
 
 from layer8.cli.ask import ask
 from layer8.cli.output import coloured, columns, json_option, print_json, printable
+from layer8.config import endpoint
 from layer8.config.home import run_dir
 from layer8.core.errors import ConfigError, Layer8Error, Unavailable
 
@@ -98,11 +99,15 @@ def _page(daemon: str, state: Mapping[str, Any]) -> str:
 
 
 def _web_address(line: str) -> str | None:
-    kind, _, rest = line.partition(" ")
-    for scheme in ("http", "https"):
-        if kind == "control" and rest.startswith(f"{scheme}://"):
-            return rest.rstrip("/")
-    return None
+    try:
+        found = endpoint.server(line.removeprefix("control on "))
+    except ConfigError:
+        return None
+    if not line.startswith("control on ") or not found.port:
+        return None
+    host = found.interface or "localhost"
+    host = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"{'https' if found.tls else 'http'}://{host}:{found.port}"
 
 
 def _block(daemon: str, state: Mapping[str, Any]) -> Iterator[str]:
@@ -117,6 +122,7 @@ def _block(daemon: str, state: Mapping[str, Any]) -> Iterator[str]:
         ["  roles", ", ".join(map(str, state.get("roles", ())))],
         ["  started", str(state.get("started", "?"))],
         *(["  listening" if index == 0 else "", str(line)] for index, line in enumerate(state.get("listening", ()))),
+        *(["  note", str(note)] for note in state.get("notes", ())),
         *(["  " + str(check.get("check")), str(check.get("why") or "not ok")] for check in bad),
     ]
     yield from columns([[printable(cell) for cell in row] for row in rows])
