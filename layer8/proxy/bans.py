@@ -106,7 +106,7 @@ class Guesses:
         key = source_key(address)
         source = self._sources.pop(key, None)
         if source is None or now > source.until + self._length(source) + FAIL_WINDOW:
-            source = _Source(now)
+            source = _Source(now, until=now)
         self._sources[key] = source
         if now - source.started > FAIL_WINDOW:
             source.started, source.wrong = now, 0
