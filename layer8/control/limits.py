@@ -23,6 +23,7 @@ AUTH_FAILS: Final = 3  # wrong tokens per connection
 CLOSE_CODES: Final[Mapping[str, int]] = {
     "done": 1000,
     "going_away": 1001,
+    "frame": 1002,
     "binary": 1003,
     "utf8": 1007,
     "errors": 1008,

@@ -239,7 +239,7 @@ class Socket(TwistedProtocol):
         if self._blocked:
             return  # the transport says so again at each write
         self._blocked = True
-        self._waiting = 0
+        self._waiting = _waiting(self.transport, 0)
         if self.state == _OPEN:
             self._reading = False
             cast(Any, self.transport).pauseProducing()
@@ -268,7 +268,7 @@ class Socket(TwistedProtocol):
         size = len(message)
         if self._blocked:
             # from the pause on count upwards; only when that is too much ask what really waits
-            self._waiting += size
+            self._waiting += size + 4
             if self._waiting > WRITE_BUFFER:
                 self._waiting = _waiting(self.transport, self._waiting) + size
                 if self._waiting > WRITE_BUFFER:
