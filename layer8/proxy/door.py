@@ -102,6 +102,7 @@ class Door:
         except BaseException:
             self.close()
             raise
+        self._rows.welcome(self.public())
         self._rows.announce(self.addresses())
         self._ticker.start(TICK, now=False)
         if self.config.data_rotate:
@@ -185,6 +186,12 @@ class Door:
     def port_of(self, scheme: str) -> int:
         """Give the first listening port for visitors of that kind, 0 for none."""
         return next((taken.port for taken, _, kind, _ in self._visitors if kind == scheme), 0)
+
+    def public(self) -> dict[str, int]:
+        """Give the first public port of each kind."""
+        configured = {"http": self.config.public_http, "https": self.config.public_https}
+        found = {scheme: port or self.port_of(scheme) for scheme, port in configured.items()}
+        return {scheme: port for scheme, port in found.items() if port}
 
     def agents_port(self) -> int:
         """Give the first listening port for agents, 0 for none."""

@@ -72,6 +72,10 @@ class AgentRows:
         """Count the agents that have said hello."""
         return len(self._peers)
 
+    def welcome(self, public: dict[str, int]) -> None:
+        """Tell agents from now on where visitors come, by scheme."""
+        self._house.public = public
+
     def announce(self, data: tuple[DataAddress, ...]) -> None:
         """Let agents dial back to these addresses from now on."""
         self._house.data = data

@@ -57,6 +57,7 @@ class House:
     wall: Callable[[], float]
     token: Callable[[], str]
     data: tuple[DataAddress, ...] = ()
+    public: dict[str, int] = field(factory=dict)
     draining: tuple[str, ...] | None = None
     last: int = field(default=0, init=False)
     nonsense: int = field(default=0, init=False)
@@ -113,6 +114,7 @@ class Agent:
             limits={"SUBSCRIPTIONS": limits.subscriptions, "SUBSCRIBERS": limits.subscriptions_per_host},
             features=tuple(name for name in FEATURES if name in said.features),
             data=self._house.data,
+            public=self._house.public,
         )
 
     def subscribe(self, said: Subscribe, now: float) -> SubscribeResult:

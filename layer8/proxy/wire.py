@@ -37,7 +37,7 @@ from __future__ import annotations
 from enum import IntEnum, StrEnum
 from typing import Annotated, Final, Literal
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
 from layer8.core.errors import Layer8Error
 from layer8.core.members import MEMBER, Bounds, Member, member
@@ -163,7 +163,10 @@ class Hello:
 
 @frozen
 class HelloResult:
-    """What the agent has to know. `node` is the server's id (52 letters of base32), `nonce` 32 bytes in hex."""
+    """What the agent has to know. `node` is the server's id (52 letters of base32), `nonce` 32 bytes in hex.
+
+    `public` says on which ports visitors come, by scheme: what a person needs who wants to see the result.
+    """
 
     version: int
     node: str
@@ -172,6 +175,7 @@ class HelloResult:
     limits: dict[str, int]
     features: tuple[str, ...]
     data: tuple[DataAddress, ...]
+    public: dict[str, int] = Factory(dict)
 
 
 @frozen

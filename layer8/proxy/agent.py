@@ -1,0 +1,324 @@
+"""The agent: publishes local ports through proxy servers, dialling out only.
+
+::
+
+    Agent ── Uplink (one per server): control connection, subscriptions
+      └───── Carrier ── Pump: dials target and server for each visitor, and joins them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from layer8.config import files
+from layer8.config.endpoint import client as read_target
+from layer8.config.proxy import AgentConfig, AgentHostConfig
+from layer8.config.tree import Config
+from layer8.control.access import Caller
+from layer8.control.errors import Conflict, NotFound
+from layer8.control.metrics import Family, Metrics, counter, gauge
+from layer8.control.table import Table, method
+from layer8.core.errors import ConfigError
+from layer8.core.members import member
+from layer8.crypto.secret import HostSecret
+from layer8.net.dial import Dialer, Via, Where
+from layer8.net.pump import Pump
+from layer8.net.tasks import TaskSet
+from layer8.proxy.carry import Carrier
+from layer8.proxy.uplink import ANY_PORT, Address, Published, Told, Uplink
+from layer8.proxy.wire import Empty, Host
+
+TICK = 0.5
+"""Seconds between two looks at visitors that are on their way."""
+
+
+class Agent(Service):
+    """One agent; `told` hears of everything that happens, for those who show it."""
+
+    _log = Logger(namespace="layer8.proxy.agent")
+
+    def __init__(self, reactor: Any, config: AgentConfig, published: Iterable[Published], told: Told | None = None):
+        """Prepare to publish; raises ConfigError. Nothing is dialled before the start."""
+        self.config = config
+        self.hosts: dict[str, Published] = {one.host: one for one in published}
+        self.pump = Pump(reactor)
+        outward = Dialer(reactor, self.pump, Via.parse(config.via))
+        self.carrier = Carrier(self.pump, Dialer(reactor, self.pump), outward)
+        self.uplinks: list[Uplink] = []
+        self.tasks = TaskSet(self._log)
+        self._reactor = reactor
+        self._outward = outward
+        self._told = told
+        self._running: dict[str, Deferred[None]] = {}
+        self._ticker = LoopingCall(self._tick)
+        self._ticker.clock = reactor
+        self._waiting: list[Deferred[None]] = []
+        for url in config.servers:
+            self.uplinks.append(self._uplink(url))
+
+    def _uplink(self, url: str) -> Uplink:
+        config = self.config
+        return Uplink(
+            self._reactor,
+            Address.parse(url),
+            self.carrier,
+            self._outward,
+            self.hosts,
+            (config.retry_min, config.retry_max),
+            self._happened,
+        )
+
+    # As a service.
+
+    def startService(self) -> None:
+        """Dial every server, and go on dialling."""
+        Service.startService(self)
+        self.pump.start()
+        self._ticker.start(TICK, now=False)
+        for uplink in self.uplinks:
+            self._begin(uplink)
+
+    def _begin(self, uplink: Uplink) -> None:
+        self._running[uplink.address.url] = self.tasks.run("uplink", uplink.run())
+        self._running[uplink.address.url].addErrback(lambda _: None)
+
+    def stopService(self) -> Deferred[None]:
+        """Close everything."""
+        Service.stopService(self)
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await self.tasks.stop()
+        self.carrier.close_all()
+        if self._ticker.running:
+            self._ticker.stop()
+        self.pump.stop()
+
+    def _tick(self) -> None:
+        self.carrier.tick(self.pump.look_at_clock())
+
+    def _happened(self, what: str, uplink: Uplink, word: str) -> None:
+        where = uplink.address.host
+        if what == "connected":
+            self._log.info("connected", event="agent.connected", server=where)
+        elif what == "lost":
+            self._log.info("not connected", event="agent.lost", server=where, reason=word)
+        elif what == "refused":
+            self._log.warn("not subscribed", event="agent.refused", server=where, reason=word)
+        elif what == "rejected":
+            self._log.info("a visitor was turned away", event="agent.rejected", reason=word)
+        elif what == "draining":
+            self._log.info("the server drains", event="agent.draining", server=where)
+        if self._told is not None:
+            self._told(what, uplink, word)
+        if not self.carrier.open:
+            waiting, self._waiting = self._waiting, []
+            for waiter in waiting:
+                waiter.callback(None)
+
+    # As a role of its frame.
+
+    async def apply(self, config: Config) -> None:
+        """Publish what another configuration says; connections to servers that stay are kept."""
+        fresh = config.agent
+        published = {one.host: one for one in read_hosts(fresh, {})}
+        addresses = {url: Address.parse(url) for url in fresh.servers}
+        old = dict(self.hosts)
+        self.config = fresh
+        self.hosts.clear()
+        self.hosts.update(published)
+        for uplink in [uplink for uplink in self.uplinks if uplink.address not in addresses.values()]:
+            self.uplinks.remove(uplink)
+            self._running.pop(uplink.address.url).cancel()
+        for uplink in self.uplinks:
+            for host in old.keys() - published.keys():
+                self.tasks.start("unsubscribe", uplink.unsubscribe(host))
+            for host, one in published.items():
+                if old.get(host) != one:
+                    uplink.replace(one)
+                    self.tasks.start("subscribe", uplink.subscribe(one))
+        standing = [uplink.address for uplink in self.uplinks]
+        for url, address in addresses.items():
+            if address not in standing:
+                uplink = self._uplink(url)
+                self.uplinks.append(uplink)
+                self._begin(uplink)
+
+    async def publish(self, one: Published) -> None:
+        """Publish one more host on every server."""
+        self.hosts[one.host] = one
+        for uplink in self.uplinks:
+            await uplink.subscribe(one)
+
+    async def withdraw(self, host: str) -> None:
+        """Publish a host no longer; what is joined goes on."""
+        del self.hosts[host]
+        for uplink in self.uplinks:
+            await uplink.unsubscribe(host)
+
+    def listening(self) -> Sequence[str]:
+        """Say which servers are dialled: an agent listens nowhere."""
+        return tuple(f"nowhere; dials {uplink.address.host}:{uplink.address.port}" for uplink in self.uplinks)
+
+    def connections(self) -> int:
+        """Count the visitors that are carried."""
+        return len(self.carrier.open)
+
+    def drain(self, seconds: float) -> None:
+        """Ask for no new visitors; those who are here have `seconds`."""
+        for uplink in self.uplinks:
+            for host in list(self.hosts):
+                self.tasks.start("unsubscribe", uplink.unsubscribe(host))
+        self._reactor.callLater(seconds, self.carrier.close_all)
+
+    def resume(self) -> None:
+        """Ask for visitors again."""
+        for uplink in self.uplinks:
+            for one in self.hosts.values():
+                self.tasks.start("subscribe", uplink.subscribe(one))
+
+    def idle(self) -> Deferred[None]:
+        """Fire when no visitor is carried."""
+        waiter: Deferred[None] = Deferred()
+        if self.carrier.open:
+            self._waiting.append(waiter)
+        else:
+            waiter.callback(None)
+        return waiter
+
+    def families(self) -> Iterable[Family]:
+        """Count what was carried."""
+        totals = self.carrier.totals
+        yield gauge("layer8_agent_open", "Visitors that are carried or on their way.", len(self.carrier.open))
+        yield gauge(
+            "layer8_agent_servers", "Servers that have taken our hello.", sum(u.connected for u in self.uplinks)
+        )
+        yield counter("layer8_agent_called_total", "Visitors that servers called us for.", totals.called)
+        yield counter("layer8_agent_joined_total", "Visitors that reached their target.", totals.joined)
+        yield counter("layer8_agent_rejected_total", "Visitors that were turned away.", totals.rejected)
+        yield Family(
+            "layer8_agent_bytes_total",
+            "Bytes of ended connections, from visitors (in) and to visitors (out).",
+            "counter",
+            {("in",): totals.bytes_in, ("out",): totals.bytes_out},
+            ("direction",),
+        )
+
+    def show(self, table: Table, metrics: Metrics) -> None:
+        """Add our rows and counts to a daemon's."""
+        table.add(AgentCommands(self))
+        metrics.add(self)
+
+
+@frozen
+class ServerRow:
+    """One server of an agent."""
+
+    url: str
+    connected: bool
+    hosts: tuple[str, ...]
+    refused: dict[str, str]
+
+
+@frozen
+class AgentStatus:
+    """What an agent publishes, where, and what it has carried."""
+
+    servers: tuple[ServerRow, ...]
+    hosts: tuple[str, ...]
+    open: int
+    called: int
+    joined: int
+    rejected: int
+
+
+@frozen
+class AddHost:
+    """`agent.add`: publish one more host until the agent stops; `secret` is hex and is not shown again."""
+
+    host: Host
+    target: str = member(most=512)
+    secret: str = member(pattern="(?:[0-9a-fA-F]{2}){32,256}", secret=True)
+
+
+@frozen
+class RemoveHost:
+    """`agent.remove`."""
+
+    host: Host
+
+
+class AgentCommands:
+    """The rows `agent.*`, on the agent's own control socket."""
+
+    owns = ("agent",)
+
+    def __init__(self, agent: Agent) -> None:
+        """Take the agent."""
+        self._agent = agent
+
+    @method("agent.status", role="read")
+    async def status(self, caller: Caller) -> AgentStatus:
+        """Say what is published where, and what has been carried."""
+        agent = self._agent
+        totals = agent.carrier.totals
+        return AgentStatus(
+            tuple(
+                ServerRow(
+                    uplink.address.url,
+                    uplink.connected,
+                    tuple(sorted(one.host for one in uplink.subscriptions.values())),
+                    dict(uplink.refusals),
+                )
+                for uplink in agent.uplinks
+            ),
+            tuple(sorted(agent.hosts)),
+            len(agent.carrier.open),
+            totals.called,
+            totals.joined,
+            totals.rejected,
+        )
+
+    @method("agent.add", role="admin", errors=(Conflict,))
+    async def add(self, caller: Caller, params: AddHost) -> Empty:
+        """Publish one more host, on every server, until the agent stops."""
+        if params.host in self._agent.hosts:
+            raise Conflict(0)
+        secret = HostSecret(bytes.fromhex(params.secret))
+        await self._agent.publish(Published(params.host, secret.key, {ANY_PORT: Where.of(params.target)}))
+        return Empty()
+
+    @method("agent.remove", role="admin", errors=(NotFound,))
+    async def remove(self, caller: Caller, params: RemoveHost) -> Empty:
+        """Publish a host no longer; what is joined goes on."""
+        if params.host not in self._agent.hosts:
+            raise NotFound("host")
+        await self._agent.withdraw(params.host)
+        return Empty()
+
+
+def read_hosts(config: AgentConfig, environ: Mapping[str, str]) -> list[Published]:
+    """Read the secrets and targets of an agent's hosts; raises ConfigError."""
+    return [_published(host, environ) for host in config.host]
+
+
+def _published(host: AgentHostConfig, environ: Mapping[str, str]) -> Published:
+    path = Path(host.secret_file)
+    secret = HostSecret.load(path, forbidden=files.forbidden(path, environ))
+    targets = {int(port): _where(text) for port, text in host.targets.items()}
+    return Published(host.host, secret.key, targets, host.weight, host.priority, host.max_conns)
+
+
+def _where(text: str) -> Where:
+    endpoint = read_target(text)
+    if endpoint.kind not in ("tcp", "unix"):
+        raise ConfigError(f"{text!r} cannot be a target: write tcp:HOST:PORT or unix:PATH")
+    return Where.of(text)

@@ -1,0 +1,26 @@
+"""`twistd layer8-agent`: from options to a service."""
+
+from __future__ import annotations
+
+import os
+
+from twisted.application.service import IService
+
+from layer8.config.twistd import DaemonOptions, options_class
+from layer8.control.frame import Frame
+from layer8.net.process import or_exit
+from layer8.proxy.agent import Agent, read_hosts
+
+Options = options_class("agent")
+
+
+def makeService(options: DaemonOptions) -> IService:
+    """Make the service of one agent; what cannot work ends the process with one line."""
+    from twisted.internet import reactor
+
+    with or_exit("layer8-agent"):
+        frame = Frame(reactor, "agent", options, os.environ)
+        agent = Agent(reactor, options.config.agent, read_hosts(options.config.agent, os.environ))
+        agent.show(frame.table, frame.metrics)
+        frame.run(agent, agent)
+        return frame.process

@@ -1,0 +1,249 @@
+"""The agent's way of carrying one visitor: dial the target and the server at once, show the secret, join.
+
+::
+
+    proxy.connection ──▶ dial target ──────────────▶ there ─┐
+                    └──▶ dial server ──▶ (TLS) ────▶ there ─┴─▶ 32 bytes of secret ──▶ join
+                              either fails ──▶ proxy.reject, and both are closed
+
+The secret is sent only when the target has answered, so a target that is down costs the visitor nothing but one more
+question to the next agent.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from attrs import define, field
+from OpenSSL import SSL
+
+from layer8.core.lanes import Lane
+from layer8.net.dial import Attempt, Dialer, Where
+from layer8.net.leg import Leg
+from layer8.net.pump import Dialing, Link, Pump
+from layer8.proxy.limits import CALL_LIFE
+from layer8.proxy.wire import SECRET_SIZE, Code
+
+
+class Teller(Protocol):
+    """Whoever asked for a visitor to be carried."""
+
+    def refused(self, carried: Carried, code: Code, why: str) -> None:
+        """Take that the visitor cannot be carried."""
+
+    def joined(self, carried: Carried) -> None:
+        """Take that the visitor is joined with its target."""
+
+    def ended(self, carried: Carried, reason: str) -> None:
+        """Take the end of a joined visitor; `bytes_in` and `bytes_out` are final."""
+
+
+@define(eq=False)
+class Totals:
+    """What an agent has carried since its start."""
+
+    called: int = 0
+    joined: int = 0
+    rejected: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+@define(eq=False)
+class Secured:
+    """How a dial-back is made secure: the context that knows whom to expect, and the name to ask for."""
+
+    context: SSL.Context
+    name: str
+
+
+@define(eq=False)
+class Carrier:
+    """Carries visitors for one agent; `local` dials targets, `outward` dials servers."""
+
+    pump: Pump
+    local: Dialer
+    outward: Dialer
+    totals: Totals = field(factory=Totals, init=False)
+    open: set[Carried] = field(factory=set, init=False)
+    _lane: Lane[Carried] = field(factory=lambda: Lane(CALL_LIFE), init=False)
+
+    def carry(
+        self,
+        teller: Teller,
+        subscription: int,
+        conn: int,
+        host: str,
+        secret: bytes,
+        target: Where,
+        server: Where,
+        secured: Secured | None,
+    ) -> Carried:
+        """Begin; everything else is told to `teller`."""
+        self.totals.called += 1
+        carried = Carried(self, teller, subscription, conn, host, secret, secured)
+        self.open.add(carried)
+        self._lane.add(carried, self.pump.look_at_clock())
+        carried.begin(target, server)
+        return carried
+
+    def tick(self, now: float) -> None:
+        """Give up what took too long; `now` is monotonic seconds."""
+        for carried in self._lane.expired(now):
+            carried.late()
+
+    def close_all(self) -> None:
+        """Close everything that is carried or on its way."""
+        for carried in list(self.open):
+            carried.close()
+
+
+class Carried:
+    """One visitor, from the server's notification to the end of its connection."""
+
+    __slots__ = (
+        "_carrier",
+        "_leg",
+        "_secret",
+        "_secured",
+        "_server",
+        "_target",
+        "_teller",
+        "_waiting",
+        "bytes_in",
+        "bytes_out",
+        "conn",
+        "host",
+        "link",
+        "over",
+        "subscription",
+    )
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        teller: Teller,
+        subscription: int,
+        conn: int,
+        host: str,
+        secret: bytes,
+        secured: Secured | None,
+    ):
+        """Take what the server said."""
+        self._carrier = carrier
+        self._teller = teller
+        self._secret = secret
+        self._secured = secured
+        self._target = -1
+        self._server = -1
+        self._leg: Leg | None = None
+        self._waiting: list[Attempt | Dialing | Leg] = []
+        self.subscription = subscription
+        self.conn = conn
+        self.host = host
+        self.link: Link | None = None
+        self.over = False
+        self.bytes_in = 0
+        self.bytes_out = 0
+
+    def begin(self, target: Where, server: Where) -> None:
+        """Dial both ends."""
+        carrier = self._carrier
+        for dialer, where, done in (
+            (carrier.outward, server, self._server_there),
+            (carrier.local, target, self._target_there),
+        ):
+            if self.over:
+                return
+            attempt = dialer.dial(where, done)
+            if attempt is not None:
+                self._waiting.append(attempt)
+
+    def _target_there(self, fd: int, error: Exception | None) -> None:
+        if error is not None:
+            self._refuse(Code.AGENT_REFUSED, "the target does not answer")
+        elif self._taken(fd):
+            self._target = fd
+            self._both()
+
+    def _server_there(self, fd: int, error: Exception | None) -> None:
+        if error is not None:
+            self._refuse(Code.AGENT_REFUSED, "the server's data port does not answer")
+        elif self._taken(fd):
+            if self._secured is None:
+                self._server = fd
+                self._both()
+                return
+            leg = Leg(
+                self._carrier.pump,
+                fd,
+                self._secured.context,
+                client=True,
+                done=self._shaken,
+                name=self._secured.name.encode("ascii") or None,
+            )
+            self._waiting.append(leg)
+            leg.start()
+
+    def _shaken(self, leg: Leg, error: Exception | None) -> None:
+        if error is not None:
+            self._refuse(Code.AGENT_REFUSED, "the server's data port is not who it should be")
+        elif self._taken(leg.fd):
+            self._server, self._leg = leg.fd, leg
+            self._both()
+
+    def _taken(self, fd: int) -> bool:
+        """Say whether a descriptor that came is still wanted; close it if not."""
+        if self.over:
+            self._carrier.pump.close_fd(fd)
+        return not self.over
+
+    def _both(self) -> None:
+        if self._target < 0 or self._server < 0:
+            return
+        self._waiting.clear()
+        carrier = self._carrier
+        carrier.totals.joined += 1
+        secret, self._secret = self._secret, b""
+        self.link = carrier.pump.join(self._target, self._server, self, up=secret, second_tls=self._leg)
+        self._teller.joined(self)
+
+    def ended(self, link: Link, reason: str) -> None:
+        """Take the end of the joined connection."""
+        self.over = True
+        self.bytes_in = link.bytes_down
+        self.bytes_out = max(0, link.bytes_up - SECRET_SIZE)
+        totals = self._carrier.totals
+        totals.bytes_in += self.bytes_in
+        totals.bytes_out += self.bytes_out
+        self._carrier.open.discard(self)
+        self._teller.ended(self, reason)
+
+    def late(self) -> None:
+        """Take that the server's secret is no longer good."""
+        if self.link is None:
+            self._refuse(Code.AGENT_REFUSED, "it took too long")
+
+    def close(self) -> None:
+        """Close, joined or not."""
+        if self.link is not None:
+            self.link.close("shutdown")
+        else:
+            self._give_up()
+
+    def _refuse(self, code: Code, why: str) -> None:
+        if not self.over and self.link is None:
+            self._give_up()
+            self._carrier.totals.rejected += 1
+            self._teller.refused(self, code, why)
+
+    def _give_up(self) -> None:
+        self.over = True
+        self._carrier.open.discard(self)
+        waiting, self._waiting = self._waiting, []
+        for attempt in waiting:
+            attempt.cancel()
+        for fd in (self._target, self._server):
+            if fd >= 0:
+                self._carrier.pump.close_fd(fd)
+        self._target = self._server = -1

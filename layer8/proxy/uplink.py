@@ -1,0 +1,355 @@
+"""One agent's connection to one server: dialled, greeted, subscribed, and dialled again for as long as it takes."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from attrs import define, field, frozen
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+
+from layer8.control.client import Client, connect
+from layer8.control.shape import ShapeError, from_json, from_result, to_json
+from layer8.core.errors import ConfigError, Layer8Error
+from layer8.crypto.keys import parse_id
+from layer8.crypto.proof import subscribe_proof
+from layer8.crypto.x509 import parse_pins
+from layer8.net.dial import Dialer, Where
+from layer8.net.tls import Named, Pinned, client_context
+from layer8.proxy.carry import Carried, Carrier, Secured
+from layer8.proxy.wire import (
+    AGENT_PATH,
+    DATA_ALPN,
+    SECRET_SIZE,
+    VERSION,
+    Code,
+    DataAddress,
+    Hello,
+    HelloResult,
+    Nodes,
+    Reject,
+    Subscribe,
+    SubscribeResult,
+)
+
+ANY_PORT = 0
+"""The key of the target for plain HTTP visitors of every port that has no target of its own."""
+CALL_TIME = 10.0
+"""Seconds for a server's answer to hello and subscribe."""
+JITTER = 0.25
+"""Share of a wait that is left to chance, so that agents do not come back in step."""
+
+
+@frozen
+class Address:
+    """A server's URL taken apart; `pin` is None if an authority vouches for its name."""
+
+    url: str
+    host: str
+    port: int
+    secure: bool
+    pin: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read ws://HOST:PORT or wss://HOST:PORT, with ?pin=KEYHASH for a server without a public name."""
+        parts = urlsplit(text)
+        pin = parse_qs(parts.query).get("pin", [None])[0]
+        if parts.scheme not in ("ws", "wss") or not parts.hostname:
+            raise ConfigError(f"{text!r}: write ws://HOST:PORT or wss://HOST:PORT")
+        if pin is not None:
+            parse_pins(pin)
+        secure = parts.scheme == "wss"
+        return cls(
+            parts._replace(query="", fragment="").geturl(),
+            parts.hostname,
+            parts.port or (443 if secure else 80),
+            secure,
+            pin,
+        )
+
+    def is_at(self, target: Where) -> bool:
+        """Say whether a target is this server itself."""
+        return (target.host, target.port) == (self.host, self.port)
+
+
+@define(eq=False)
+class Published:
+    """A host that the agent publishes: its key, and where its visitors go by public port."""
+
+    host: str
+    key: bytes = field(repr=False)
+    targets: Mapping[int, Where]
+    weight: int = 1
+    priority: int = 0
+    max_conns: int = 0
+
+    def target(self, port: int, scheme: str) -> Where | None:
+        """Give where visitors of a public port go, or None."""
+        found = self.targets.get(port)
+        return self.targets.get(ANY_PORT) if found is None and scheme == "http" else found
+
+
+Told = Callable[[str, "Uplink", str], None]
+"""Takes what happened, where, and a word about it.
+
+To the link: `connected`, `subscribed`, `refused`, `draining`, `lost`. To a visitor: `joined`, `rejected`, `ended`.
+"""
+
+
+class Uplink:
+    """See the module. `hosts` is looked at again at every connection."""
+
+    _log = Logger(namespace="layer8.proxy.agent")
+
+    def __init__(
+        self,
+        reactor: Any,
+        address: Address,
+        carrier: Carrier,
+        outward: Dialer,
+        hosts: Mapping[str, Published],
+        retry: tuple[float, float],
+        told: Told,
+    ) -> None:
+        """`retry` is the shortest and the longest wait between two dials, in seconds."""
+        self.address = address
+        self.client: Client | None = None
+        self.public: Mapping[str, int] = {}
+        self.subscriptions: dict[int, Published] = {}
+        self.refusals: dict[str, str] = {}
+        self.calls_ignored = 0
+        self._reactor = reactor
+        self._carrier = carrier
+        self._outward = outward
+        self._hosts = hosts
+        self._retry = retry
+        self._told = told
+        self._instance = secrets.token_hex(16)
+        self._resume: dict[str, str] = {}
+        self._data: tuple[DataAddress, ...] = ()
+        self._contexts: dict[tuple[str, str | None], Secured] = {}
+        self._hello: HelloResult | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server has taken our hello."""
+        return self._hello is not None
+
+    async def run(self) -> None:
+        """Stay connected until cancelled."""
+        shortest, longest = self._retry
+        wait = shortest
+        while True:
+            try:
+                await self._once()
+                wait = shortest
+            except CancelledError:
+                raise
+            except (Layer8Error, ShapeError) as error:
+                self._told("lost", self, str(error))
+            finally:
+                self._forget()
+            pause = wait * (1 - JITTER + 2 * JITTER * secrets.randbelow(1000) / 1000)
+            wait = min(longest, wait * 2)
+            await _sleep(self._reactor, pause)
+
+    async def _once(self) -> None:
+        """Connect, subscribe, and return when the connection has ended."""
+        gone: Deferred[None] = Deferred()
+        client = await connect(
+            self._reactor,
+            self.address.url,
+            pin=self.address.pin,
+            path=AGENT_PATH,
+            dial=self._dial,
+            notified=self._notified,
+        )
+        self.client = client
+        try:
+            client.when_lost(lambda: gone.callback(None) if not gone.called else None)
+            hello = from_result(
+                HelloResult, await client.call("proxy.hello", to_json(Hello((VERSION,), self._instance)), CALL_TIME)
+            )
+            self._hello, self._data, self.public = hello, hello.data, hello.public
+            self._told("connected", self, "")
+            for published in list(self._hosts.values()):
+                await self.subscribe(published)
+            await gone  # both ends ping, and notice within DEAD seconds that the other is gone
+            self._told("lost", self, client.reason)
+        finally:
+            client.close()
+
+    async def subscribe(self, published: Published) -> None:
+        """Ask for a host's visitors; a refusal is told, and the other hosts go on."""
+        client, hello = self.client, self._hello
+        if client is None or hello is None:
+            return
+        if any(self.address.is_at(target) for target in published.targets.values()):
+            self._refuse(published, "its target is the server itself")
+            return
+        proof = subscribe_proof(published.key, bytes.fromhex(hello.nonce), parse_id(hello.node), published.host)
+        asked = Subscribe(
+            published.host,
+            proof=proof,
+            weight=published.weight,
+            priority=published.priority,
+            max_conns=published.max_conns,
+            resume=self._resume.get(published.host),
+        )
+        try:
+            result = from_result(SubscribeResult, await client.call("proxy.subscribe", to_json(asked), CALL_TIME))
+        except CancelledError:
+            raise
+        except (Layer8Error, ShapeError) as error:
+            self._refuse(published, str(error))
+            return
+        self.refusals.pop(published.host, None)
+        self.subscriptions[result.subscription] = published
+        self._resume[published.host] = result.resume
+        self._told("subscribed", self, published.host)
+
+    def replace(self, published: Published) -> None:
+        """Send the next visitors of a host to its new targets, before the server hears anything."""
+        for number, old in self.subscriptions.items():
+            if old.host == published.host:
+                self.subscriptions[number] = published
+
+    async def unsubscribe(self, host: str) -> None:
+        """Give a host's subscription up; what is joined goes on."""
+        for number, published in list(self.subscriptions.items()):
+            if published.host == host and self.client is not None:
+                del self.subscriptions[number]
+                await self.client.call("proxy.unsubscribe", {"subscription": number}, CALL_TIME)
+
+    def _refuse(self, published: Published, why: str) -> None:
+        self.refusals[published.host] = why
+        self._told("refused", self, f"{published.host}: {why}")
+
+    def _forget(self) -> None:
+        self.client = self._hello = None
+        self.subscriptions.clear()
+
+    async def _dial(self, host: str, port: int) -> socket.socket:
+        """Open the control connection's socket, through whatever is on the way."""
+        opened: Deferred[int] = Deferred()
+
+        def done(fd: int, error: Exception | None) -> None:
+            if opened.called:
+                if fd >= 0:
+                    self._carrier.pump.close_fd(fd)
+            elif error is None:
+                opened.callback(fd)
+            else:
+                opened.errback(error)
+
+        attempt = self._outward.dial(Where(host, port), done)
+        try:
+            fd = await opened
+        except CancelledError:
+            if attempt is not None:
+                attempt.cancel()
+            raise
+        self._carrier.pump.unregister(fd)
+        return socket.socket(fileno=fd)
+
+    # What the server tells.
+
+    def _notified(self, method: str, params: dict[str, Any]) -> None:
+        if method == "proxy.connection":
+            self._called(params)
+        elif method == "proxy.nodes":
+            try:
+                self._data = from_json(Nodes, params).data
+            except ShapeError:
+                self.calls_ignored += 1
+        elif method == "proxy.drain":
+            self._told("draining", self, "")
+
+    def _called(self, params: dict[str, Any]) -> None:
+        """Carry a visitor; what cannot be understood is ignored and counted."""
+        try:
+            number, call = params["subscription"], params["result"]
+            secret = bytes.fromhex(call["secret"])
+            port, data_port, conn = call["port"], call["serverListeningPort"], call["conn"]
+            host, scheme, secure = call["host"], call["scheme"], call["tls"]
+            published = self.subscriptions[number]
+            data_host = call.get("serverListeningHost")
+        except (KeyError, TypeError, ValueError, AttributeError):
+            self.calls_ignored += 1
+            return
+        if (
+            len(secret) != SECRET_SIZE
+            or type(conn) is not int
+            or type(data_port) is not int
+            or type(host) is not str
+            or not 0 < data_port < 65536
+        ):
+            self.calls_ignored += 1
+            return
+        address = self._announced(data_host, data_port)
+        target = published.target(port, scheme)
+        if address is None:
+            self._reject(number, conn, Code.FORBIDDEN_BY_POLICY)
+            return
+        if target is None:
+            self._reject(number, conn, Code.AGENT_REFUSED)
+            return
+        server = Where(address.host or self.address.host, data_port)
+        secured = self._secured(address) if secure else None
+        self._carrier.carry(self, number, conn, host, secret, target, server, secured)
+
+    def _announced(self, host: object, port: int) -> DataAddress | None:
+        """Find the announced address that a call names; we are no dialler for other places."""
+        wanted = self._data if host is None else [known for known in self._data if known.host == host]
+        exact = next((known for known in wanted if known.port == port), None)
+        if exact is not None:
+            return exact
+        return next(iter(wanted), None)
+
+    def _secured(self, address: DataAddress) -> Secured:
+        name = address.host or self.address.host
+        pin = address.pin or self.address.pin
+        found = self._contexts.get((name, pin))
+        if found is None:
+            expected = Named(name) if pin is None else Pinned(parse_pins(pin))
+            found = Secured(client_context(expected, (DATA_ALPN,)), _server_name(name))
+            self._contexts[name, pin] = found
+        return found
+
+    def _reject(self, subscription: int, conn: int, code: Code) -> None:
+        if self.client is not None:
+            self.client.notify("proxy.reject", to_json(Reject(subscription, conn, code)))
+
+    # What the carrier tells.
+
+    def refused(self, carried: Carried, code: Code, why: str) -> None:
+        """Take that a visitor cannot be carried."""
+        self._reject(carried.subscription, carried.conn, code)
+        self._told("rejected", self, f"{carried.host}: {why}")
+
+    def joined(self, carried: Carried) -> None:
+        """Take that a visitor has reached its target."""
+        self._told("joined", self, carried.host)
+
+    def ended(self, carried: Carried, reason: str) -> None:
+        """Take the end of a visitor."""
+        self._told("ended", self, carried.host)
+
+
+async def _sleep(reactor: Any, seconds: float) -> None:
+    waiting: Deferred[None] = Deferred()
+    timer = reactor.callLater(seconds, waiting.callback, None)
+    try:
+        await waiting
+    finally:
+        if timer.active():
+            timer.cancel()
+
+
+def _server_name(name: str) -> str:
+    return "" if Where(name, 1).address is not None else name
