@@ -259,6 +259,13 @@ class ContractTests(SynchronousTestCase):
             if (ROOT / "layer8" / name).is_dir():
                 self.assertIn(f"layer8.{name}", words)
 
+    def test_every_module_of_a_protocol_has_its_layer(self) -> None:
+        layers = {word for line in self.lines("layers", "layers") for word in re.findall(r"[\w.]+", line)}
+        for package in self.lines("protocols", "modules"):
+            modules = {module(path) for path in tracked(f"{package.replace('.', '/')}/*.py")} - {package}
+            self.assertNotEqual(modules, set())
+            self.assertEqual(modules - layers, set())
+
     def test_every_wire_and_session_module_is_held_pure(self) -> None:
         pure = set(self.lines("pure", "source_modules"))
         for path in tracked("layer8/*/wire.py", "layer8/*/session.py"):
