@@ -96,7 +96,9 @@ class ProxyHostConfig:
         check=accept.dials,
         example="tcp:127.0.0.1:8000",
     )
-    ports: tuple[int, ...] = option((), doc="Public ports on which this host is served; empty: all.", check=accept.ports)
+    ports: tuple[int, ...] = option(
+        (), doc="Public ports on which this host is served; empty: all.", check=accept.ports
+    )
     mode: Literal["raw", "guard", "proxy"] = option(
         "raw", doc="raw: routed by the first request.", check=accept.not_built("raw", "a mode other than raw")
     )

@@ -33,7 +33,7 @@ class ControlConfig:
 
     listen: tuple[str, ...] = option(
         ("tcp:PORT:interface=127.0.0.1",),
-        doc="Endpoints of the control API, status page and metrics. PORT is the daemon's own: proxy 9752, agent 9753. "
+        doc="Endpoints of the control API and metrics. PORT is the daemon's own: proxy 9752, agent 9753. "
         "Beyond this machine only with TLS: tls:PORT. Empty: only the Unix socket.",
         check=accept.listens("tcp", "tls", "unix", "systemd", plain_only_on_loopback=True),
     )
@@ -43,7 +43,6 @@ class ControlConfig:
     )
     metrics_open: bool = option(False, doc="Answer /metrics without a token to callers on this machine.")
     peer_read: bool = option(False, doc="Let the other end of an agent connection ask for node.status.")
-    dashboard: bool = option(True, doc="Serve the status page at /.")
 
 
 @frozen

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, get_origin
 
 from twisted.python import usage
 
+import layer8
 from layer8.config.field import Key, keys
 from layer8.config.load import Loaded, load
 from layer8.config.problem import ConfigProblems
@@ -74,6 +75,11 @@ class DaemonOptions(usage.Options):
 
     opt_c = opt_config
 
+    def opt_version(self) -> None:
+        """Show the version and exit."""
+        print(f"layer8 {layer8.__version__}")
+        raise SystemExit(0)
+
     def opt_control(self, endpoint: str) -> None:
         """Endpoint of the control API, none for the Unix socket alone (control.listen)."""
         self.take("control.listen", "" if endpoint == "none" else endpoint)
@@ -130,7 +136,11 @@ def options_class(role: str) -> type[DaemonOptions]:
     section = next(key.section for key in keys(Config) if key.name == role)
     if section is None:
         raise ValueError(role)
-    body: dict[str, object] = {"role": role, "synopsis": "[options]"}
+    body: dict[str, object] = {
+        "role": role,
+        "synopsis": f"Usage: twistd [twistd's options] layer8-{role} [options]",
+        "longdesc": f"Every option is a key of [{role}] in layer8.toml, and wins over it.",
+    }
     for key in keys(section):
         if key.section is None:
             path = f"{role}.{key.name}"

@@ -7,6 +7,7 @@ import select
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 
 WAITING = 1 << 20
 """Most bytes that wait for a slow reader; what comes on top is dropped and counted."""
@@ -32,6 +33,7 @@ class LineWriter:
         self._path = path
         self._lines: list[bytes] = []
         self._rest = b""
+        self._lock = Lock()
         self.append = self._lines.append
 
     @classmethod
@@ -40,12 +42,16 @@ class LineWriter:
         return cls(_open(path), path)
 
     def flush(self) -> None:
-        """Write what waits, as far as it goes without waiting."""
-        lines = self._lines
-        if not lines and not self._rest:
-            return
-        data = self._rest + b"".join(lines)
-        lines.clear()
+        """Write what waits, as far as it goes without waiting; any thread may."""
+        if self._lines or self._rest:
+            with self._lock:
+                self._flush()
+
+    def _flush(self) -> None:
+        # Another thread may append meanwhile, so no more is taken out than was joined.
+        count = len(self._lines)
+        data = self._rest + b"".join(self._lines[:count])
+        del self._lines[:count]
         self._rest = b""
         try:
             written = self._write(data)
@@ -82,8 +88,9 @@ class LineWriter:
             return
         self.flush()
         fresh = _open(self._path)
-        os.close(self._descriptor)
-        self._descriptor = fresh
+        with self._lock:
+            os.close(self._descriptor)
+            self._descriptor = fresh
 
     def renamed(self) -> bool:
         """Tell whether another file, or none, now has the path."""

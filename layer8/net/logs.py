@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from twisted.logger import ILogObserver, LogEvent, Logger, LogLevel
@@ -70,7 +71,7 @@ class Logs:
         self._overrides: dict[str, tuple[int, float]] = {}
         self._watchers: list[Callable[[Row], None]] = []
         self._others: list[LineWriter] = []
-        self._busy = False
+        self._busy: set[int] = set()
         self._lost = 0
         self.config = config
         self.writer = self._open(config)
@@ -172,9 +173,13 @@ class Logs:
         """Take one event from `twisted.logger`."""
         level = getattr(event.get("log_level"), "name", "info")
         namespace = str(event.get("log_namespace") or "")
-        if LEVELS[level] > self._threshold(namespace) or self._busy:
+        if LEVELS[level] > self._threshold(namespace):
             return
-        self._busy = True
+        thread = get_ident()
+        if thread in self._busy:
+            # A watcher that logs would call itself for ever.
+            return
+        self._busy.add(thread)
         try:
             row = self._row(event, level, namespace)
             self._tail.append(row)
@@ -185,7 +190,7 @@ class Logs:
             for watcher in tuple(self._watchers):
                 watcher(row)
         finally:
-            self._busy = False
+            self._busy.discard(thread)
 
     def _threshold(self, namespace: str) -> int:
         if self._overrides:

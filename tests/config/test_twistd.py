@@ -6,6 +6,7 @@ from pathlib import Path
 from twisted.application.app import ServerOptions
 from twisted.trial.unittest import SynchronousTestCase
 
+import layer8
 from layer8.config.field import keys
 from layer8.config.proxy import ProxyConfig
 from layer8.config.twistd import DaemonOptions, options_class
@@ -39,6 +40,12 @@ class OptionTests(SynchronousTestCase):
         for key in keys(ProxyConfig):
             if key.section is None:
                 self.assertIn("--" + key.name.replace("_", "-"), text)
+
+    def test_version_is_ours(self) -> None:
+        lines = io.StringIO()
+        self.patch(sys, "stdout", lines)
+        self.assertEqual(self.assertRaises(SystemExit, self.parse, "proxy", "--version").code, 0)
+        self.assertEqual(lines.getvalue(), f"layer8 {layer8.__version__}\n")
 
     def test_options_win(self) -> None:
         (self.home / "layer8.toml").write_text('[proxy]\nhttp = "tcp:1"\nhttps = "tcp:2"\n')

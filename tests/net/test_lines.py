@@ -1,4 +1,5 @@
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -60,6 +61,22 @@ class FileTests(SynchronousTestCase):
                 append(line)
             best = min(best, time.process_time() - before)
         self.assertLess(best / 10_000, 0.5e-6)
+
+    def test_threads_lose_no_line(self) -> None:
+        def write(number: int) -> None:
+            for index in range(2000):
+                self.writer.append(b"%d %d\n" % (number, index))
+                if index % 7 == 0:
+                    self.writer.flush()
+
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.writer.flush()
+        lines = self.path.read_bytes().splitlines()
+        self.assertEqual(sorted(lines), sorted(b"%d %d" % (a, b) for a in range(4) for b in range(2000)))
 
     def test_a_full_disk_is_survived_and_counted(self) -> None:
         writer = LineWriter(os.open("/dev/full", os.O_WRONLY))
