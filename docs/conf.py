@@ -1,4 +1,4 @@
-"""Sphinx: prose in Markdown, and three tables that are made from the code they speak about."""
+"""Sphinx: prose in Markdown, and the tables that are made from the code they speak about."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import layer8
 from layer8.config.field import Key, keys
 from layer8.config.tree import Config
 from layer8.core import knowledge
+from layer8.core.logbook import EVENTS
 
 project = "layer8"
 version = release = layer8.__version__
@@ -72,8 +73,15 @@ def sections() -> str:
     return "\n".join(lines)
 
 
+def events() -> str:
+    """Draw every event of the log."""
+    rows = [f"| `{name}` | {about.doc}{' (record)' if about.record else ''} |" for name, about in sorted(EVENTS.items())]
+    return "\n".join(["| event | what |", "|---|---|", *rows])
+
+
 myst_substitutions = {
     "knowledge_proxy": knowledge.markdown("proxy"),
     "knowledge_control": knowledge.markdown("control"),
     "configuration": sections(),
+    "events": events(),
 }
