@@ -37,7 +37,7 @@ from layer8.control.limits import CLIENT, MESSAGE
 from layer8.control.table import Table
 from layer8.control.websocket import ClientSocket, ConnectingRequest, Pulse
 from layer8.core.errors import ConfigError, Layer8Error, Refused, RemoteProtocolError, TimedOut, Unavailable
-from layer8.crypto.x509 import parse_pins
+from layer8.crypto.x509 import Identity, parse_pins
 from layer8.net.tls import Named, Pinned, TlsClient, WrongPeer
 
 Client = Conversation
@@ -90,6 +90,7 @@ async def connect(
     token: str | None = None,
     pin: str | None = None,
     trust: Path | None = None,
+    identity: Identity | None = None,
     subprotocol: str | None = SUBPROTOCOL,
     path: str = "/ws",
     dial: Dial | None = None,
@@ -102,8 +103,9 @@ async def connect(
 ) -> Client:
     """Open a control connection and give it when messages can be sent.
 
-    `token` is shown in the upgrade. `path` is asked for if the URL names none. With `table` the server may call its
-    methods in `roles`. `message` caps messages in bytes, both ways; `timeout` is for all of it, in seconds.
+    `token` is shown in the upgrade, `identity` to a server that asks for a certificate. `path` is asked for if the
+    URL names none. With `table` the server may call its methods in `roles`. `message` caps messages in bytes, both
+    ways; `timeout` is for all of it, in seconds.
     Raises ConfigError for arguments that cannot work, else Unavailable, Refused, TimedOut or RemoteProtocolError.
     """
     where = Url.parse(url, path)
@@ -129,7 +131,8 @@ async def connect(
     ready: Deferred[None] = Deferred()
     client.on_open = lambda: _fire(ready)
     client.when_lost(lambda: _fail(ready, _why(url, end)))
-    attempt = Deferred.fromCoroutine(_open(reactor, where, _factory(where, end, pin, trust), dial, ready))
+    factory = _factory(where, end, pin, trust, identity)
+    attempt = Deferred.fromCoroutine(_open(reactor, where, factory, dial, ready))
     attempt.addTimeout(timeout, client.pulse.clock)
     try:
         await attempt
@@ -162,13 +165,15 @@ async def _open(
     await ready
 
 
-def _factory(where: Url, end: ClientSocket, pin: str | None, trust: Path | None) -> IProtocolFactory:
+def _factory(
+    where: Url, end: ClientSocket, pin: str | None, trust: Path | None, identity: Identity | None
+) -> IProtocolFactory:
     """Make what the transport asks for its protocol, with TLS in between for `wss:`."""
     once = _Once(end)
     if where.scheme != "wss":
         return once
     expected = Named(where.host, trust) if pin is None else Pinned(parse_pins(pin))
-    creator = TlsClient(expected, alpn=("http/1.1",), server_name=where.host)
+    creator = TlsClient(expected, alpn=("http/1.1",), server_name=where.host, identity=identity)
     return TLSMemoryBIOFactory(creator, True, once)
 
 
