@@ -38,11 +38,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from layer8.core.session import Close, Dial, Join, Send, Session, Tell
+from layer8.net.timer import Timer
 
 WRITE_MOST = 1 << 20  # bytes that may wait for a slow reader, beyond the transport's own 64 KiB; then "slow"
 PIECE = 4096  # bytes that a session gets at once: between two pieces it is seen whether the peer takes the answers
 CLOSE_TIME = 5.0  # seconds that an orderly close may take
-SOONEST = 0.001  # seconds; a session whose deadline never moves must not spin the reactor
 
 LOST = "lost"  # reasons that are ours and not the session's
 SLOW = "slow"
@@ -79,11 +79,10 @@ class Stream(TwistedProtocol):
         self.session = session
         self.reason = ""
         self._owner = owner
-        self._clock = clock
-        self._seconds = seconds
         self._next: IProtocol | None = None
-        self._call: IDelayedCall | None = None
-        self._call_at = 0.0
+        self._clock = clock
+        self._closing: IDelayedCall | None = None
+        self._timer = Timer(clock, seconds, lambda: self._hear(self.session.wake))
         self._busy = self._lost = self._joined = self._full = self._held = self._shaking = self._gone = False
         self._unsent = 0
         self._waiting = b""
@@ -122,7 +121,7 @@ class Stream(TwistedProtocol):
         if self.reason or self._next is not None:
             return
         self.reason = reason
-        self._stop_clock()
+        self._timer.stop()
         if self._gone:
             return
         if abort:
@@ -131,7 +130,7 @@ class Stream(TwistedProtocol):
         self.transport.unregisterProducer()
         self._full = self._held = False
         self._read_or_not()  # the peer's own end has to be read
-        self._call = self._clock.callLater(CLOSE_TIME, self.transport.abortConnection)
+        self._closing = self._clock.callLater(CLOSE_TIME, self.transport.abortConnection)
         # a TLS transport would end the TCP stream underneath itself
         half = None if INegotiated.providedBy(self.transport) else getattr(self.transport, "loseWriteConnection", None)
         if self._lost or half is None:
@@ -141,7 +140,7 @@ class Stream(TwistedProtocol):
 
     def become(self, protocol: IProtocol) -> None:
         """Hand the connection on: from now on `protocol` has it, and this object only passes events."""
-        self._stop_clock()
+        self._timer.stop()
         self.transport.unregisterProducer()
         self._next = protocol
         protocol.makeConnection(self.transport)
@@ -190,7 +189,9 @@ class Stream(TwistedProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The connection is gone."""
-        self._stop_clock()
+        self._timer.stop()
+        if self._closing is not None and self._closing.active():
+            self._closing.cancel()
         if self._next is not None:
             self._next.connectionLost(reason)
             return
@@ -214,7 +215,7 @@ class Stream(TwistedProtocol):
     def _hear(self, words: Callable[[float], None] | None) -> None:
         try:
             if words is not None:
-                words(self._seconds())
+                words(self._timer.seconds())
             if self._busy:
                 return  # an owner talked to the session while its effects are carried out: the loop below goes on
             self._busy = True
@@ -224,7 +225,8 @@ class Stream(TwistedProtocol):
                         self._do(effect)
             finally:
                 self._busy = False
-            self._set_clock()
+            idle = self.reason or self._lost or self._joined
+            self._timer.set(None if idle else self.session.deadline())
         except Exception:  # a peer cannot cause one: it is a bug, and costs this connection only
             self.log.failure("a session failed", event="stream.bug", session=type(self.session).__name__)
             self.close(BUG, abort=True)
@@ -261,30 +263,6 @@ class Stream(TwistedProtocol):
                 self.transport.pauseProducing()
             else:
                 self.transport.resumeProducing()
-
-    def _set_clock(self) -> None:
-        """Keep one delayed call at or before the deadline: moving a deadline away costs nothing."""
-        due = None if self.reason or self._lost or self._joined else self.session.deadline()
-        if due is None:
-            if not self.reason:
-                self._stop_clock()
-        elif self._call is None or self._call_at > due:
-            self._stop_clock()
-            self._call_at = due
-            self._call = self._clock.callLater(max(due - self._seconds(), SOONEST), self._wake)
-
-    def _wake(self) -> None:
-        self._call = None
-        due = self.session.deadline()
-        if due is not None and due <= self._seconds():
-            self._hear(self.session.wake)
-        else:
-            self._set_clock()
-
-    def _stop_clock(self) -> None:
-        call, self._call = self._call, None
-        if call is not None and call.active():
-            call.cancel()
 
 
 class StreamFactory(Factory):
