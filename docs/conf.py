@@ -75,7 +75,8 @@ def sections() -> str:
 
 def events() -> str:
     """Draw every event of the log."""
-    rows = [f"| `{name}` | {about.doc}{' (record)' if about.record else ''} |" for name, about in sorted(EVENTS.items())]
+    about = {name: event.doc + (" (record)" if event.record else "") for name, event in sorted(EVENTS.items())}
+    rows = [f"| `{name}` | {doc} |" for name, doc in about.items()]
     return "\n".join(["| event | what |", "|---|---|", *rows])
 
 
