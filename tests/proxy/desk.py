@@ -85,6 +85,7 @@ class Desk:
     """Everything between the method rows and the store."""
 
     def __init__(self, path: str, **limits: Any) -> None:
+        self.path = path
         self.clock = Clock()
         self.limits = ProxyLimits(**limits)
         self.storage = InlineStorage(Database(Path(path).absolute() / "proxy.db", SCHEMA))
