@@ -34,6 +34,7 @@ EVENTS: Mapping[str, Logged] = {
     "service.drain_failed": Logged("a bug of ours while a part drained"),
     "service.stop_failed": Logged("a bug of ours while a part stopped; the others stop all the same"),
     "stream.bug": Logged("a bug of ours in a session; its connection was closed"),
+    "datagram.bug": Logged("a bug of ours in a datagram session; its port is left"),
     "task.ended": Logged("a task ended with an error that was foreseen"),
     "task.failed": Logged("a bug of ours in a task"),
     "pump.failed": Logged("a bug of ours in the pump; one connection was lost"),

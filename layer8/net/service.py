@@ -107,7 +107,7 @@ class Daemon(MultiService):
 
     def __init__(self, clock: IReactorTime, log: Logger, *, drain_seconds: float = 0.0) -> None:
         """Start with no parts; with `drain_seconds`, stopping drains first for at most that long."""
-        super().__init__()
+        MultiService.__init__(self)
         self.health = Health()
         self.tasks = TaskSet(log)
         self._clock = clock

@@ -48,16 +48,18 @@ class Secrets(SynchronousTestCase):
     def test_files_refused(self) -> None:
         folder = Path(self.mktemp())
         folder.mkdir()
-        for number, (content, mode, reason) in enumerate((
-            (b"", 0o600, "hex digits"),
-            (b"00" * 32, 0o600, "byte values"),
-            (b"0" * 63, 0o600, "hex digits"),
-            (b"zz" * 32, 0o600, "hex digits"),
-            (bytes(range(32)).hex().encode() + b"\n\nmore", 0o600, "hex digits"),
-            (bytes(range(32)).hex().encode() + b"\n", 0o640, "chmod 600"),
-            (bytes(range(32)).hex().encode() + b"\n", 0o604, "chmod 600"),
-            (b"0" * 70_000, 0o600, "larger"),
-        )):
+        for number, (content, mode, reason) in enumerate(
+            (
+                (b"", 0o600, "hex digits"),
+                (b"00" * 32, 0o600, "byte values"),
+                (b"0" * 63, 0o600, "hex digits"),
+                (b"zz" * 32, 0o600, "hex digits"),
+                (bytes(range(32)).hex().encode() + b"\n\nmore", 0o600, "hex digits"),
+                (bytes(range(32)).hex().encode() + b"\n", 0o640, "chmod 600"),
+                (bytes(range(32)).hex().encode() + b"\n", 0o604, "chmod 600"),
+                (b"0" * 70_000, 0o600, "larger"),
+            )
+        ):
             path = folder / str(number)
             path.write_bytes(content)
             path.chmod(mode)

@@ -10,7 +10,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IHalfCloseableProtocol, IProtocol
-from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.protocol import BaseProtocol, Factory, Protocol, connectionDone
 from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
 from twisted.internet.threads import deferToThread
@@ -89,7 +89,7 @@ class WithStrings(SynchronousTestCase):
         self.session = Toy()
         self.stream = Stream(self.session, owner, self.clock, self.clock.seconds)
         self.transport = StringTransport()
-        self.stream.makeConnection(self.transport)
+        BaseProtocol.makeConnection(self.stream, self.transport)
 
     def _say(self, line: bytes) -> bytes:
         self.transport.clear()

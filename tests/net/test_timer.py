@@ -1,5 +1,7 @@
 """One delayed call per session, whatever its deadline does."""
 
+from collections.abc import Callable
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
@@ -27,7 +29,8 @@ class Timers(SynchronousTestCase):
         self.assertEqual(self.fired, [6])
 
     def test_none_and_stop(self) -> None:
-        for end in (lambda: self.timer.set(None), self.timer.stop):
+        ends: tuple[Callable[[], None], ...] = (lambda: self.timer.set(None), self.timer.stop)
+        for end in ends:
             self.timer.set(5)
             end()
             self.assertEqual(self.clock.getDelayedCalls(), [])

@@ -400,5 +400,3 @@ class Datagrams(SynchronousTestCase):
         settle(clock)
         self.assertEqual(one.heard, [(b"back", ("192.0.2.2", 2))])
         self.assertEqual(len(other.heard), 5)
-
-
