@@ -42,7 +42,8 @@ _TEXT = 512
 _ITEMS = 16
 _FRAMES = 8
 _NEVER = {"authorization", "body", "cookie", "data", "key", "password", "payload", "proof", "secret", "token"}
-_LEGACY = {"event", "failure", "format", "isError", "message", "printed", "system", "time"}
+_LEGACY = {"failure", "format", "isError", "message", "printed", "system", "time"}
+_HEAD = {"t", "level", "ns", "event", "frames", "cut"}
 
 Row = dict[str, Any]
 
@@ -73,6 +74,7 @@ class Logs:
         self._others: list[LineWriter] = []
         self._busy: set[int] = set()
         self._lost = 0
+        self._hold = False
         self.config = config
         self.writer = self._open(config)
         self.addresses = AddressBlur(config.addresses, draw)
@@ -101,14 +103,18 @@ class Logs:
         self.announce()
 
     def announce(self) -> None:
-        """Say how much this log tells, as its first line."""
-        self._log.info(
-            "the log begins",
-            event="log.started",
-            level_from=self.config.level,
-            addresses=self.config.addresses,
-            blur=self.config.blur,
-        )
+        """Say how much this log tells; it is written together with the next line, or at the next flush."""
+        self._hold = True
+        try:
+            self._log.info(
+                "the log begins",
+                event="log.started",
+                level_from=self.config.level,
+                addresses=self.config.addresses,
+                blur=self.config.blur,
+            )
+        finally:
+            self._hold = False
 
     def access_writer(self, where: str) -> LineWriter | None:
         """Give the writer for access records: "-" is this log's own, "" none, else a file; raises OSError."""
@@ -186,7 +192,8 @@ class Logs:
             line = text_line(row) if self.text else json_line(row)
             prefix = b"<%d>" % LEVELS[level] if self.writer.prefix else b""
             self.writer.append(prefix + line)
-            self.writer.flush()
+            if not self._hold:
+                self.writer.flush()
             for watcher in tuple(self._watchers):
                 watcher(row)
         finally:
@@ -209,7 +216,7 @@ class Logs:
         row: Row = {"t": _moment(at), "level": level, "ns": namespace[:_TEXT], "event": name if known else FOREIGN}
         if known:
             for field, value in event.items():
-                if not field.startswith("log_") and field not in _LEGACY and field not in _NEVER:
+                if not field.startswith("log_") and field not in _LEGACY | _NEVER | _HEAD:
                     self._add(row, field, value, record)
         elif namespace in ("stdout", "stderr"):
             row["text"] = str(event.get("log_io", ""))[:_TEXT]

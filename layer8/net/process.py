@@ -148,14 +148,11 @@ class Process(MultiService):
 
     def fail(self, error: BaseException) -> None:
         """End a running process with one line on standard error and exit code 1, for errors that come late."""
-        self._say(error)
+        self.logs.flush()
+        complain(self.program, error)
         # twistd itself always ends with 0 after a run; this is the last thing the interpreter does.
         atexit.register(_exit_failed)
         self._reactor.stop()
-
-    def _say(self, error: BaseException) -> None:
-        self.logs.flush()
-        complain(self.program, error)
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:
@@ -168,7 +165,7 @@ class Process(MultiService):
 
             def show(kind: type[BaseException], shown: BaseException, trace: TracebackType | None) -> None:
                 if shown is known:
-                    self._say(shown)
+                    complain(self.program, shown)
                 else:
                     usual(kind, shown, trace)
 

@@ -79,7 +79,9 @@ class RowTests(Case):
         self.make(addresses="clear")
         self.patch(Logs, "_log", self.logger("layer8.net.logs"))
         self.logs.announce()
-        self.assertEqual(self.rows()[0]["event"], "log.started")
+        self.assertEqual(self.rows(), [])
+        self.logger().info("x", event="pump.starved")
+        self.assertEqual([row["event"] for row in self.rows()], ["log.started", "pump.starved"])
         self.assertEqual(self.rows()[0]["addresses"], "clear")
 
     def test_content_never_gets_in(self) -> None:
