@@ -1,4 +1,5 @@
 import os
+import tempfile
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -84,8 +85,10 @@ class SecretFileTests(SynchronousTestCase):
             self.assertEqual(load_text(f'[proxy]\naccess_log = "{where}"\n', {}, {}).config.proxy.access_log, where)
 
     def test_folder_of_a_socket(self) -> None:
-        load_text(f'[control]\nlisten = "unix:{self.folder}/x.sock"', {}, {})
-        self.assertRaises(ConfigProblems, load_text, f'[control]\nlisten = "unix:{self.folder}/y/x.sock"', {}, {})
+        folder = tempfile.mkdtemp()  # short, wherever the tests run: a socket's path has at most 107 bytes
+        self.addCleanup(os.rmdir, folder)
+        load_text(f'[control]\nlisten = "unix:{folder}/x.sock"', {}, {})
+        self.assertRaises(ConfigProblems, load_text, f'[control]\nlisten = "unix:{folder}/y/x.sock"', {}, {})
 
 
 class KeyTests(SynchronousTestCase):

@@ -50,6 +50,7 @@ class WireTests(SynchronousTestCase):
         self.assertIn("no such frame: gone", str(self.failureResultOf(second, BrowserError).value))
         wire.lost("reset")
         self.failureResultOf(first, BrowserError)
+        self.failureResultOf(wire.opened, BrowserError)
         self.failureResultOf(Deferred.fromCoroutine(wire.call("C.three")), BrowserError)
 
 
