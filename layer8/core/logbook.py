@@ -29,8 +29,6 @@ EVENTS: Mapping[str, Logged] = {
     "process.stopping": Logged("the process was asked to stop"),
     "control.call_failed": Logged("a bug of ours in a method; the caller was told the id only"),
     "control.page_failed": Logged("a bug of ours in an HTTP page of the control listener"),
-    "proxy.draining": Logged("the proxy takes nothing new"),
-    "proxy.closed": Logged("a visitor's connection ended: the access log", record=True),
     "service.drain_failed": Logged("a bug of ours while a part drained"),
     "service.stop_failed": Logged("a bug of ours while a part stopped; the others stop all the same"),
     "stream.bug": Logged("a bug of ours in a session; its connection was closed"),
