@@ -193,8 +193,9 @@ class Frame:
                 signal.signal(number, end)
 
     def _notes(self) -> tuple[str, ...]:
-        config = self.configuration.loaded.config
-        return ("the log shows addresses as they are",) if config.log.addresses == "clear" else ()
+        clear = self.configuration.loaded.config.log.addresses == "clear"
+        pins = sorted({f"TLS key: pin={identity.pin}" for identity in self._identities.values()})
+        return (*pins, "the log shows addresses as they are") if clear else tuple(pins)
 
     def _check(self, text: str) -> Loaded:
         return load_text(text, self.environ, {}, role=self.role)

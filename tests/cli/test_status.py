@@ -14,6 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.cli import ask
 from layer8.core.errors import Layer8Error, RemoteProtocolError, TimedOut, Unavailable
+from layer8.crypto.x509 import Identity
 from tests.cli.test_main import LAYER8, layer8
 
 ANYWHERE = "tcp:0:interface=127.0.0.1"
@@ -34,7 +35,8 @@ class RunningTests(HomeCase):
 
     def setUp(self) -> None:
         super().setUp()
-        words = [word for name in ("http", "https", "agents", "control") for word in (f"--{name}", ANYWHERE)]
+        words = [word for name in ("http", "https", "control") for word in (f"--{name}", ANYWHERE)]
+        words += ["--agents", ANYWHERE.replace("tcp", "tls")]
         self.daemon = subprocess.Popen(
             [sys.executable, "-c", TWISTD, "-n", "--pidfile=", "layer8-proxy", *words],
             env=self.environ,
@@ -58,6 +60,8 @@ class RunningTests(HomeCase):
         code, out, err = layer8("status")
         self.assertEqual((code, err), (0, ""))
         self.assertRegex(out, r"\Aproxy  well\n  version    \S+\n  id         [a-z2-7]{8}\n  roles      proxy\n")
+        pin = Identity.load(self.home / "control.pem").pin
+        self.assertIn(f"  note       TLS key: pin={pin}\n", out)
         code, out, err = layer8("status", "proxy", "--json")
         state = json.loads(out)["daemons"]["proxy"]
         self.assertEqual((code, err, state["roles"], state["drain"]), (0, "", ["proxy"], False))
