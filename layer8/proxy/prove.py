@@ -41,23 +41,29 @@ class Prover(Protocol):
 class Resolver(Protocol):
     """What is used of `twisted.names.client.Resolver`."""
 
-    def lookupTextRecords(self, name: str, timeout: Any = None) -> Deferred[Any]:
+    def lookupText(self, name: str, timeout: Any = None) -> Deferred[Any]:
         """Fire with answers, authority and additional records."""
 
 
 def is_public(address: str) -> bool:
     """Say whether an address is one that anybody on the internet could ask."""
-    return ip_address(address).is_global
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return False
+    inner = getattr(found, "ipv4_mapped", None) or found
+    return inner.is_global and not inner.is_multicast
 
 
 @define(eq=False)
 class NetworkProver:
-    """Asks DNS first, then HTTP. `port` and `may_ask` are what they are in the world; a test has its own."""
+    """Asks DNS first, then HTTP. `port`, `may_ask` and `seconds` are what they are in the world; a test has its own."""
 
     reactor: Any  # IReactorTime, IReactorTCP and IReactorPluggableNameResolver in one
     resolver: Resolver
     port: int = HTTP
     may_ask: Callable[[str], bool] = is_public
+    seconds: float = PROVE_TIME
 
     async def look(self, wanted: ProofWanted) -> bool:
         """Say whether one of the two proofs is there."""
@@ -69,13 +75,13 @@ class NetworkProver:
         clock: IReactorTime = self.reactor
         looked: Deferred[bool] = Deferred.fromCoroutine(look)
         try:
-            return await looked.addTimeout(PROVE_TIME, clock)
+            return await looked.addTimeout(self.seconds, clock)
         except TimeoutError:
             return False
 
     async def _text(self, name: str, value: str) -> bool:
         try:
-            answers, _, _ = await self.resolver.lookupTextRecords(name, timeout=(2, 4))
+            answers, _, _ = await self.resolver.lookupText(name, timeout=(2, 4))
         except CancelledError:
             raise
         except (DomainError, ResolverError, DNSQueryTimeoutError):

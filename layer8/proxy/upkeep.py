@@ -146,14 +146,14 @@ class Upkeep(Service):
         await self._presences.turn(now)
         await self._ledger.turn()
         self._over += self._bans.ended(self._wall())
-        if self._over:
-            await self._written.unban(self._over)
-            self._over = []
         if now - self._flushed >= BYTES_FLUSH:
             self._flushed = now
             await self._flush()
 
     async def _flush(self) -> None:
+        if self._over:
+            await self._written.unban(self._over)
+            self._over = []
         unwritten = self._counts.unwritten()
         if unwritten:
             await self._written.carry(unwritten)
