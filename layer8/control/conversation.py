@@ -61,7 +61,7 @@ def _nothing() -> None:
     """Do nothing."""
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Conversation:
     """A connection's owner and, for the methods that it calls, its `Peer`."""
 

@@ -46,6 +46,9 @@ CLOSE_TIME = 5.0
 WRITE_BUFFER = 1024 * 1024
 """Bytes that may wait for a slow reader; one more closes its connection."""
 
+_HANDSHAKE = ("http_headers", "http_request_data", "http_response_data", "utf8validator")
+"""What Autobahn keeps of a handshake and nobody needs after it: a kilobyte per idle connection."""
+
 _OPEN = autobahn.WebSocketProtocol.STATE_OPEN
 _CONNECTING = autobahn.WebSocketProtocol.STATE_CONNECTING
 _CLOSED = autobahn.WebSocketProtocol.STATE_CLOSED
@@ -364,6 +367,8 @@ class Socket(TwistedProtocol):
         """Any byte counts as a sign of life, this one too."""
 
     def _onOpen(self) -> None:
+        for name in _HANDSHAKE:
+            self.__dict__.pop(name, None)
         self._watched = True
         self.pulse.add(self)
         self.owner.opened(self)
