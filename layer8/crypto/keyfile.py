@@ -22,19 +22,21 @@ def read_private(path: Path, *, most: int = FILE_MOST, forbidden: int = OTHERS) 
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            found = os.fstat(descriptor)
+            data = b""
+            if stat.S_ISREG(found.st_mode) and not found.st_mode & forbidden:
+                with open(descriptor, "rb", closefd=False) as file:
+                    data = file.read(most + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    with open(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ConfigError(f"{path}: is not a file")
-        if found.st_mode & forbidden:
-            mode = stat.S_IMODE(found.st_mode)
-            raise ConfigError(f"{path}: others may read it (mode {mode:04o}); run: chmod 600 {path}")
-        try:
-            data = file.read(most + 1)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{path}: is not a file")
+    if found.st_mode & forbidden:
+        mode = stat.S_IMODE(found.st_mode)
+        raise ConfigError(f"{path}: others may read it (mode {mode:04o}); run: chmod 600 {path}")
     if len(data) > most:
         raise ConfigError(f"{path}: is larger than {most} bytes")
     return data

@@ -42,7 +42,7 @@ class Raw(SynchronousTestCase):
     """Blocking sockets: what the pump does, without the pump."""
 
     def _serve(
-        self, context: SSL.Context, talk: Callable[[SSL.Connection], None]
+        self, context: SSL.Context, talk: Callable[[SSL.Connection], object]
     ) -> tuple[socket.socket, list[object]]:
         listener = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(listener.close)
@@ -153,6 +153,22 @@ class Raw(SynchronousTestCase):
         dialled.close()
         self._thread.join(10)
         self.assertIsInstance(seen[0], SSL.Error)
+
+    def test_no_resumption(self) -> None:
+        """A session that the client kept and offers again is not taken up: every handshake shows a certificate."""
+        for most in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+            ours = server_context(SERVER)
+            theirs = ssl.create_default_context(cadata=SERVER.chain_pem.decode())
+            theirs.maximum_version = most
+            kept: ssl.SSLSession | None = None
+            for _ in range(2):
+                dialled, _seen = self._serve(ours, lambda connection: connection.sendall(b"x"))
+                with theirs.wrap_socket(dialled, server_hostname="proxy.example", session=kept) as client:
+                    self.assertEqual(client.recv(1), b"x")  # tickets of TLS 1.3 come before this
+                    self.assertFalse(client.session_reused)
+                    kept = client.session
+                    client.sendall(b"bye")
+                self._thread.join(10)
 
     def test_client_certificate(self) -> None:
         pins: list[str | None] = []
