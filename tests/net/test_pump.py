@@ -8,6 +8,8 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred, gatherResults
@@ -17,13 +19,18 @@ from twisted.trial.unittest import SkipTest, TestCase
 from layer8.crypto.x509 import self_signed
 from layer8.net.leg import Leg
 from layer8.net.pipes import PipePool
-from layer8.net.pump import CHUNK, HAVE_SPLICE, Pump, listening
+from layer8.net.pump import CHUNK, HAVE_SPLICE, Link, Pump, listening
+
+P = ParamSpec("P")
+T = TypeVar("T")
+End = tuple[str, int, int]
+"""Why a link ended, and the bytes it carried up and down."""
 
 LONG = 20.0
 RESET = struct.pack("ii", 1, 0)
 
 
-def listener():
+def listener() -> socket.socket:
     """A listening socket on loopback."""
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
@@ -34,24 +41,24 @@ def listener():
 class Ended:
     """An owner that remembers how its link ended."""
 
-    def __init__(self):
-        self.reasons = []
-        self.waiting = None
+    def __init__(self) -> None:
+        self.reasons: list[End] = []
+        self.waiting: Deferred[End] | None = None
 
-    def ended(self, link, reason):
+    def ended(self, link: Link, reason: str) -> None:
         self.reasons.append((reason, link.bytes_up, link.bytes_down))
         if self.waiting is not None:
             waiting, self.waiting = self.waiting, None
             waiting.callback(self.reasons[-1])
 
-    def wait(self):
+    def wait(self) -> Deferred[End]:
         self.waiting = Deferred()
         if self.reasons:
             self.waiting.callback(self.reasons[-1])
         return self.waiting
 
 
-def send_all(sock, data, pace=None):
+def send_all(sock: socket.socket, data: bytes, pace: int | None = None) -> None:
     view = memoryview(data)
     while view:
         sent = sock.send(view[:pace] if pace else view)
@@ -60,8 +67,8 @@ def send_all(sock, data, pace=None):
             time.sleep(0.0005)
 
 
-def read_all(sock, pace=None):
-    parts = []
+def read_all(sock: socket.socket, pace: int | None = None) -> bytes:
+    parts: list[bytes] = []
     while True:
         data = sock.recv(pace or 1 << 18)
         if not data:
@@ -71,8 +78,8 @@ def read_all(sock, pace=None):
             time.sleep(0.0005)
 
 
-def in_thread(call, *arguments):
-    return deferToThread(call, *arguments)
+def in_thread(call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> Deferred[T]:
+    return deferToThread(call, *arguments, **named)
 
 
 class RelayCase(TestCase):
@@ -81,7 +88,7 @@ class RelayCase(TestCase):
     splice = HAVE_SPLICE
     timeout = 60
 
-    def setUp(self):
+    def setUp(self) -> None:
         if self.splice and not HAVE_SPLICE:
             raise SkipTest("this system has no os.splice")
         from twisted.internet import reactor
@@ -94,12 +101,12 @@ class RelayCase(TestCase):
         self.back = listener()
         self.back.settimeout(LONG)
         self.target = (socket.AF_INET, self.back.getsockname())
-        self.owners = []
-        self.links = []
+        self.owners: list[Ended] = []
+        self.links: list[Link] = []
         self.accepting = self.pump.listen(self.front, self.accepted)
-        self.open = []
+        self.open: list[socket.socket] = []
 
-    def tearDown(self):
+    def tearDown(self) -> None:
         self.accepting.close()
         self.pump.stop()
         self.back.close()
@@ -111,7 +118,7 @@ class RelayCase(TestCase):
         self.assertEqual(self.pump.pipes.used, 0)
 
     @staticmethod
-    def descriptors():
+    def descriptors() -> list[str]:
         """Open sockets and epoll sets; pipes are counted by their pool, the reactor has some of its own."""
         found = []
         for fd in os.listdir("/proc/self/fd"):
@@ -123,10 +130,10 @@ class RelayCase(TestCase):
                 found.append(f"{fd} {what}")
         return sorted(found)
 
-    def accepted(self, fd, peer):
+    def accepted(self, fd: int, peer: object) -> None:
         self.pump.dial(self.target, lambda new, error: self.joined(fd, new, error))
 
-    def joined(self, fd, new, error):
+    def joined(self, fd: int, new: int, error: OSError | None) -> None:
         if error is not None:
             self.pump.close_fd(fd)
             return
@@ -134,7 +141,7 @@ class RelayCase(TestCase):
         self.owners.append(owner)
         self.links.append(self.pump.join(fd, new, owner))
 
-    def dial(self):
+    def dial(self) -> tuple[socket.socket, Any]:
         client = socket.create_connection(self.front.getsockname(), LONG)
         client.settimeout(LONG)
         backend, _ = self.back.accept()
@@ -142,37 +149,39 @@ class RelayCase(TestCase):
         self.open += [client, backend]
         return client, backend
 
-    async def pair(self):
+    async def pair(self) -> tuple[socket.socket, Any]:
         client, backend = await in_thread(self.dial)
         while not self.owners:
             await in_thread(time.sleep, 0.001)
         return client, backend
 
-    async def both_ways(self, size_up, size_down, *, pace_up=None, pace_down=None, half_first=True):
+    async def both_ways(
+        self, size_up: int, size_down: int, *, pace_up: int | None = None, pace_down: int | None = None
+    ) -> End:
         """Send both ways at once and compare; ends with both halves closed."""
         client, backend = await self.pair()
         up = random.Random(size_up).randbytes(size_up)
         down = random.Random(size_down + 1).randbytes(size_down)
 
-        def send(sock, data, pace):
+        def send(sock: socket.socket, data: bytes, pace: int | None) -> None:
             send_all(sock, data, pace)
             sock.shutdown(socket.SHUT_WR)
 
-        _, _, got_up, got_down = await gatherResults(
+        sending = [in_thread(send, client, up, pace_up), in_thread(send, backend, down, pace_down)]
+        got_up, got_down = await gatherResults(
             [
-                in_thread(send, client, up, pace_up),
-                in_thread(send, backend, down, pace_down),
                 in_thread(read_all, backend, pace_up and pace_up * 2),
                 in_thread(read_all, client, pace_down and pace_down * 2),
             ]
         )
+        await gatherResults(sending)
         self.assertEqual(hashlib.sha256(got_up).digest(), hashlib.sha256(up).digest())
         self.assertEqual(hashlib.sha256(got_down).digest(), hashlib.sha256(down).digest())
         return await self.owners[-1].wait()
 
 
 class PumpTests(RelayCase):
-    async def test_duplex_fast(self):
+    async def test_duplex_fast(self) -> None:
         ended = await self.both_ways(24 << 20, 17 << 20)
         self.assertEqual(ended, ("done", 24 << 20, 17 << 20))
         if self.splice:
@@ -180,20 +189,20 @@ class PumpTests(RelayCase):
         else:
             self.assertEqual(self.pump.spliced, 0)
 
-    async def test_duplex_slow_one_way(self):
+    async def test_duplex_slow_one_way(self) -> None:
         await self.both_ways(6 << 20, 300_000, pace_down=1000)
 
-    async def test_duplex_tiny(self):
+    async def test_duplex_tiny(self) -> None:
         await self.both_ways(997, 1, pace_up=1, pace_down=1)
 
-    async def test_sizes_about_the_chunk(self):
+    async def test_sizes_about_the_chunk(self) -> None:
         for size in (1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, (1 << 20) - 1, (1 << 20) + 1):
             ended = await self.both_ways(size, size + 1)
             self.assertEqual(ended[1:], (size, size + 1))
             self.owners.clear()
 
-    async def test_many_at_once(self):
-        def one(number):
+    async def test_many_at_once(self) -> None:
+        def one(number: int) -> bool:
             data = random.Random(number).randbytes(1 << 20)
             client = socket.create_connection(self.front.getsockname(), LONG)
             client.settimeout(LONG)
@@ -209,12 +218,12 @@ class PumpTests(RelayCase):
                 sender.join()
             return got == data
 
-        def echo(sock):
+        def echo(sock: socket.socket) -> None:
             with sock:
                 while data := sock.recv(1 << 16):
                     sock.sendall(data)
 
-        def serve():
+        def serve() -> None:
             threads = []
             for _ in range(16):
                 sock, _ = self.back.accept()
@@ -228,16 +237,16 @@ class PumpTests(RelayCase):
         await serving
         self.assertEqual(results, [True] * 16)
 
-    async def test_half_close_by_the_client(self):
+    async def test_half_close_by_the_client(self) -> None:
         """A request that ends with its half of the connection still gets its whole answer."""
         client, backend = await self.pair()
 
-        def ask():
+        def ask() -> bytes:
             client.sendall(b"question")
             client.shutdown(socket.SHUT_WR)
             return read_all(client)
 
-        def answer():
+        def answer() -> None:
             question = read_all(backend)
             time.sleep(0.05)
             backend.sendall(b"answer to " + question)
@@ -248,15 +257,15 @@ class PumpTests(RelayCase):
         self.assertEqual(await asking, b"answer to question")
         self.assertEqual(await self.owners[0].wait(), ("done", 8, 18))
 
-    async def test_half_close_by_the_backend(self):
+    async def test_half_close_by_the_backend(self) -> None:
         client, backend = await self.pair()
 
-        def serve():
+        def serve() -> bytes:
             backend.sendall(b"greeting")
             backend.shutdown(socket.SHUT_WR)
             return read_all(backend)
 
-        def visit():
+        def visit() -> bytes:
             greeting = read_all(client)
             time.sleep(0.05)
             client.sendall(b"x" * 300_000)
@@ -267,13 +276,13 @@ class PumpTests(RelayCase):
         self.assertEqual(await in_thread(visit), b"greeting")
         self.assertEqual(await serving, b"x" * 300_000)
 
-    async def test_tails(self):
+    async def test_tails(self) -> None:
         """The last bytes before a close arrive, however the turns fall."""
         for number in range(20):
             client, backend = await self.pair()
             data = random.Random(number).randbytes(300_000 + number * 7919)
 
-            def serve(backend=backend, data=data):
+            def serve(backend: socket.socket = backend, data: bytes = data) -> None:
                 backend.sendall(data)
                 backend.close()
 
@@ -286,10 +295,10 @@ class PumpTests(RelayCase):
             await self.owners[-1].wait()
             self.owners.clear()
 
-    async def test_reset_passes_as_reset(self):
+    async def test_reset_passes_as_reset(self) -> None:
         client, backend = await self.pair()
 
-        def reset():
+        def reset() -> None:
             backend.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             backend.close()
 
@@ -298,11 +307,11 @@ class PumpTests(RelayCase):
             await in_thread(client.recv, 10)
         self.assertEqual((await self.owners[0].wait())[0], "reset")
 
-    async def test_reset_by_the_client_with_bytes_stuck(self):
+    async def test_reset_by_the_client_with_bytes_stuck(self) -> None:
         """A client that resets while its download is stuck frees everything."""
         client, backend = await self.pair()
 
-        def flood():
+        def flood() -> None:
             backend.settimeout(0.5)
             try:
                 while True:
@@ -316,16 +325,16 @@ class PumpTests(RelayCase):
         self.assertEqual((await self.owners[0].wait())[0], "reset")
         self.assertEqual(self.pump.pipes.used, 0)
 
-    async def test_bytes_before_a_reset_are_delivered(self):
+    async def test_bytes_before_a_reset_are_delivered(self) -> None:
         client, backend = await self.pair()
 
-        def serve():
+        def serve() -> None:
             backend.sendall(b"y" * 100_000)
             time.sleep(0.1)
             backend.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             backend.close()
 
-        def visit():
+        def visit() -> tuple[int, bool]:
             got = 0
             try:
                 while data := client.recv(65536):
@@ -338,18 +347,19 @@ class PumpTests(RelayCase):
         self.assertEqual(await in_thread(visit), (100_000, True))
         await serving
 
-    async def test_early_answer_to_a_long_upload(self):
+    async def test_early_answer_to_a_long_upload(self) -> None:
         """A backend that answers and stops reading: the answer arrives although the upload cannot."""
         client, backend = await self.pair()
 
-        def serve():
+        def serve() -> None:
             backend.recv(10)
             backend.sendall(b"413")
             backend.shutdown(socket.SHUT_WR)
             time.sleep(0.2)
             backend.close()
 
-        def visit():
+        def visit() -> bytes:
+            got = b""
             try:
                 client.sendall(b"u" * 10)
                 got = client.recv(3)
@@ -364,11 +374,11 @@ class PumpTests(RelayCase):
         client.close()
         await self.owners[0].wait()
 
-    async def test_slow_reader_stops_the_sender(self):
+    async def test_slow_reader_stops_the_sender(self) -> None:
         """Nothing grows: what a stuck direction holds is one chunk or one pipe."""
         client, backend = await self.pair()
 
-        def flood():
+        def flood() -> int:
             backend.settimeout(1.0)
             sent = 0
             try:
@@ -386,10 +396,10 @@ class PumpTests(RelayCase):
         self.assertEqual(len(got), sent)
         client.close()
 
-    async def test_no_spin_when_idle(self):
+    async def test_no_spin_when_idle(self) -> None:
         """A joined pair that waits costs no processor time, in each of its states."""
         client, backend = await self.pair()
-        states = [
+        states: list[Callable[[], None]] = [
             lambda: None,
             lambda: client.sendall(b"q"),
             lambda: client.shutdown(socket.SHUT_WR),
@@ -404,11 +414,11 @@ class PumpTests(RelayCase):
         client.close()
         await self.owners[0].wait()
 
-    async def test_no_spin_when_stuck(self):
+    async def test_no_spin_when_stuck(self) -> None:
         client, backend = await self.pair()
         backend.setblocking(False)
 
-        def fill():
+        def fill() -> None:
             for _ in range(300):
                 try:
                     while True:
@@ -424,14 +434,14 @@ class PumpTests(RelayCase):
         client.close()
         await self.owners[0].wait()
 
-    async def test_refused_backend(self):
+    async def test_refused_backend(self) -> None:
         self.back.close()
         client = await in_thread(socket.create_connection, self.front.getsockname(), LONG)
         self.open.append(client)
         client.settimeout(LONG)
         self.assertEqual(await in_thread(client.recv, 1), b"")
 
-    async def test_idle_and_half_closed_are_swept(self):
+    async def test_idle_and_half_closed_are_swept(self) -> None:
         now = [1000.0]
         self.pump._clock = lambda: now[0]
         client, backend = await self.pair()
@@ -452,7 +462,7 @@ class PumpTests(RelayCase):
         self.pump.sweep()
         self.assertEqual(self.owners[0].reasons[0][0], "half_closed")
 
-    async def test_kill_resets_both(self):
+    async def test_kill_resets_both(self) -> None:
         client, backend = await self.pair()
         self.links[0].close()
         self.links[0].close()
@@ -461,10 +471,10 @@ class PumpTests(RelayCase):
                 await in_thread(sock.recv, 1)
         self.assertEqual([reason for reason, _, _ in self.owners[0].reasons], ["killed"])
 
-    async def test_stale_events_do_no_harm(self):
+    async def test_stale_events_do_no_harm(self) -> None:
         """Descriptor numbers are used again at once; nothing may be lost or mixed up."""
 
-        def burst(count):
+        def burst(count: int) -> int | None:
             for number in range(count):
                 client = socket.create_connection(self.front.getsockname(), LONG)
                 client.settimeout(LONG)
@@ -474,7 +484,7 @@ class PumpTests(RelayCase):
                         return number
             return None
 
-        def serve(count):
+        def serve(count: int) -> None:
             for _ in range(count):
                 sock, _ = self.back.accept()
                 with sock:
@@ -494,7 +504,7 @@ class CopyTests(PumpTests):
 class StarvedPoolTests(RelayCase):
     """When every pipe is lent, bytes are copied."""
 
-    async def test_copies_when_the_pool_is_empty(self):
+    async def test_copies_when_the_pool_is_empty(self) -> None:
         self.pump.pipes.most = 0
         ended = await self.both_ways(5 << 20, 5 << 20)
         self.assertEqual(ended[0], "done")
@@ -502,10 +512,10 @@ class StarvedPoolTests(RelayCase):
 
 
 class PoolTests(TestCase):
-    def test_lends_no_more_than_it_may(self):
+    def test_lends_no_more_than_it_may(self) -> None:
         pool = PipePool(2)
-        lent = [pool.borrow(), pool.borrow()]
-        self.assertIsNone(pool.borrow())
+        lent = [pipe for pipe in (pool.borrow(), pool.borrow(), pool.borrow()) if pipe is not None]
+        self.assertEqual(len(lent), 2)
         pool.give_back(lent[0])
         self.assertIs(pool.borrow(), lent[0])
         os.write(lent[1].write, b"left")
@@ -520,7 +530,7 @@ class PoolTests(TestCase):
 class LegTests(RelayCase):
     """The same relay with TLS towards the backend."""
 
-    def setUp(self):
+    def setUp(self) -> None:
         super().setUp()
         key, certificate = self_signed(("localhost",))
         self.server = SSL.Context(SSL.TLS_METHOD)
@@ -529,10 +539,10 @@ class LegTests(RelayCase):
         self.server.use_privatekey(crypto.load_privatekey(crypto.FILETYPE_PEM, key))
         self.server.use_certificate(crypto.load_certificate(crypto.FILETYPE_PEM, certificate))
         self.client = SSL.Context(SSL.TLS_METHOD)
-        self.errors = []
+        self.errors: list[Exception] = []
 
-    def joined(self, fd, new, error):
-        def shaken(leg, error):
+    def joined(self, fd: int, new: int, error: OSError | None) -> None:
+        def shaken(leg: Leg, error: Exception | None) -> None:
             if error is not None:
                 self.errors.append(error)
                 self.pump.close_fd(fd)
@@ -543,7 +553,7 @@ class LegTests(RelayCase):
 
         Leg(self.pump, new, self.client, client=True, done=shaken).start()
 
-    def dial(self):
+    def dial(self) -> tuple[socket.socket, Any]:
         client = socket.create_connection(self.front.getsockname(), LONG)
         client.settimeout(LONG)
         raw, _ = self.back.accept()
@@ -552,12 +562,16 @@ class LegTests(RelayCase):
         self.open += [client, raw]
         return client, secure
 
-    async def test_duplex(self):
+    async def test_duplex(self) -> None:
         client, backend = await self.pair()
         up, down = random.Random(1).randbytes(3 << 20), random.Random(2).randbytes(5 << 20)
 
-        def visit():
-            sender = threading.Thread(target=lambda: (client.sendall(up), client.shutdown(socket.SHUT_WR)))
+        def upload() -> None:
+            client.sendall(up)
+            client.shutdown(socket.SHUT_WR)
+
+        def visit() -> bytes:
+            sender = threading.Thread(target=upload)
             sender.start()
             got = read_all(client)
             sender.join()
@@ -569,10 +583,10 @@ class LegTests(RelayCase):
         self.assertEqual(got_up, up)
         self.assertEqual(await self.owners[0].wait(), ("done", len(up), len(down)))
 
-    async def test_half_close_crosses_tls(self):
+    async def test_half_close_crosses_tls(self) -> None:
         client, backend = await self.pair()
 
-        def ask():
+        def ask() -> bytes:
             client.sendall(b"question")
             client.shutdown(socket.SHUT_WR)
             return read_all(client)
@@ -583,7 +597,7 @@ class LegTests(RelayCase):
         await in_thread(backend.finish, b"late answer")
         self.assertEqual(await asking, b"late answer")
 
-    async def test_truncation_is_a_reset(self):
+    async def test_truncation_is_a_reset(self) -> None:
         client, backend = await self.pair()
         await in_thread(backend.tls.sendall, b"first half")
         self.assertEqual(await in_thread(client.recv, 100), b"first half")
@@ -591,7 +605,7 @@ class LegTests(RelayCase):
         with self.assertRaises(ConnectionResetError):
             await in_thread(client.recv, 1)
 
-    async def test_not_tls_at_all(self):
+    async def test_not_tls_at_all(self) -> None:
         client = await in_thread(socket.create_connection, self.front.getsockname(), LONG)
         self.open.append(client)
         raw, _ = await in_thread(self.back.accept)
@@ -605,13 +619,13 @@ class LegTests(RelayCase):
 class Blocking:
     """A blocking TLS server on a socket that can send and receive at the same time."""
 
-    def __init__(self, context, raw):
+    def __init__(self, context: SSL.Context, raw: socket.socket) -> None:
         self.raw = raw
         self.tls = SSL.Connection(context, raw)
         self.tls.set_accept_state()
         self.tls.do_handshake()
 
-    def read_to_end(self):
+    def read_to_end(self) -> bytes:
         got = b""
         while True:
             try:
@@ -619,11 +633,11 @@ class Blocking:
             except SSL.ZeroReturnError:
                 return got
 
-    def finish(self, data):
+    def finish(self, data: bytes) -> None:
         self.tls.sendall(data)
         self.tls.shutdown()
 
-    def exchange(self, data):
+    def exchange(self, data: bytes) -> bytes:
         """Send `data` and receive to the end at once, in one thread."""
         self.raw.setblocking(False)
         got, view, closed, done = b"", memoryview(data), False, False
