@@ -151,6 +151,7 @@ class Door:
             entry[1].close()
             self._visitors.remove(entry)
         self._secure_agents = self._data_context = None
+        self._rows.announce(self.addresses())
 
     def close(self) -> Deferred[None]:
         """Listen nowhere any more; fires when that is so."""
@@ -204,7 +205,7 @@ class Door:
 
     def addresses(self) -> tuple[DataAddress, ...]:
         """Give where agents may dial back now."""
-        pin = self._identity().pin if any(not _local(taken) for taken, _ in self._data) else None
+        pin = self._identity().pin if self.encrypts("http") else None
         if self.config.data_public:
             public = HostPort.parse(self.config.data_public)
             return (DataAddress(public.host, public.port, True, pin or self._identity().pin),)
