@@ -25,7 +25,7 @@ from layer8.proxy.registration import Ownership, Registration, looked, proof_wan
 from layer8.proxy.registry import Registry, changeable
 from layer8.proxy.wire import Code, Denied
 
-LOOKED_AT_ONCE = 8  # proofs looked at again in one turn
+LOOKED_AT_ONCE = 8  # proofs looked at again one after the other
 
 T = TypeVar("T")
 
@@ -135,7 +135,7 @@ class Ledger:
         return proven
 
     async def turn(self) -> None:
-        """Do what time asks for: end what has expired, part with retired secrets, look at old proofs again.
+        """Do what time asks for: end what has expired, part with those whose secrets have retired.
 
         What has expired is over at once; where that cannot be written down it is tried again next time.
         """
@@ -144,11 +144,12 @@ class Ledger:
             self._changed(Gone(row))
             self._over.append(row)
         await self._finish(self._strike_out)
-        for host in {seat.host for seat in self.seats}:
-            standing = self.registry.row(host)
-            if standing is not None:
-                self.seats.keep_keys(host, standing.good_keys(now))
-        for row in self.registry.to_look_at(now, LOOKED_AT_ONCE):
+        for row in self.registry.retired(now):
+            self.seats.keep_keys(row.host, row.good_keys(now))
+
+    async def look_again(self) -> None:
+        """Look at old proofs again, a few each time; this takes as long as DNS and web servers take."""
+        for row in self.registry.to_look_at(self.wall(), LOOKED_AT_ONCE):
             found = await self.prover.look(proof_wanted(row.host, row.owner))
             await self._finish(partial(self._looked, row, found))
 

@@ -60,6 +60,7 @@ class Registry:
         self._owned: Counter[str] = Counter()
         self._claimed: Counter[str] = Counter()
         self._ends: list[tuple[float, str, str]] = []  # heap of second, host, owner; entries may be out of date
+        self._retire: list[tuple[float, str]] = []  # heap of second and host; the same
         self._looked: dict[str, float] = {}  # hosts to be looked at again, longest not looked at first
 
     def __len__(self) -> int:
@@ -171,6 +172,9 @@ class Registry:
         self.version = max(self.version, row.version)
         if row.ends is not None:
             heapq.heappush(self._ends, (row.ends, row.host, row.owner))
+        for secret in row.secrets:
+            if secret.retires is not None:
+                heapq.heappush(self._retire, (secret.retires, row.host))
         if row.state is Ownership.PENDING:
             self._put_claim(row)
             return
@@ -229,6 +233,13 @@ class Registry:
                     self.drop(row)
                     gone.append(row)
         return gone
+
+    def retired(self, now: float) -> list[Registration]:
+        """Give the registrations of which a secret has retired since this was asked last."""
+        hosts = set()
+        while self._retire and self._retire[0][0] <= now:
+            hosts.add(heapq.heappop(self._retire)[1])
+        return [self._rows[host] for host in hosts if host in self._rows]
 
     def to_look_at(self, now: float, most: int) -> list[Registration]:
         """Give up to `most` hosts whose proof was not looked at for a day; they count as looked at from here on."""

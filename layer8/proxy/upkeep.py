@@ -1,8 +1,8 @@
-"""What a proxy server does by the clock: expiry, daily proofs, leases on the bus, ends of bans, byte counts to disk."""
+"""What a proxy server does by the clock: expiry, daily proofs, leases on the bus, ends of bans."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from attrs import define, field
@@ -12,62 +12,23 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from layer8.core.errors import StorageError, Unavailable
+from layer8.core.errors import Unavailable
 from layer8.net.tasks import TaskSet
 from layer8.proxy.bans import Bans
 from layer8.proxy.bus import Bus, Lease, Presence
 from layer8.proxy.choose import Seats
 from layer8.proxy.ledger import Ledger
-from layer8.proxy.limits import BUS_RENEW, BYTES_FLUSH
-from layer8.proxy.store import Carried
-from layer8.proxy.tally import HostTally
+from layer8.proxy.limits import BUS_RENEW
 
 TURN: Final = 1.0  # seconds between two looks
-NOTHING: Final = Carried()
+AGAIN: Final = 60.0  # seconds between tries to write down what did not want to be written
 
 
 class Written(Protocol):
-    """Where it goes; raises `StorageError`."""
+    """Where bans are written down; raises `StorageError`."""
 
     async def unban(self, cidrs: Iterable[str]) -> None:
         """Strike bans out."""
-
-    async def carry(self, carried: Mapping[str, Carried]) -> None:
-        """Write the byte counts of these hosts."""
-
-
-@define(eq=False)
-class Counts:
-    """Bytes per registered name over all restarts: what was written down, and what came since this start."""
-
-    before: Mapping[str, Carried]
-    tallies: Mapping[str, HostTally]
-    _written: dict[str, Carried] = field(factory=dict, init=False)
-
-    def __call__(self, host: str) -> tuple[int, int]:
-        """Give the bytes in and out of a host."""
-        carried = self._of(host)
-        return carried.bytes_in, carried.bytes_out
-
-    def unwritten(self) -> dict[str, Carried]:
-        """Give the hosts whose counts are not those that were written last."""
-        now = {host: self._of(host) for host in self.tallies}
-        return {
-            host: carried for host, carried in now.items() if carried != self._written.get(host, self._before(host))
-        }
-
-    def wrote(self, carried: Mapping[str, Carried]) -> None:
-        """Take that these were written."""
-        self._written.update(carried)
-
-    def _before(self, host: str) -> Carried:
-        return self.before.get(host, NOTHING)
-
-    def _of(self, host: str) -> Carried:
-        before, tally = self._before(host), self.tallies.get(host)
-        if tally is None:
-            return before
-        return Carried(before.bytes_in + tally.bytes_in, before.bytes_out + tally.bytes_out)
 
 
 @define(eq=False)
@@ -101,7 +62,7 @@ class Presences:
 
 
 class Upkeep(Service):
-    """Turns once a second, one turn at a time; what cannot be written is tried again, and the health row says so."""
+    """Turns once a second, one turn at a time; what cannot be written is tried again later."""
 
     def __init__(
         self,
@@ -110,7 +71,6 @@ class Upkeep(Service):
         ledger: Ledger,
         presences: Presences,
         bans: Bans,
-        counts: Counts,
         written: Written,
         wall: Callable[[], float],
     ) -> None:
@@ -119,12 +79,12 @@ class Upkeep(Service):
         self._ledger = ledger
         self._presences = presences
         self._bans = bans
-        self._counts = counts
         self._written = written
         self._wall = wall
         self._tasks = TaskSet(log)
-        self._flushed = clock.seconds()
+        self._struck = clock.seconds()
         self._over: list[str] = []
+        self._looking = False
         self._loop = LoopingCall(self._turn)
         self._loop.clock = clock
 
@@ -135,7 +95,7 @@ class Upkeep(Service):
         self._loop.start(TURN, now=False)
 
     def stopService(self) -> Deferred[None]:
-        """Finish the turn under way, write the byte counts, leave the bus."""
+        """Finish the turn under way and leave the bus."""
         Service.stopService(self)
         self._loop.stop()
         return Deferred.fromCoroutine(self._stop())
@@ -145,19 +105,20 @@ class Upkeep(Service):
         now = self._clock.seconds()
         await self._presences.turn(now)
         await self._ledger.turn()
+        if not self._looking:
+            self._tasks.start("proofs", self._look_again())
         self._over += self._bans.ended(self._wall())
-        if now - self._flushed >= BYTES_FLUSH:
-            self._flushed = now
-            await self._flush()
-
-    async def _flush(self) -> None:
-        if self._over:
+        if self._over and now - self._struck >= AGAIN:
+            self._struck = now
             await self._written.unban(self._over)
             self._over = []
-        unwritten = self._counts.unwritten()
-        if unwritten:
-            await self._written.carry(unwritten)
-            self._counts.wrote(unwritten)
+
+    async def _look_again(self) -> None:
+        self._looking = True
+        try:
+            await self._ledger.look_again()
+        finally:
+            self._looking = False
 
     def _turn(self) -> Deferred[None]:
         # `LoopingCall` waits for this, so turns never overlap; errors on purpose are logged and do not end the loop.
@@ -174,7 +135,6 @@ class Upkeep(Service):
     async def _stop(self) -> None:
         await self._tasks.stop()
         try:
-            await self._flush()
             await self._presences.leave()
-        except (StorageError, Unavailable):
-            return  # the writes that failed before have said so, and a lease lapses by itself
+        except Unavailable:
+            return  # a lease lapses by itself

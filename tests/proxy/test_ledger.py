@@ -228,8 +228,8 @@ class ProofTests(WithLedger):
         for _ in range(8):
             self.assertIsNotNone(self.desk.registry.lookup(HOST))
             self.desk.clock.advance(limits.PROVE_AGAIN)
-            await self.ledger.turn()
-            await self.ledger.turn()
+            await self.ledger.look_again()
+            await self.ledger.look_again()
         self.assertEqual(len(self.desk.prover.asked), 9)
         self.assertIsNone(self.desk.registry.lookup(HOST))
         self.assertTrue(self.desk.registry.suspended(HOST))

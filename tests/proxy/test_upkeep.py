@@ -1,23 +1,19 @@
-"""What a server does by the clock: byte counts, leases on the bus, ends of bans, expiry."""
+"""What a server does by the clock: leases on the bus, ends of bans, expiry."""
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger, capturedLogs
 from twisted.trial.unittest import TestCase
 
 from layer8.proxy.bans import Banned, Bans
-from layer8.proxy.limits import BUS_LEASE, BUS_RENEW, BYTES_FLUSH
-from layer8.proxy.store import Carried
-from layer8.proxy.tally import HostTally
-from layer8.proxy.upkeep import Counts, Presences, Upkeep
-from tests.proxy.desk import HOST, NODE, Desk, asked
+from layer8.proxy.limits import BUS_LEASE, BUS_RENEW, PROVE_AGAIN
+from layer8.proxy.upkeep import AGAIN, Presences, Upkeep
+from tests.proxy.desk import HOST, NODE, WALL, Desk, Ownership, asked, row
 
 
 class UpkeepTests(TestCase):
     def setUp(self) -> None:
         self.desk = Desk(self.mktemp())
-        self.tallies: dict[str, HostTally] = {}
         self.bans = Bans(self.desk.kept.bans)
-        self.counts = Counts(self.desk.kept.carried, self.tallies)
         self.presences = Presences(self.desk.bus, self.desk.seats, NODE)
         self.upkeep = Upkeep(
             self.desk.clock,
@@ -25,7 +21,6 @@ class UpkeepTests(TestCase):
             self.desk.ledger,
             self.presences,
             self.bans,
-            self.counts,
             self.desk.store,
             self.desk.wall,
         )
@@ -37,28 +32,6 @@ class UpkeepTests(TestCase):
 
     def wait(self, seconds: int) -> None:
         self.desk.clock.pump([1.0] * seconds)
-
-    async def test_byte_counts_go_to_disk_each_minute_and_at_the_end(self) -> None:
-        self.tallies[HOST] = tally = HostTally(HOST, bytes_in=5, bytes_out=6)
-        self.wait(int(BYTES_FLUSH) - 1)
-        self.assertEqual(self.desk.store.load().carried, {})
-        self.wait(1)
-        self.assertEqual(self.desk.store.load().carried, {HOST: Carried(5, 6)})
-        tally.bytes_in += 10
-        await self.upkeep.stopService()
-        self.assertEqual(self.desk.store.load().carried, {HOST: Carried(15, 6)})
-
-    async def test_counts_go_on_after_a_restart(self) -> None:
-        counts = Counts({HOST: Carried(100, 200)}, self.tallies)
-        self.assertEqual(counts(HOST), (100, 200))
-        self.tallies[HOST] = HostTally(HOST)
-        self.assertEqual(counts.unwritten(), {}, "what has not changed is not written again")
-        self.tallies[HOST].bytes_out = 7
-        self.assertEqual((counts(HOST), counts("none.example.com")), ((100, 207), (0, 0)))
-        unwritten = counts.unwritten()
-        self.assertEqual(unwritten, {HOST: Carried(100, 207)})
-        counts.wrote(unwritten)
-        self.assertEqual(counts.unwritten(), {})
 
     async def test_every_subscription_is_present_while_it_lives(self) -> None:
         await self.desk.ledger.register(asked(), "ann", True)
@@ -97,6 +70,23 @@ class UpkeepTests(TestCase):
         self.desk.clock.advance(2 * BUS_LEASE)
         self.assertEqual(len(self.desk.bus.lookup(HOST)), 1)
 
+    async def test_proofs_are_looked_at_again_and_hold_nothing_up(self) -> None:
+        await self.desk.bus.register(row(state=Ownership.PROVEN, proven=WALL - PROVE_AGAIN))
+        self.desk.seat(self.desk.agent()[0])
+        looks: list[Deferred[bool]] = []
+
+        class Slow:
+            async def look(self, wanted: object) -> bool:
+                looks.append(Deferred())
+                return await looks[-1]
+
+        self.desk.ledger.prover = Slow()
+        self.wait(2 * int(BUS_LEASE))
+        self.assertEqual(len(looks), 1)
+        self.assertEqual(len(self.desk.bus.lookup(HOST)), 1)
+        looks[0].callback(True)
+        self.assertGreater(self.desk.registry.of(HOST, "ann").proven, WALL)
+
     async def test_bans_end_here_and_on_disk(self) -> None:
         ban = Banned("192.0.2.0/24", self.desk.wall() + 3)
         self.bans.add(ban)
@@ -105,7 +95,7 @@ class UpkeepTests(TestCase):
         self.assertIn("192.0.2.1", self.bans)
         self.wait(1)
         self.assertNotIn("192.0.2.1", self.bans)
-        self.wait(int(BYTES_FLUSH))
+        self.wait(int(AGAIN))
         self.assertEqual(self.desk.store.load().bans, ())
 
     async def test_registrations_expire(self) -> None:
@@ -117,10 +107,9 @@ class UpkeepTests(TestCase):
 
     async def test_a_failing_disk_ends_nothing(self) -> None:
         self.desk.storage.close()
-        self.tallies[HOST] = HostTally(HOST, bytes_in=5)
         self.bans.add(Banned("192.0.2.0/24", self.desk.wall() + 3))
         with capturedLogs() as logged:
-            self.wait(2 * int(BYTES_FLUSH) + 2)
+            self.wait(2 * int(AGAIN) + 2)
         self.assertNotIn("192.0.2.1", self.bans)
         self.assertTrue(logged)
         self.assertEqual({(event["event"], event["log_level"].name) for event in logged}, {("task.ended", "info")})
