@@ -15,7 +15,7 @@ import tempfile
 import tomllib
 import zipfile
 from email.parser import Parser
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 from twisted.application.service import IService
@@ -92,6 +92,21 @@ class SetupCfgTests(SynchronousTestCase):
         wanted = setup_cfg()["options"]["install_requires"].split()
         self.assertEqual([line for line in wanted if line.startswith("autobahn")], ["autobahn[twisted]>=26.10.2"])
         self.assertNotIn("serialization", (ROOT / "setup.cfg").read_text())
+
+    def test_what_is_imported_is_required_and_the_other_way_round(self) -> None:
+        required = {name.lower() for name in re.findall(r"^[\w.-]+", self.requires(), re.MULTILINE)}
+        sources = [path.read_text() for path in (ROOT / "layer8").rglob("*.py")]
+        words = {word for text in sources for word in re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE)}
+        providers = packages_distributions()
+        found: set[str] = set()
+        for word in words - set(sys.stdlib_module_names) - {"layer8", "bench"}:
+            names = {name.lower().replace("_", "-") for name in providers.get(word, [])}
+            self.assertTrue(names & required, f"layer8 imports {word}, which setup.cfg does not ask for")
+            found |= names & required
+        self.assertEqual(required - found, set())
+
+    def requires(self) -> str:
+        return setup_cfg()["options"]["install_requires"].strip()
 
     def test_txtorcon_s_socks_client_is_not_used(self) -> None:
         users = [
