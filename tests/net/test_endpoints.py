@@ -14,7 +14,7 @@ from twisted.trial.unittest import SkipTest, TestCase
 
 from layer8.core.errors import ConfigError, Unavailable
 from layer8.crypto.x509 import Identity, self_signed
-from layer8.net.endpoints import BACKLOG, Listening, ListenService, listen
+from layer8.net.endpoints import Listening, ListenService, listen
 from layer8.net.factory import Places
 from layer8.net.tls import Pinned, TlsServer, client_context, open_client
 
@@ -76,7 +76,7 @@ class Listeners(TestCase):
         open_ = self._listen("tcp:0:interface=127.0.0.1")
         listed = subprocess.run(["ss", "-Hltn", f"sport = :{open_.number}"], capture_output=True, check=True).stdout
         most = int(Path("/proc/sys/net/core/somaxconn").read_text())
-        self.assertEqual(int(listed.split()[2]), min(BACKLOG, most))
+        self.assertEqual(int(listed.split()[2]), min(4096, most))
 
     async def test_taken_port(self) -> None:
         open_ = self._listen("tcp:0:interface=127.0.0.1")
