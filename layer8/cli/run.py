@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from layer8.core.errors import Layer8Error
 
 T = TypeVar("T")
 
 
-def show_log() -> None:
-    """Write this process's log, from level debug on, to standard error."""
+def show_log(level: Literal["debug", "info", "warn", "error"] = "debug") -> None:
+    """Write this process's log, from that level on, to standard error."""
     from twisted.logger import globalLogBeginner
 
     from layer8.config.sections import LogConfig
     from layer8.net.logs import Logs
 
-    globalLogBeginner.beginLoggingTo([Logs(LogConfig(level="debug"), os.environ)], redirectStandardIO=False)
+    globalLogBeginner.beginLoggingTo([Logs(LogConfig(level=level), os.environ)], redirectStandardIO=False)
 
 
 def on_reactor(main: Callable[[Any], Coroutine[Any, Any, T]]) -> T:

@@ -1,0 +1,109 @@
+"""What `layer8 demo` draws: the way of the bytes, who learned what, and what to try next."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import click
+
+from layer8.cli.demo import Facts, Journey, commands
+from layer8.cli.output import coloured, columns
+
+
+def waiting(what: str) -> AbstractContextManager[object]:
+    """Show on a terminal that something goes on; nothing in a pipe, or without words."""
+    if not what or not sys.stdout.isatty():
+        return nullcontext()
+    from rich.console import Console
+
+    status: AbstractContextManager[object] = Console().status(what)
+    return status
+
+
+def show(facts: Facts, leaving: bool) -> None:
+    """Draw everything; `leaving` leaves out what only works while the demo is up."""
+    lines = list(_lines(facts, leaving))
+    if not coloured():
+        for line, _ in lines:
+            click.echo(line)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=True)
+    for line, style in lines:
+        console.print(Text(line, style=style))
+
+
+def _lines(facts: Facts, leaving: bool) -> Iterator[tuple[str, str]]:
+    yield f"A server, an agent and a web service run in this process (ready in {facts.ready_ms} ms).", "bold"
+    for journey in facts.journeys:
+        yield "", ""
+        yield f"{journey.url}  by {journey.program}", "bold cyan"
+        for line in columns([list(row) for row in way(facts, journey)]):
+            yield f"  {line}", ""
+        verdict = "byte for byte what the service sent" if journey.right else "NOT what the service sent"
+        yield f"  {journey.size:,} bytes, {verdict}", "green" if journey.right else "bold red"
+    if facts.journeys:
+        yield "", ""
+        yield "Who learned what", "bold cyan"
+        for line in columns([[who, what, f"not {hidden}"] for who, what, hidden in learned(facts)]):
+            yield f"  {line}", ""
+    if leaving:
+        return
+    yield "", ""
+    yield "Try next, in another terminal", "bold cyan"
+    for what, command in commands(facts):
+        yield f"  # {what}", "dim"
+        yield f"  {command}", ""
+    yield "", ""
+    yield "Ctrl-C ends it all and removes its folder.", "bold"
+
+
+def way(facts: Facts, journey: Journey) -> Iterator[tuple[str, str, str]]:
+    """Give the stations of a fetch: who, what happened, how long it took.
+
+    The visitor's times are its own, the server's are from its access log, in whole milliseconds.
+    """
+    secure = journey.scheme == "https"
+    sign = "the TLS server name" if secure else "the Host header"
+    target = facts.service[1 if secure else 0]
+    yield "visitor", f"connects to 127.0.0.1:{journey.port}", _ms(journey.connected_ms)
+    yield "   |", "", ""
+    yield "server", f"finds {facts.host} in {sign}, calls the agent", _whole(journey.sniff_ms)
+    yield "   |", "", ""
+    yield "agent", f"dials 127.0.0.1:{target} and back to the server, with the one-time secret", _whole(journey.call_ms)
+    yield "   |", "", ""
+    if secure:
+        yield "service", "ends TLS with its own certificate, and answers", ""
+    else:
+        yield "service", "answers", ""
+    yield "   |", "", ""
+    yield "visitor", f"has the first byte after {_ms(journey.first_ms)}, everything after", _ms(journey.total_ms)
+
+
+def learned(facts: Facts) -> list[tuple[str, str, str]]:
+    """Give who learned what, and what not: party, learned, hidden."""
+    plain = next((journey for journey in facts.journeys if journey.scheme == "http"), None)
+    secure = next((journey for journey in facts.journeys if journey.scheme == "https"), None)
+    rows = []
+    if plain is not None:
+        sizes = f"{plain.bytes_in:,} bytes in, {plain.bytes_out:,} out"
+        rows.append(("server, HTTP", f"visitor's address, {facts.host}, {sizes}, the content", "the host's secret"))
+    if secure is not None:
+        sizes = f"{secure.bytes_in:,} bytes in, {secure.bytes_out:,} out"
+        rows.append(("server, HTTPS", f"visitor's address, {facts.host}, {sizes}", "the content, the host's secret"))
+    rows.append(("agent", f"{facts.host}, when and how much", "the visitor's address"))
+    rows.append(("visitor", "the server's address and the page", "where agent and service are"))
+    return rows
+
+
+def _ms(value: Any) -> str:
+    return f"{value:.1f} ms"
+
+
+def _whole(value: int) -> str:
+    return f"{value} ms" if value else "< 1 ms"

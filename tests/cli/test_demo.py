@@ -1,0 +1,243 @@
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
+
+from layer8.cli.demo import Facts, Journey
+from layer8.cli.demo_show import learned, way
+from tests.cli.test_main import LAYER8
+
+PATIENCE = 60
+SCRIPT = """
+import sys
+from layer8.cli import main
+from layer8.cli.demo import play
+from layer8.cli.demo_web import WebService
+
+class Broken(WebService):
+{methods}
+
+main.layer8.commands.clear()
+main.Commands.get_command = lambda self, ctx, name: main.click.command("demo")(
+    lambda: play(Broken, once={once}, as_json={as_json})
+)
+sys.exit(main.run(["demo"]))
+"""
+"""The demo with a web service that something is wrong with, behind the same `main` as always."""
+
+
+class DemoCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        # The demo's own folder is below this one, so that what is left behind is seen.
+        self.folder = Path(tempfile.mkdtemp(prefix="l8-"))
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.environ = {**os.environ, "TMPDIR": str(self.folder), "LAYER8_HOME": str(self.folder / "not-used")}
+
+    def run_demo(self, *words: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*LAYER8, "demo", *words],
+            env={**self.environ, **environ},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+
+    def left(self) -> list[str]:
+        return os.listdir(self.folder)
+
+
+class OnceTests(DemoCase):
+    def test_both_fetches_are_drawn(self) -> None:
+        if shutil.which("curl") is None:
+            raise SkipTest("needs the package curl")
+        found = self.run_demo("--once")
+        self.assertEqual((found.returncode, found.stderr), (0, ""))
+        self.assertRegex(found.stdout, r"(?m)^http://hello\.test:\d+/  by curl$")
+        self.assertRegex(found.stdout, r"(?m)^https://hello\.test:\d+/  by curl$")
+        self.assertEqual(found.stdout.count("byte for byte what the service sent"), 2)
+        for word in ("the Host header", "the TLS server name", "Who learned what"):
+            self.assertIn(word, found.stdout)
+        self.assertNotIn("\x1b", found.stdout)
+        # What would not work any more is not recommended.
+        self.assertNotIn("Try next", found.stdout)
+        self.assertEqual(self.left(), [])
+
+    def test_without_curl(self) -> None:
+        found = self.run_demo("--once", "--json", PATH="/nowhere")
+        self.assertEqual((found.returncode, found.stderr), (0, ""))
+        fetches = json.loads(found.stdout)["fetches"]
+        self.assertEqual([fetch["program"] for fetch in fetches], ["python", "python"])
+        self.assertEqual([fetch["right"] for fetch in fetches], [True, True])
+        self.assertEqual(self.left(), [])
+
+    def test_for_programs(self) -> None:
+        found = self.run_demo("--once", "--json", http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")
+        self.assertEqual((found.returncode, found.stderr), (0, ""))
+        said = json.loads(found.stdout)
+        self.assertEqual((said["ok"], said["error"]), (True, None))
+        self.assertEqual([fetch["scheme"] for fetch in said["fetches"]], ["http", "https"])
+        for fetch in said["fetches"]:
+            self.assertEqual((fetch["status"], fetch["right"]), (200, True))
+            # The server's own record fits what the visitor saw: the page and its head, and for TLS the certificate.
+            self.assertGreater(fetch["bytes_out"], fetch["size"])
+            self.assertGreaterEqual(fetch["total_ms"], fetch["first_ms"])
+        self.assertFalse(Path(said["folder"]).exists())
+
+    def test_is_quick(self) -> None:
+        best = 99.0
+        for _ in range(3):
+            before = time.monotonic()
+            self.run_demo("--once")
+            best = min(best, time.monotonic() - before)
+        self.assertLess(best, 2.0)
+
+
+class BrokenTests(DemoCase):
+    def play(self, methods: str, as_json: bool = False) -> "subprocess.CompletedProcess[str]":
+        script = SCRIPT.format(methods=textwrap.indent(textwrap.dedent(methods), "    "), once=True, as_json=as_json)
+        found = subprocess.run(
+            [sys.executable, "-c", script],
+            env=self.environ,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        self.assertEqual(found.returncode, 1, found.stderr)
+        self.assertEqual(len(found.stderr.splitlines()), 1, found.stderr)
+        self.assertEqual(self.left(), [])
+        return found
+
+    def test_the_service_does_not_listen(self) -> None:
+        found = self.play(
+            """
+            def open(self):
+                WebService.open(self)
+                for port in self._ports:
+                    port.stopListening()
+            """
+        )
+        self.assertRegex(found.stderr, r"\Alayer8: http://hello\.test:\d+/: ")
+
+    def test_another_page_than_the_service_sent(self) -> None:
+        found = self.play(
+            """
+            def digest(self, scheme):
+                return "00" * 32 if scheme == "https" else WebService.digest(self, scheme)
+            """
+        )
+        self.assertRegex(found.stderr, r"\Alayer8: https://hello\.test:\d+/: status 200 and \d+ bytes")
+        self.assertIn("NOT what the service sent", found.stdout)
+        self.assertEqual(found.stdout.count("byte for byte"), 1)
+
+    def test_another_certificate_than_the_service_has(self) -> None:
+        """The visitor believes one certificate alone: a server in the middle that ended TLS would be noticed."""
+        found = self.play(
+            """
+            def open(self):
+                WebService.open(self)
+                from layer8.crypto.x509 import Identity, self_signed
+                self.identity = Identity.from_pem(*self_signed("hello.test"))
+            """,
+            as_json=True,
+        )
+        self.assertRegex(found.stderr, r"\Alayer8: https://hello\.test:\d+/: .*certificate")
+        said = json.loads(found.stdout)
+        self.assertEqual((said["ok"], len(said["fetches"])), (False, 1))
+
+
+class StayingTests(DemoCase):
+    def begin(self) -> "tuple[subprocess.Popen[str], str]":
+        daemon = subprocess.Popen(
+            [*LAYER8, "demo"],
+            env=self.environ,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+        def end() -> None:
+            daemon.kill()
+            daemon.communicate()
+
+        self.addCleanup(end)
+        text = ""
+        assert daemon.stdout is not None
+        for line in daemon.stdout:
+            text += line
+            if "Ctrl-C" in line:
+                return daemon, text
+        self.fail(f"the demo has ended: {daemon.communicate()[1]}")
+
+    def test_ends_clean(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            daemon, _ = self.begin()
+            self.assertEqual(len(self.left()), 1)
+            daemon.send_signal(number)
+            out, err = daemon.communicate(timeout=PATIENCE)
+            self.assertEqual((daemon.returncode, out, err), (0, "", ""))
+            self.assertEqual(self.left(), [])
+            # Nobody is left in its session.
+            self.assertRaises(ProcessLookupError, os.killpg, daemon.pid, 0)
+
+    def test_what_it_recommends_works(self) -> None:
+        if shutil.which("curl") is None:
+            raise SkipTest("needs the package curl")
+        _, text = self.begin()
+        found = dict(re.findall(r"(?m)^  # (.+)\n  (.+)$", text))
+        self.assertEqual(len(found), 8)
+
+        def command(what: str) -> str:
+            line = found[what]
+            # The program may not be on this test's path.
+            return re.sub(r"(LAYER8_HOME=\S+) \S+ ", lambda match: f"{match[1]} {shlex.join(LAYER8)} ", line)
+
+        def output(what: str) -> str:
+            words = ["sh", "-c", command(what)]
+            return subprocess.run(
+                words, env=self.environ, capture_output=True, text=True, check=True, timeout=PATIENCE
+            ).stdout
+
+        self.assertIn("This page came over HTTP,", output("the page over HTTP"))
+        self.assertIn("This page came over HTTPS,", output("the page over HTTPS"))
+        self.assertIn("proxy  well", output("how the server is"))
+        self.assertRegex(output("what it has counted"), r"(?m)^layer8_proxy_connections_total.* \d")
+
+    def test_no_secret_and_no_address_of_the_visitor_in_what_is_left_to_read(self) -> None:
+        self.begin()
+        folder = next(self.folder.iterdir())
+        log = (folder / "access.log").read_text()
+        self.assertEqual([json.loads(line)["scheme"] for line in log.splitlines()], ["http", "https"])
+        self.assertNotIn("127.0.0.1", log)
+        self.assertEqual([path.name for path in folder.rglob("*.secret")], [])
+        self.assertEqual(folder.stat().st_mode & 0o077, 0)
+
+
+class DrawingTests(SynchronousTestCase):
+    def test_the_server_is_said_to_see_plain_content_only(self) -> None:
+        journeys = [
+            Journey(scheme, f"{scheme}://h/", 1, "curl", 200, 5, True, 0.1, 1.0, 2.0, 0, 3, 80, 700)
+            for scheme in ("http", "https")
+        ]
+        facts = Facts("h", "/tmp/x", "/tmp/x/p", 1, 1, 2, 3, "4", "unix:/tmp/x/s", (5, 6), tuple(journeys))
+        rows = {who: (what, hidden) for who, what, hidden in learned(facts)}
+        self.assertIn("the content", rows["server, HTTP"][0])
+        self.assertIn("the content", rows["server, HTTPS"][1])
+        self.assertIn("visitor's address", rows["agent"][1])
+        stations = [who.strip() for who, _, _ in way(facts, journeys[1])]
+        self.assertEqual([who for who in stations if who != "|"], ["visitor", "server", "agent", "service", "visitor"])
+        times = [spent for _, _, spent in way(facts, journeys[0]) if spent]
+        self.assertEqual(times, ["0.1 ms", "< 1 ms", "3 ms", "2.0 ms"])
