@@ -212,9 +212,15 @@ class Frame:
 
     async def _apply(self, fresh: Loaded) -> None:
         self.forget_identities()
-        for role in self._roles:
-            await role.apply(fresh.config)
-        self.logs.apply(fresh.config.log)
+        settle = self.control.prepare(fresh.config.control)
+        try:
+            for role in self._roles:
+                await role.apply(fresh.config)
+            self.logs.apply(fresh.config.log)
+        except BaseException:
+            settle(False)
+            raise
+        settle(True)
 
 
 class _Rows(Service):

@@ -51,9 +51,9 @@ class Keyring:
         self._cookie_digest = digest_of(self.cookie)
         self.tokens = read_tokens(self._path)
 
-    def reload(self) -> None:
-        """Read the named tokens again; on ConfigError the old ones stand."""
-        self.tokens = read_tokens(self._path)
+    def read(self) -> Tokens:
+        """Read the named tokens again, for whoever sets `tokens` to them; raises ConfigError."""
+        return read_tokens(self._path)
 
     def by_token(self, text: str, address: str | None) -> Known | None:
         """Find who shows this token, None if nobody; raises RateLimited for an address that has guessed too much.

@@ -29,7 +29,7 @@ from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.web.resource import IResource
 
-from layer8.config.endpoint import UNIX_PATH, Endpoint, is_loopback, quote
+from layer8.config.endpoint import UNIX_PATH, is_loopback, quote
 from layer8.config.endpoint import server as read_endpoint
 from layer8.config.sections import ControlConfig
 from layer8.control.access import EVERYTHING, effective
@@ -51,7 +51,8 @@ from layer8.control.keyring import ADMIN, Keyring, peer_is_us
 from layer8.control.limits import SERVER, Rules
 from layer8.control.metrics import Family, Metrics
 from layer8.control.table import Table
-from layer8.control.websocket import Owner, Pulse, UpgradePage
+from layer8.control.upgrade import UpgradePage
+from layer8.control.websocket import Owner, Pulse
 from layer8.core.errors import ConfigError, Unavailable
 from layer8.crypto.keyfile import make_private_folder, write_private
 from layer8.crypto.x509 import Identity
@@ -63,6 +64,8 @@ CONNECTIONS = 256
 
 PER_SOURCE = 16
 """Of these, from one /24 or /56."""
+
+_SOCKET = "socket"
 
 
 def wall_clock() -> float:
@@ -83,10 +86,11 @@ class _Kind:
 
 @define(eq=False)
 class _Open:
-    """A port that listens, and what it says about itself."""
+    """A port that listens, what it says about itself, and who shows its certificate if it speaks TLS."""
 
     port: IListeningPort
     text: str
+    tls: TlsServer | None = None
 
 
 class ControlService(Service):
@@ -125,7 +129,8 @@ class ControlService(Service):
         self._identity = identity
         self._kinds: list[_Kind] = []
         self._sites: list[tuple[_Kind, Site]] = []
-        self._ports: list[_Open] = []
+        self._ports: dict[str, _Open] = {}
+        self._site: Site | None = None
         self._files: list[Path] = []
         self._draining = False
 
@@ -142,12 +147,12 @@ class ControlService(Service):
     @property
     def listening(self) -> tuple[str, ...]:
         """What listens, as endpoint strings with the ports that were really taken."""
-        return tuple(_told(open_) for open_ in self._ports)
+        return tuple(_told(open_) for open_ in self._ports.values())
 
     @property
     def port(self) -> int:
         """The port of the first TCP or TLS listener, 0 if there is none."""
-        for open_ in self._ports:
+        for open_ in self._ports.values():
             port = getattr(open_.port.getHost(), "port", None)
             if port is not None:
                 return int(port)
@@ -205,6 +210,42 @@ class ControlService(Service):
         """Close everything; fires when the ports are closed and the conversations have been told."""
         Service.stopService(self)
         return self._close()
+
+    def prepare(self, config: ControlConfig) -> Callable[[bool], None]:
+        """Make ready for another configuration: what it adds is open when this returns.
+
+        Call the function given back, once: with True the new configuration counts from then on and what it lacks is
+        closed, with False everything is as before. Named tokens and certificates are read again too.
+        Raises ConfigError or Unavailable, and then nothing has changed.
+        """
+        assert self._site is not None
+        wanted = _wanted(config)
+        tokens = self.keyring.read()
+        identity = self._identity() if self._identity is not None and self._speaks_tls(wanted) else None
+        fresh: dict[str, _Open] = {}
+        try:
+            for text in wanted:
+                if text not in self._ports:
+                    fresh[text] = self._listen(text, self._site)
+        except BaseException:
+            _stop(fresh.values())
+            raise
+
+        def settle(keep: bool) -> None:
+            if not keep:
+                _stop(fresh.values())
+                return
+            _stop(open_ for text, open_ in self._ports.items() if text not in wanted)
+            self._ports = {text: fresh.get(text) or self._ports[text] for text in wanted}
+            for open_ in self._ports.values():
+                if open_.tls is not None and identity is not None and open_.tls.identity.pin != identity.pin:
+                    open_.tls.replace(identity)
+            if self._site is not None:
+                self._site.names = config.names
+            self.keyring.tokens = tokens
+            self.config = config
+
+        return settle
 
     def drain(self, draining: bool) -> None:
         """Take no new calls but `node.*` on any connection, or take them again."""
@@ -291,37 +332,37 @@ class ControlService(Service):
         self.metrics.add(self)
         write_private(self.cookie_path, self.keyring.cookie.encode() + b"\n")
         self._files.append(self.cookie_path)
-        site = self.site("local", pages=True, names=self.config.names)
-        if self.config.socket:
-            self._listen_unix(self.socket_path, site)
-        for text in self.config.listen:
-            self._listen(text, site)
+        self._site = self.site("local", pages=True, names=self.config.names)
+        for text in _wanted(self.config):
+            self._ports[text] = self._listen(text, self._site)
 
-    def _listen(self, text: str, site: Site) -> None:
+    def _speaks_tls(self, texts: Iterable[str]) -> bool:
+        return any(text != _SOCKET and read_endpoint(text).tls for text in texts)
+
+    def _listen(self, text: str, site: Site) -> _Open:
         """Open one endpoint; C3: beyond this machine only with TLS."""
+        if text == _SOCKET:
+            return self._listen_unix(self.socket_path, site)
         endpoint = read_endpoint(text)
         if endpoint.kind == "unix":
-            self._listen_unix(Path(endpoint.words["address"]), site)
-            return
+            return self._listen_unix(Path(endpoint.words["address"]), site)
         if not (endpoint.tls or endpoint.loopback):
             raise ConfigError(f"control.listen: {text} would speak plain text beyond this machine; write tls:")
-        factory: IProtocolFactory = site
-        if endpoint.tls:
-            factory = self._with_tls(site, text)
+        creator = self._creator(text) if endpoint.tls else None
+        factory: IProtocolFactory = site if creator is None else TLSMemoryBIOFactory(creator, False, site)
         try:
             port = _now(serverFromString(self._reactor, endpoint.twisted()).listen(factory))
         except CannotListenError as error:
             reason = os.strerror(error.socketError.errno or 0).lower()
             raise Unavailable(f"cannot listen on {text}: {reason}; choose another with --control") from None
-        self._ports.append(_Open(port, _kind_of(endpoint)))
+        return _Open(port, "tcp" if creator is None else "tls", creator)
 
-    def _with_tls(self, site: Site, text: str) -> IProtocolFactory:
+    def _creator(self, text: str) -> TlsServer:
         if self._identity is None:
             raise ConfigError(f"control.listen: {text} needs a certificate; run layer8 init")
-        creator = TlsServer(self._identity(), alpn=("http/1.1",), ask=self.keyring.knows_certificates)
-        return TLSMemoryBIOFactory(creator, False, site)
+        return TlsServer(self._identity(), alpn=("http/1.1",), ask=self.keyring.knows_certificates)
 
-    def _listen_unix(self, path: Path, site: Site) -> None:
+    def _listen_unix(self, path: Path, site: Site) -> _Open:
         """Open a Unix socket, in place of one that a dead process left."""
         if len(os.fsencode(path)) > UNIX_PATH:
             raise ConfigError(f"{path}: the path of a Unix socket has at most {UNIX_PATH} bytes; shorten LAYER8_HOME")
@@ -333,19 +374,19 @@ class ControlService(Service):
             port = self._reactor.listenUNIX(os.fspath(path), site, mode=0o600, wantPID=False)
         except CannotListenError as error:
             raise Unavailable(f"{path}: {os.strerror(error.socketError.errno or 0).lower()}") from None
-        self._ports.append(_Open(port, f"unix:{path}"))
+        return _Open(port, f"unix:{path}")
 
     def _close(self) -> Deferred[None]:
         for conversation in self.conversations():
             conversation.close("going_away")
-        ports, self._ports = self._ports, []
-        closing = [maybeDeferred(open_.port.stopListening) for open_ in ports]
+        ports, self._ports = self._ports, {}
+        closing = _stop(ports.values())
         files, self._files = self._files, []
         for path in files:
             path.unlink(missing_ok=True)
         self.watchdog.stop()
         self.metrics.remove(self)
-        return DeferredList(closing).addCallback(lambda _: None)
+        return closing
 
 
 def _now(opening: Deferred[IListeningPort]) -> IListeningPort:
@@ -358,6 +399,16 @@ def _now(opening: Deferred[IListeningPort]) -> IListeningPort:
     return ports[0]
 
 
+def _stop(ports: Iterable[_Open]) -> Deferred[None]:
+    """Close ports; fires when they are closed."""
+    return DeferredList([maybeDeferred(open_.port.stopListening) for open_ in ports]).addCallback(lambda _: None)
+
+
+def _wanted(config: ControlConfig) -> tuple[str, ...]:
+    """Give what has to listen, once each."""
+    return tuple(dict.fromkeys(((_SOCKET,) if config.socket else ()) + config.listen))
+
+
 def _answers(path: Path) -> bool:
     """Say whether somebody listens on a Unix socket."""
     with socket.socket(socket.AF_UNIX) as probe:
@@ -367,10 +418,6 @@ def _answers(path: Path) -> bool:
 def _address(request: Request) -> str | None:
     """Give the peer's address, None on a Unix socket."""
     return cast("str | None", getattr(request.channel.getPeer(), "host", None))
-
-
-def _kind_of(endpoint: Endpoint) -> str:
-    return "tls" if endpoint.tls else "tcp"
 
 
 def _told(open_: _Open) -> str:

@@ -298,3 +298,55 @@ class AgentListenerTests(TestCase):
         made.clients.append(client)
         await accepting
         self.assertEqual(await client.call("rpc.ping"), {})
+
+
+class ReloadTests(TestCase):
+    """Another configuration for a service that runs."""
+
+    async def test_listeners_come_and_go_and_the_others_stay(self) -> None:
+        made = rig(self)
+        before = made.service.listening
+        client = await made.client("tcp")
+        tcp = f"tcp:{made.port('tcp')}:interface=127.0.0.1"
+        config = ControlConfig(
+            listen=("tcp:0:interface=127.0.0.1", "tcp:0:interface=127.0.0.2"), names=("node.example",)
+        )
+        settle = made.service.prepare(config)
+        self.assertEqual(made.service.listening, before)
+        settle(True)
+        self.assertEqual(made.service.listening[:2], before[:2])
+        self.assertIn("interface=127.0.0.2", made.service.listening[2])
+        self.assertIn(tcp, made.service.listening)
+        self.assertEqual(await client.call("rpc.ping"), {})
+        answer = await deferToThread(Raw(made.port("tcp")).exchange, ask("/healthz", host="node.example"))
+        self.assertEqual(status(answer), 200)
+
+    async def test_what_cannot_be_opened_changes_nothing(self) -> None:
+        made = rig(self)
+        before = made.service.listening
+        busy = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(busy.close)
+        taken = f"tcp:{busy.getsockname()[1]}:interface=127.0.0.1"
+        free = "tcp:0:interface=127.0.0.3"
+        self.assertRaises(Unavailable, made.service.prepare, ControlConfig(listen=(free, taken), socket=False))
+        self.assertEqual(made.service.listening, before)
+        made.service.prepare(ControlConfig(listen=(free,), socket=False))(False)
+        self.assertEqual(made.service.listening, before)
+        self.assertEqual(await (await made.client("unix")).call("rpc.ping"), {})
+
+    async def test_tokens_and_certificates_are_read_again(self) -> None:
+        made = rig(self)
+        other = Identity.from_pem(*self_signed("127.0.0.1"))
+        made.service._identity = lambda: other
+        text = made.service.keyring.add("late", frozenset({"read"}), None)
+        path = made.home / "tokens.toml"
+        kept = path.read_text()
+        made.service.keyring.revoke("late")
+        path.write_text("nonsense")
+        self.assertRaises(ConfigError, made.service.prepare, made.service.config)
+        path.write_text(kept)
+        self.assertIsNone(made.service.keyring.by_token(text, None))
+        made.service.prepare(made.service.config)(True)
+        self.assertIsNotNone(made.service.keyring.by_token(text, None))
+        client = await made.client("tls", text, pin=other.pin)
+        self.assertEqual((await client.call("auth.whoami"))["name"], "late")
