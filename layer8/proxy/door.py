@@ -238,9 +238,18 @@ class Door:
 
     def encrypts(self, scheme: str) -> bool:
         """Say whether a visitor of this kind is carried inside TLS on its way to the agent."""
+        if self._shares_port():
+            return True  # the visitors' TLS port is told apart by the name that agents ask for
         if self.config.data_tls != "auto":
             return self.config.data_tls == "always"
         return scheme == "http" and not all(_local(taken) for taken, _ in self._data)
+
+    def _shares_port(self) -> bool:
+        """Say whether agents are told to dial back to the visitors' TLS port, under the server's own name."""
+        if not self.config.data_public or not self.config.name:
+            return False
+        public = HostPort.parse(self.config.data_public)
+        return public.host == self.config.name and public.port == self.public().get("https")
 
     def call(self, visit: Visit, seat: Seat, secret: bytes) -> bool:
         """Tell the agent of `seat` that a visitor waits."""

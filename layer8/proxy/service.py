@@ -22,7 +22,6 @@ from typing import Any
 from attrs import evolve
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
-from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.names.client import createResolver
 
@@ -32,7 +31,7 @@ from layer8.config.endpoint import server as read_endpoint
 from layer8.config.proxy import ProxyConfig, ProxyHostConfig
 from layer8.config.tree import Config
 from layer8.control.frame import Frame
-from layer8.control.limits import AGENTS
+from layer8.control.limits import AGENTS, LEGACY
 from layer8.control.service import wall_clock
 from layer8.core.errors import ConfigError
 from layer8.crypto.secret import HostSecret
@@ -49,6 +48,7 @@ from layer8.proxy.choose import Seats
 from layer8.proxy.counting import Carrying, ProxyMetrics
 from layer8.proxy.door import Door
 from layer8.proxy.ledger import Ledger
+from layer8.proxy.legacy_listen import LegacySocket
 from layer8.proxy.methods import AgentRows, OwnerRows
 from layer8.proxy.operate import OperatorRows
 from layer8.proxy.orders import Policy
@@ -58,15 +58,28 @@ from layer8.proxy.registry import Registry, static
 from layer8.proxy.store import SCHEMA, Store
 from layer8.proxy.subscriber import House
 from layer8.proxy.traffic import Traffic
+from layer8.proxy.upkeep import Presences, Upkeep
 from layer8.proxy.wire import AGENT_PATH, NONCE_SIZE
 
 CEILING = frozenset({"agent", "owner"})
 """What anybody may be at most on the public listener for agents."""
 AGENTS_PER_SOURCE = 256
 """Agents behind one /24 or /56."""
-TURN = 30.0
-"""Seconds between two looks at what has expired."""
 DATABASE = "proxy.db"
+
+
+class _SystemResolver:
+    """The resolvers that the system names, asked for the first time when a proof is looked for."""
+
+    def __init__(self) -> None:
+        self._resolver: Any = None
+
+    def lookupTextRecords(self, name: str, timeout: Any = None) -> Deferred[Any]:
+        """Ask for a name's TXT records."""
+        if self._resolver is None:
+            self._resolver = createResolver()
+        found: Deferred[Any] = self._resolver.lookupTextRecords(name, timeout)
+        return found
 
 
 class Server(Service):
@@ -101,7 +114,7 @@ class Server(Service):
             self.registry,
             bus,
             self.seats,
-            prover or NetworkProver(reactor, createResolver()),
+            prover or NetworkProver(reactor, _SystemResolver()),
             wall_clock,
         )
         house = House(
@@ -135,7 +148,17 @@ class Server(Service):
             connections=config.limits.agents,
             per_source=AGENTS_PER_SOURCE,
         )
-        self.door = Door(reactor, self.pump, self.traffic, self._agent_rows, config, self.identity, agents, None)
+        legacy = frame.control.site(
+            "legacy",
+            frozenset(),
+            paths=("/",),
+            rules=evolve(LEGACY, message=config.limits.legacy_message),
+            subprotocol=None,
+            connections=config.limits.agents,
+            per_source=AGENTS_PER_SOURCE,
+            owner=lambda request: LegacySocket(house, reactor, getattr(request.getClientAddress(), "host", None)),
+        )
+        self.door = Door(reactor, self.pump, self.traffic, self._agent_rows, config, self.identity, agents, legacy)
         self.carrying = Carrying(reactor, self.traffic, self.store, kept.carried, self.tasks)
         self.metrics = ProxyMetrics(self.traffic, self.pump, self.seats, self.door.data, by_host=config.host_label)
         operator_rows = OperatorRows(
@@ -151,8 +174,8 @@ class Server(Service):
         )
         for rows in (self._agent_rows, OwnerRows(self.ledger, self._kill_host), operator_rows):
             frame.table.add(rows)
-        self._turner = LoopingCall(self._turn)
-        self._turner.clock = reactor
+        presences = Presences(bus, self.seats, frame.key.node_id)
+        self.upkeep = Upkeep(reactor, self._log, self.ledger, presences, self.bans, self.store, wall_clock)
 
     def identity(self) -> Identity:
         """Give the certificate for agents and dial-backs."""
@@ -174,7 +197,7 @@ class Server(Service):
             raise
         self.traffic.start()
         self.carrying.start()
-        self._turner.start(TURN, now=False)
+        self.upkeep.startService()
         self._frame.metrics.add(self.metrics)
         # What stands now stands for good: nothing of it has to be looked at by the garbage collector again.
         gc.collect()
@@ -187,8 +210,8 @@ class Server(Service):
 
     async def _stop(self) -> None:
         self._frame.metrics.remove(self.metrics)
-        if self._turner.running:
-            self._turner.stop()
+        if self.upkeep.running:
+            await self.upkeep.stopService()
         await self.door.close()
         self.traffic.stop()
         self.pump.stop()
@@ -217,12 +240,6 @@ class Server(Service):
                 if target.kind == "tcp" and target.loopback and target.port in ours:
                     raise ConfigError(f"proxy.host: the target of {row.host} is this server itself")
         return rows
-
-    def _turn(self) -> None:
-        self.tasks.start("turn", self.ledger.turn())
-        over = self.bans.ended(wall_clock())
-        if over:
-            self.tasks.start("bans", self.store.unban(over))
 
     def _kill_host(self, host: str) -> int:
         return self.traffic.kill(None, host)
