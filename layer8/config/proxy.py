@@ -21,11 +21,6 @@ _time = accept.between(0.05, 86400 * 30)
 class ProxyLimits:
     """What no peer can make larger; times in seconds, sizes in bytes."""
 
-    sniff_tls: int = option(
-        65536, doc="Most bytes of a ClientHello, its record headers included.", check=_size, unit="bytes"
-    )
-    sniff_http: int = option(32768, doc="Most bytes of a request's header section.", check=_size, unit="bytes")
-    sniff_fields: int = option(100, doc="Most fields in a request's header section.", check=_count)
     sniff_time: float = option(10.0, doc="From accept to a known host, slow senders included.", check=_time, unit="s")
     first_byte: float = option(
         1.0, doc="From accept to the first byte while more than half of `sniffing` is in use.", check=_time, unit="s"
@@ -50,35 +45,19 @@ class ProxyLimits:
     subscribe_fails: int = option(20, doc="Wrong proofs per minute from one network before it is banned.", check=_count)
     ban_shortest: float = option(60.0, doc="The first ban; each further one is twice as long.", check=_time, unit="s")
     ban_longest: float = option(3600.0, doc="No ban is longer.", check=_time, unit="s")
-    promote: int = option(
-        262_144, doc="Bytes copied before a connection gets a kernel pipe.", check=_size, unit="bytes"
-    )
-    pipe: int = option(
-        1 << 20, doc="Size of one kernel pipe; smaller ones cost more processor time.", check=_size, unit="bytes"
-    )
     pipes: int = option(
         32,
         doc="Most pipes; 32 of 1 MiB are half of what the kernel grants an ordinary user.",
         check=accept.between(0, 65536),
     )
-    buffer: int = option(131_072, doc="Bytes per direction that wait in this process.", check=_size, unit="bytes")
     idle: float = option(3600.0, doc="A joined connection without a byte is closed after this.", check=_time, unit="s")
     half_closed: float = option(60.0, doc="The same once one side has ended its half.", check=_time, unit="s")
     hosts: int = option(100_000, doc="Registrations.", check=_count)
     policy_rules: int = option(64, doc="allow and deny rules of one host.", check=_count)
-    host_rate: int = option(
-        0, doc="New connections per second of a host that names none; 0 is off.", check=accept.between(0, 1e6)
-    )
     host_conns: int = option(
         0, doc="Open connections of a host that names none; 0 is off.", check=accept.between(0, 1e7)
     )
-    bandwidth: int = option(
-        0, doc="Bytes per second of a host that names none; 0 is off.", check=accept.between(0, 1 << 40), unit="bytes/s"
-    )
     control_message: int = option(16_384, doc="Most bytes of one message from an agent.", check=_size, unit="bytes")
-    control_calls: int = option(
-        64, doc="Calls of one agent connection that are answered at the same time.", check=_count
-    )
     legacy_message: int = option(1024, doc="Most bytes of one message from a legacy agent.", check=_size, unit="bytes")
 
 
@@ -104,11 +83,7 @@ class ProxyHostConfig:
     )
     allow: tuple[str, ...] = option((), doc="Networks that may visit; empty: all.", check=accept.networks)
     deny: tuple[str, ...] = option((), doc="Networks that may not, whatever `allow` says.", check=accept.networks)
-    rate: int = option(0, doc="New connections per second; 0: the limit host_rate.", check=accept.between(0, 1e6))
     max_conns: int = option(0, doc="Open connections; 0: the limit host_conns.", check=accept.between(0, 1e7))
-    bandwidth: int = option(
-        0, doc="Bytes per second; 0: the limit bandwidth.", check=accept.between(0, 1 << 40), unit="bytes/s"
-    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Give keys that do not go together, with the reason."""

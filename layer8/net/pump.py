@@ -36,7 +36,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from layer8.net.pipes import Pipe, PipePool, affordable
+from layer8.net.pipes import PIPES, Pipe, PipePool, affordable
 
 CHUNK = 1 << 16
 """Bytes of one plain read, and so the most that waits in memory for a direction."""
@@ -334,9 +334,13 @@ class Pump:
         splice: bool = HAVE_SPLICE,
         idle: float = IDLE,
         half_closed: float = HALF_CLOSED,
+        pipes: int = PIPES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`reactor` offers `IReactorFDSet` and `IReactorTime`; `idle` and `half_closed` are seconds."""
+        """Use a reactor that offers `IReactorFDSet` and `IReactorTime`.
+
+        `idle` and `half_closed` are seconds; `pipes` is the most that may be in use at once.
+        """
         self._reactor = reactor
         self._clock = clock
         self._epoll = select.epoll()
@@ -346,7 +350,7 @@ class Pump:
         self._reading = False
         self._sweeper = LoopingCall(self.sweep)
         self._sweeper.clock = reactor
-        self.pipes = PipePool(affordable())
+        self.pipes = PipePool(affordable(pipes))
         self.busy: deque[Flow] = deque()
         self.idle = idle
         self.half_closed = half_closed

@@ -24,15 +24,13 @@ Cidrs = Annotated[tuple[Cidr, ...], Bounds(0, 4096)]
 class Policy:
     """Who may visit a host and how much; empty and 0 mean everybody and the server's own limit.
 
-    `deny` beats `allow`; `rate` is new connections per second, `bandwidth` bytes per second.
+    `deny` beats `allow`.
     """
 
     allow: Cidrs = ()
     deny: Cidrs = ()
     max_conns: int = member(0, least=0, most=10_000_000)
-    rate: int = member(0, least=0, most=1_000_000)
-    bandwidth: int = member(0, least=0, most=1 << 40)
-    visitor: Literal["none", "full"] = "none"
+    visitor: Literal["none"] = "none"
 
 
 EVERYBODY: Final = Policy()

@@ -74,11 +74,11 @@ class _SystemResolver:
     def __init__(self) -> None:
         self._resolver: Any = None
 
-    def lookupTextRecords(self, name: str, timeout: Any = None) -> Deferred[Any]:
+    def lookupText(self, name: str, timeout: Any = None) -> Deferred[Any]:
         """Ask for a name's TXT records."""
         if self._resolver is None:
             self._resolver = createResolver()
-        found: Deferred[Any] = self._resolver.lookupTextRecords(name, timeout)
+        found: Deferred[Any] = self._resolver.lookupText(name, timeout)
         return found
 
 
@@ -126,7 +126,9 @@ class Server(Service):
             wall_clock,
             lambda: secrets.token_urlsafe(16),
         )
-        self.pump = Pump(reactor, idle=config.limits.idle, half_closed=config.limits.half_closed)
+        self.pump = Pump(
+            reactor, idle=config.limits.idle, half_closed=config.limits.half_closed, pipes=config.limits.pipes
+        )
         writer = frame.logs.access_writer(config.access_log)
         self.traffic = Traffic(
             reactor,
@@ -288,8 +290,6 @@ def _registration(host: ProxyHostConfig, environ: Mapping[str, str], config: Pro
             allow=(*config.allow, *host.allow),
             deny=(*config.deny, *host.deny),
             max_conns=host.max_conns,
-            rate=host.rate,
-            bandwidth=host.bandwidth,
         ),
         rules=config.limits.policy_rules,
     )

@@ -33,7 +33,7 @@ class StoreTests(TestCase):
         return self.store
 
     async def test_everything_of_a_registration(self) -> None:
-        policy = Policy(allow=("192.0.2.0/24",), deny=("192.0.2.1",), max_conns=3, rate=2, bandwidth=1, visitor="full")
+        policy = Policy(allow=("192.0.2.0/24",), deny=("192.0.2.1",), max_conns=3)
         whole = row(
             "*.example.com",
             b"\0" * 32,
