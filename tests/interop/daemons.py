@@ -44,14 +44,14 @@ TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()",
 class Scope(Protocol):
     """What ends things: a test case, or the whole run (`RUN`)."""
 
-    def addCleanup(self, function: Callable[..., Any], *args: Any) -> Any:
+    def addCleanup(self, function: Callable[..., Any], /, *args: Any) -> Any:
         """Call `function` at the end."""
 
 
 class _Run:
     """The scope of what several tests share: the end of the process that runs them."""
 
-    def addCleanup(self, function: Callable[..., Any], *args: Any) -> None:
+    def addCleanup(self, function: Callable[..., Any], /, *args: Any) -> None:
         """Call `function` when Python ends, the last one first."""
         atexit.register(function, *args)
 
