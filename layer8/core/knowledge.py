@@ -53,19 +53,28 @@ TABLE: tuple[Row, ...] = (
         party="another tenant",
         learns="nothing: there is no list, and the error for an unknown host is that for a wrong secret",
         hidden="which hosts exist",
+        tests=(
+            "proxy.test_registry.SecretTests.test_same_work_for_every_answer",
+            "proxy.test_subscriber.SubscribeTests.test_wrong_and_unknown_are_one_answer",
+            "proxy.test_registry.PlanTests.test_a_claim_does_not_say_that_the_host_exists",
+            "proxy.test_legacy.MistakeTests.test_nobody_hears_of_hosts_that_are_not_theirs",
+        ),
     ),
     Row(
         part="proxy",
         party="somebody on the path between server and agent",
         learns="that the two talk; on a plain data connection the visitor's own TLS with its SNI, and a spent secret",
         hidden="any secret that still opens something",
+        tests=(
+            "proxy.test_server.AgentTests.test_data_port",
+            "proxy.test_subscriber.SubscribeTests.test_a_recorded_proof_is_worth_nothing_elsewhere",
+        ),
     ),
     Row(
         part="proxy",
         party="the DNS resolver that an ownership proof asks",
         learns="that a host is being claimed",
         hidden="by whom, and with which secret",
-        built=False,
     ),
     Row(
         part="proxy",
@@ -79,24 +88,42 @@ TABLE: tuple[Row, ...] = (
         party="reader of the access log",
         learns="host, reason, blurred sizes and times",
         hidden="addresses, unless `log.addresses` says otherwise",
+        tests=(
+            "proxy.test_server.OperatorTests.test_access_log",
+            "net.test_logs.RowTests.test_records_are_blurred_and_others_are_not",
+        ),
     ),
     Row(
         part="control",
         party="another user of the same machine",
         learns="that a port listens, `/healthz`, `/readyz`",
         hidden="everything else",
+        tests=(
+            "control.test_service.ProofTests.test_another_users_process",
+            "control.test_service.FileTests.test_files_are_private_and_go",
+            "control.test_http.PageTests.test_metrics_need_the_role_read",
+        ),
     ),
     Row(
         part="control",
         party="a caller with role read",
         learns="counts, states, short ids, blurred times",
         hidden="addresses, targets, the secrets of hosts",
+        tests=(
+            "control.test_rows.MatrixTests.test_every_cell_over_a_connection",
+            "proxy.test_methods.OperatorTests.test_subscribers",
+            "control.test_rows.SecretTests.test_no_answer_holds_a_secret",
+        ),
     ),
     Row(
         part="control",
         party="a caller with role admin",
         learns="the same unblurred",
         hidden="private keys and secrets: no method returns one",
+        tests=(
+            "control.test_rows.SecretTests.test_no_answer_holds_a_secret",
+            "proxy.test_methods.OwnerTests.test_no_result_holds_a_secret",
+        ),
     ),
     Row(
         part="control",
@@ -110,18 +137,27 @@ TABLE: tuple[Row, ...] = (
         party="metrics collector",
         learns="totals",
         hidden="peers, and hosts unless the option that labels by host is on",
+        tests=("control.test_metrics.PeerTests.test_ten_thousand_peers",),
     ),
     Row(
         part="control",
         party="reader of the log",
         learns="events and their reasons",
         hidden="addresses, targets, secrets, content",
+        tests=(
+            "net.test_logs.RowTests.test_content_never_gets_in",
+            "cli.test_demo.StayingTests.test_no_secret_and_no_address_of_the_visitor_in_what_is_left_to_read",
+        ),
     ),
     Row(
         part="control",
         party="a web page in the user's browser",
         learns="whether a connection to the port fails, by its timing",
         hidden="any answer",
+        tests=(
+            "control.test_http.PageTests.test_origins",
+            "control.test_http.PageTests.test_a_rebound_name_cannot_upgrade",
+        ),
     ),
     Row(
         part="control",
