@@ -41,7 +41,8 @@ def key_of(secret: bytes = SECRET) -> bytes:
 def row(host: str = HOST, *secrets: bytes, **more: Any) -> Registration:
     """A registration as it stands in the table."""
     keys = tuple(StoredSecret(key_of(secret)) for secret in secrets or (SECRET,))
-    return Registration(**({"host": host, "owner": "ann", "secrets": keys, "version": 1} | more))
+    fields: dict[str, Any] = {"host": host, "owner": "ann", "secrets": keys, "version": 1}
+    return Registration(**(fields | more))
 
 
 def asked(host: str = HOST, secret: bytes = SECRET, **more: Any) -> Register:
