@@ -291,7 +291,9 @@ class Site(server.Site):
         host = request.only(b"Host")
         if request.clientproto not in (b"HTTP/1.1", b"HTTP/1.0"):
             raise Refusal(505, "HTTP/1.1 only")
-        if host is None or not host_allowed(host, self.names):
+        if host is None:
+            raise Refusal(400, "a Host is needed")
+        if not host_allowed(host, self.names):
             raise Refusal(403, "this is not a host of this listener")
         origin = request.only(b"Origin")
         if origin is not None and not origin_allowed(origin, host):

@@ -227,12 +227,7 @@ class Node:
     @method("rpc.discover", role="public")
     async def discover(self, caller: Caller, params: Discover) -> Any:
         """Describe what this caller may call and subscribe to, as an OpenRPC document."""
-        described = document(self._table, caller)
-        if params.module:
-            first = f"{params.module}."
-            for rows in ("methods", "x-events"):
-                described[rows] = [row for row in described[rows] if row["name"].startswith(first)]
-        return described
+        return document(self._table, caller, params.module)
 
     @method("rpc.ping", role="public")
     async def ping(self, caller: Caller) -> None:

@@ -38,11 +38,15 @@ EVERYWHERE: Final[tuple[type[ControlError], ...]] = (
 )  # what any method may answer, beside its own
 
 
-def document(table: Table, caller: Caller | None = None) -> dict[str, Any]:
-    """Describe the methods and events that `caller` may use, or all of them."""
+def document(table: Table, caller: Caller | None = None, module: str = "") -> dict[str, Any]:
+    """Describe the methods and events that `caller` may use, or all of them; only those of `module` if it is named."""
     components = Components()
-    rows = [row for row in table.methods.values() if caller is None or table.may(caller, row)]
-    events = [event for event in table.announced.values() if caller is None or table.may(caller, event)]
+
+    def wanted(row: Method | Event) -> bool:
+        return module in ("", row.name.partition(".")[0]) and (caller is None or table.may(caller, row))
+
+    rows = [row for row in table.methods.values() if wanted(row)]
+    events = [event for event in table.announced.values() if wanted(event)]
     described = {
         "openrpc": VERSION,
         "info": {"title": "layer8", "version": layer8.__version__},

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from layer8.control.http import HTTP_HEAD
-from layer8.control.limits import CLOSE_CODES
+from layer8.control.limits import CLOSE_CODES, DEAD
 from layer8.core.lanes import Lane
 
 txaio.use_twisted()
@@ -300,8 +300,10 @@ class Socket(TwistedProtocol):
         cast(Any, self.transport).abortConnection()
 
     def look(self, now: float) -> bool:
-        """Ping a silent peer; False when there is nothing left to look after."""
-        if now - self.heard >= PING and now - self._pinged >= PING and self.state == _OPEN:
+        """Ping a silent peer, drop a dead one; False when there is nothing left to look after."""
+        if now - self.heard >= DEAD and not self._gone:
+            self.abort("silent")  # for owners without a session that would have seen to it already
+        elif now - self.heard >= PING and now - self._pinged >= PING and self.state == _OPEN:
             self._pinged = now
             cast(Any, self).sendPing()
         return not self._gone

@@ -418,6 +418,28 @@ class Cases:
         only = await client.call("rpc.discover", {"module": "auth"})
         self.same({row["name"] for row in only["methods"]}, {"auth.token", "auth.whoami"})
 
+    async def test_rows_come_and_go_while_connected(self) -> None:
+        """C10: a role that is switched on brings its methods without a restart, and says so."""
+
+        class Late:
+            owns = ("test",)
+
+            @method("test.late", role="public")
+            async def late(self, caller: Any) -> None:
+                """Be there at last."""
+
+        client, module = await self.caller(), Late()
+        told: list[dict[str, Any]] = []
+        client.notified = lambda name, params: told.append(params["data"])
+        await client.call("events.subscribe", {"names": ["rpc.changed"]})
+        await raises(MethodNotFound, client.call("test.late"))
+        self.rig.table.add(module)
+        await client.call("test.late")
+        self.rig.table.remove(module)
+        await raises(MethodNotFound, client.call("test.late"))
+        await until(self.rig.reactor, lambda: len(told) == 2)
+        self.same(told, [{"added": ["test.late"], "removed": []}, {"added": [], "removed": ["test.late"]}])
+
     async def test_what_is_known_about_whom(self) -> None:
         rows = await (await self.caller()).call("knowledge.table", {"part": "proxy"})
         self.true(any(row["party"] == "visitor" for row in rows))

@@ -130,7 +130,7 @@ class PageTests(TestCase):
             self.assertEqual(status(await self.ask(ask("/healthz", host=host))), code, host)
 
     async def test_no_host_and_two_hosts(self) -> None:
-        self.assertEqual(status(await self.ask(b"GET /healthz HTTP/1.1\r\n\r\n")), 403)
+        self.assertEqual(status(await self.ask(b"GET /healthz HTTP/1.1\r\n\r\n")), 400)
         self.assertEqual(status(await self.ask(ask("/healthz", "Host: localhost"))), 400)
 
     async def test_origins(self) -> None:

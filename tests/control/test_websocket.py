@@ -296,6 +296,16 @@ class FrameTests(SynchronousTestCase):
         self.assertTrue(PING <= pings[0] <= PING + PULSE + 1, pings)
         self.assertEqual(len(pings), 3)
 
+    def test_an_owner_without_a_session_loses_a_dead_peer_too(self) -> None:
+        clock, kept = Clock(), Kept()
+        end, transport = opened(kept, clock)
+        end.dataReceived(frame(b"hello", mask=MASK))
+        for _ in range(int(DEAD + PULSE) + 2):
+            clock.advance(1.0)
+        self.assertTrue(transport.aborted)
+        end.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual((kept.why, clock.getDelayedCalls()), (["silent"], []))
+
     def test_a_conversation_with_a_talkative_peer_lives(self) -> None:
         clock = Clock()
         owner = self.conversation()
