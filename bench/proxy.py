@@ -64,7 +64,8 @@ class Bench:
 
     def warm(self, running: Running) -> None:
         """Send a few connections through."""
-        self.load.run("first", *running.at("ping"), 20)
+        for route in ("ping", "bulk"):
+            self.load.run("first", *running.at(route), 20)
 
     def drop(self, name: str) -> None:
         """End one system."""

@@ -18,7 +18,7 @@ READY_S = 15.0
 
 def _secret(path: Path) -> Path:
     path.touch(mode=0o600)
-    path.write_bytes(os.urandom(32))
+    path.write_text(os.urandom(32).hex())
     return path
 
 
