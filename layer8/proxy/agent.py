@@ -15,6 +15,7 @@ from typing import Any
 from attrs import frozen
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -33,7 +34,8 @@ from layer8.net.dial import Dialer, Via, Where
 from layer8.net.pump import Pump
 from layer8.net.tasks import TaskSet
 from layer8.proxy.carry import Carrier
-from layer8.proxy.uplink import ANY_PORT, Address, Published, Told, Uplink
+from layer8.proxy.legacy_uplink import LegacyUplink
+from layer8.proxy.uplink import ANY_PORT, Address, Published, ServerLink, Told, Uplink
 from layer8.proxy.wire import Empty, Host
 
 TICK = 0.5
@@ -52,7 +54,7 @@ class Agent(Service):
         self.pump = Pump(reactor)
         outward = Dialer(reactor, self.pump, Via.parse(config.via))
         self.carrier = Carrier(self.pump, Dialer(reactor, self.pump), outward)
-        self.uplinks: list[Uplink] = []
+        self.uplinks: list[Uplink | LegacyUplink] = []
         self.tasks = TaskSet(self._log)
         self._reactor = reactor
         self._outward = outward
@@ -61,12 +63,13 @@ class Agent(Service):
         self._ticker = LoopingCall(self._tick)
         self._ticker.clock = reactor
         self._waiting: list[Deferred[None]] = []
+        self._deadline: IDelayedCall | None = None
         for url in config.servers:
             self.uplinks.append(self._uplink(url))
 
-    def _uplink(self, url: str) -> Uplink:
+    def _uplink(self, url: str) -> Uplink | LegacyUplink:
         config = self.config
-        return Uplink(
+        return (LegacyUplink if config.legacy else Uplink)(
             self._reactor,
             Address.parse(url),
             self.carrier,
@@ -86,7 +89,7 @@ class Agent(Service):
         for uplink in self.uplinks:
             self._begin(uplink)
 
-    def _begin(self, uplink: Uplink) -> None:
+    def _begin(self, uplink: Uplink | LegacyUplink) -> None:
         self._running[uplink.address.url] = self.tasks.run("uplink", uplink.run())
         self._running[uplink.address.url].addErrback(lambda _: None)
 
@@ -96,6 +99,7 @@ class Agent(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        self._stay()
         await self.tasks.stop()
         self.carrier.close_all()
         if self._ticker.running:
@@ -105,7 +109,7 @@ class Agent(Service):
     def _tick(self) -> None:
         self.carrier.tick(self.pump.look_at_clock())
 
-    def _happened(self, what: str, uplink: Uplink, word: str) -> None:
+    def _happened(self, what: str, uplink: ServerLink, word: str) -> None:
         where = uplink.address.host
         if what == "connected":
             self._log.info("connected", event="agent.connected", server=where)
@@ -172,15 +176,34 @@ class Agent(Service):
         """Count the visitors that are carried."""
         return len(self.carrier.open)
 
-    def drain(self, seconds: float) -> None:
+    @property
+    def drain_s(self) -> float:
+        """Seconds that visitors have when the process is told to end."""
+        return self.config.drain_s
+
+    def wind_down(self, seconds: float) -> None:
         """Ask for no new visitors; those who are here have `seconds`."""
+        self._stay()
+        self._deadline = self._reactor.callLater(seconds, self.carrier.close_all)
         for uplink in self.uplinks:
             for host in list(self.hosts):
                 self.tasks.start("unsubscribe", uplink.unsubscribe(host))
-        self._reactor.callLater(seconds, self.carrier.close_all)
+
+    async def drain(self) -> None:
+        """Ask for no new visitors, and finish when the last one has left."""
+        if self._deadline is None:
+            self.wind_down(self.config.drain_s)
+        await self.idle()
+
+    def _stay(self) -> None:
+        """Forget when what is carried was to be closed."""
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        self._deadline = None
 
     def resume(self) -> None:
         """Ask for visitors again."""
+        self._stay()
         for uplink in self.uplinks:
             for one in self.hosts.values():
                 self.tasks.start("subscribe", uplink.subscribe(one))
@@ -293,7 +316,9 @@ class AgentCommands:
         if params.host in self._agent.hosts:
             raise Conflict(0)
         secret = HostSecret(bytes.fromhex(params.secret))
-        await self._agent.publish(Published(params.host, secret.key, {ANY_PORT: Where.of(params.target)}))
+        await self._agent.publish(
+            Published(params.host, secret.key, {ANY_PORT: Where.of(params.target)}, secret=secret.value)
+        )
         return Empty()
 
     @method("agent.remove", role="admin", errors=(NotFound,))
@@ -314,7 +339,7 @@ def _published(host: AgentHostConfig, environ: Mapping[str, str]) -> Published:
     path = Path(host.secret_file)
     secret = HostSecret.load(path, forbidden=files.forbidden(path, environ))
     targets = {int(port): _where(text) for port, text in host.targets.items()}
-    return Published(host.host, secret.key, targets, host.weight, host.priority, host.max_conns)
+    return Published(host.host, secret.key, targets, host.weight, host.priority, host.max_conns, secret.value)
 
 
 def _where(text: str) -> Where:

@@ -68,7 +68,7 @@ class Door:
         self._agents = agents
         self._legacy = legacy
         self._visitors: list[tuple[Taken, Listener, str, str]] = []
-        self._ports: list[tuple[IListeningPort, str]] = []
+        self._ports: list[tuple[IListeningPort, str, str]] = []
         self._data: list[tuple[Taken, Listener]] = []
         self._closing: list[IDelayedCall] = []
         self._secure_agents: IProtocolFactory | None = None
@@ -129,7 +129,7 @@ class Door:
             factory = self._with_tls()
         with listening(option, text):
             port = now(serverFromString(self._reactor, endpoint.twisted()).listen(factory))
-        self._ports.append((port, endpoint.kind))
+        self._ports.append((port, endpoint.kind, option))
 
     async def apply(self, config: ProxyConfig) -> None:
         """Open listeners that are new, then close those that are gone; if one cannot be opened nothing has changed."""
@@ -167,7 +167,7 @@ class Door:
         self._data.clear()
         ports, self._ports = self._ports, []
         closed: Deferred[None] = Deferred()
-        left = [maybeDeferred(port.stopListening) for port, _ in ports]
+        left = [maybeDeferred(port.stopListening) for port, _, _ in ports]
         done = Deferred.fromCoroutine(_all(left))
         done.addCallback(lambda _: closed.callback(None))
         return closed
@@ -181,7 +181,7 @@ class Door:
     def listening(self) -> tuple[str, ...]:
         """Say in words where what listens, with the ports that were really taken."""
         told = [f"{scheme} on {taken.text}" for taken, _, scheme, _ in self._visitors]
-        told += [f"agents on {_host(port)} ({kind})" for port, kind in self._ports]
+        told += [f"agents on {_host(port)} ({kind})" for port, kind, _ in self._ports]
         return (*told, *(f"data on {taken.text}" for taken, _ in self._data))
 
     def port_of(self, scheme: str) -> int:
@@ -194,9 +194,10 @@ class Door:
         found = {scheme: port or self.port_of(scheme) for scheme, port in configured.items()}
         return {scheme: port for scheme, port in found.items() if port}
 
-    def agents_port(self) -> int:
-        """Give the first listening port for agents, 0 for none."""
-        return next((int(getattr(port.getHost(), "port", 0)) for port, _ in self._ports), 0)
+    def agents_port(self, *, legacy: bool = False) -> int:
+        """Give the first listening port for agents, or for webgw's agents; 0 for none."""
+        wanted = "--legacy" if legacy else "--agents"
+        return next((int(getattr(port.getHost(), "port", 0)) for port, _, name in self._ports if name == wanted), 0)
 
     def _tick(self) -> None:
         self.data.tick(self._pump.look_at_clock())
@@ -324,8 +325,9 @@ class Door:
         """Take nothing new; close what is left after `deadline_s`, None is the configured time."""
         seconds = self.config.drain_s if deadline_s is None else deadline_s
         self.draining = self._traffic.draining = True
-        for _, listener, _, _ in self._visitors:
-            listener.pause()
+        for taken, listener, _, _ in self._visitors:
+            if taken.endpoint.kind == "systemd":
+                listener.pause()  # the next process finds them in the queue; without one nobody would
         self._rows.drain(alternatives, seconds * 1000)
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()

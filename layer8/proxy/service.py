@@ -48,7 +48,7 @@ from layer8.proxy.choose import Seats
 from layer8.proxy.counting import Carrying, ProxyMetrics
 from layer8.proxy.door import Door
 from layer8.proxy.ledger import Ledger
-from layer8.proxy.legacy_listen import LegacySocket
+from layer8.proxy.legacy_listen import METHODS, PATH, LegacyApi, LegacyPage, LegacySocket
 from layer8.proxy.methods import AgentRows, OwnerRows
 from layer8.proxy.operate import OperatorRows
 from layer8.proxy.orders import Policy
@@ -162,6 +162,10 @@ class Server(Service):
         )
         self.door = Door(reactor, self.pump, self.traffic, self._agent_rows, config, self.identity, agents, legacy)
         self.carrying = Carrying(reactor, self.traffic, self.store, kept.carried, self.tasks)
+        if config.legacy or config.legacy_open:
+            api = LegacyApi(self.ledger, self.carrying.of)
+            page = LegacyPage(api, frame.control.who, config.legacy_open)
+            frame.control.add_page(PATH, page, METHODS, tree=True)
         self.metrics = ProxyMetrics(self.traffic, self.pump, self.seats, self.door.data, by_host=config.host_label)
         operator_rows = OperatorRows(
             self.registry,
@@ -265,9 +269,20 @@ class Server(Service):
         """Count the visitors."""
         return len(self.traffic.visits)
 
-    def drain(self, seconds: float) -> None:
+    @property
+    def drain_s(self) -> float:
+        """Seconds that visitors have when the process is told to end."""
+        return self.config.drain_s
+
+    def wind_down(self, seconds: float) -> None:
         """Take no more visitors; those who are here have `seconds`."""
         self.door.drain(int(seconds), ())
+
+    async def drain(self) -> None:
+        """Take no more visitors, and finish when the last one has left."""
+        if not self.door.draining:
+            self.door.drain(None, ())
+        await self.traffic.idle()
 
     def resume(self) -> None:
         """Take visitors again."""
@@ -287,8 +302,8 @@ def _registration(host: ProxyHostConfig, environ: Mapping[str, str], config: Pro
         ports=host.ports,
         mode="raw",
         policy=Policy(
-            allow=(*config.allow, *host.allow),
-            deny=(*config.deny, *host.deny),
+            allow=host.allow,
+            deny=host.deny,
             max_conns=host.max_conns,
         ),
         rules=config.limits.policy_rules,

@@ -28,7 +28,8 @@ from layer8.net.pump import Dialing, Link, Pump, Secure
 from layer8.proxy.accesslog import AccessLog
 from layer8.proxy.bans import Bans
 from layer8.proxy.choose import Seat, Seats
-from layer8.proxy.registration import Registration
+from layer8.proxy.orders import Policy
+from layer8.proxy.registration import Registration, gate
 from layer8.proxy.registry import Registry
 from layer8.proxy.sniff import UNKNOWN, Found, Sniffer, answer
 from layer8.proxy.sniff_http import HttpSniffer
@@ -202,6 +203,7 @@ class Traffic:
         self.sniffing.most = limits.sniffing
         self.sniffing.most_per_source = limits.per_source_sniffing
         self._times = Times(limits.sniff_time, limits.call_step, limits.call_time)
+        self._gate = gate(Policy(allow=config.allow, deny=config.deny), limits.policy_rules)
         self._strip_dot = config.sni_dot == "strip"
         self._answers = config.unknown == "answer"
         self._sniff_lane.seconds = limits.sniff_time
@@ -233,8 +235,14 @@ class Traffic:
         """Take a new visitor on the public port `port`; `scheme` says which of the two kinds of port it is."""
         totals = self.totals
         totals.accepted += 1
+        if self.draining:
+            self._turn_away(fd, Reason.DRAINING)
+            return
         if address in self.bans:
             self._turn_away(fd, Reason.BANNED)
+            return
+        if self._gate is not None and not self._gate.admits(address):
+            self._turn_away(fd, Reason.DENIED)
             return
         source = self.open.take(address)
         if source is None:

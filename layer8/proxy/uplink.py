@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from attrs import define, field, frozen
@@ -19,6 +19,7 @@ from layer8.crypto.keys import parse_id
 from layer8.crypto.proof import subscribe_proof
 from layer8.crypto.x509 import parse_pins
 from layer8.net.dial import Dialer, Where
+from layer8.net.pump import Pump
 from layer8.net.tls import Named, Pinned, client_context
 from layer8.proxy.carry import Carried, Carrier, Secured
 from layer8.proxy.wire import (
@@ -79,7 +80,10 @@ class Address:
 
 @define(eq=False)
 class Published:
-    """A host that the agent publishes: its key, and where its visitors go by public port."""
+    """A host that the agent publishes: its key, and where its visitors go by public port.
+
+    `secret` itself is needed for webgw's servers only.
+    """
 
     host: str
     key: bytes = field(repr=False)
@@ -87,6 +91,7 @@ class Published:
     weight: int = 1
     priority: int = 0
     max_conns: int = 0
+    secret: bytes = field(default=b"", repr=False)
 
     def target(self, port: int, scheme: str) -> Where | None:
         """Give where visitors of a public port go, or None."""
@@ -94,7 +99,16 @@ class Published:
         return self.targets.get(ANY_PORT) if found is None and scheme == "http" else found
 
 
-Told = Callable[[str, "Uplink", str], None]
+class ServerLink(Protocol):
+    """A connection to a server, as those see it who are told about it."""
+
+    address: Address
+    public: Mapping[str, int]
+    refusals: dict[str, str]
+    subscriptions: dict[int, Published]
+
+
+Told = Callable[[str, ServerLink, str], None]
 """Takes what happened, where, and a word about it.
 
 To the link: `connected`, `subscribed`, `refused`, `draining`, `lost`. To a visitor: `joined`, `rejected`, `ended`.
@@ -142,21 +156,7 @@ class Uplink:
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
-        shortest, longest = self._retry
-        wait = shortest
-        while True:
-            try:
-                await self._once()
-                wait = shortest
-            except CancelledError:
-                raise
-            except (Layer8Error, ShapeError) as error:
-                self._told("lost", self, str(error))
-            finally:
-                self._forget()
-            pause = wait * (1 - JITTER + 2 * JITTER * secrets.randbelow(1000) / 1000)
-            wait = min(longest, wait * 2)
-            await _sleep(self._reactor, pause)
+        await persist(self._reactor, self._once, self._retry, lambda why: self._told("lost", self, why))
 
     async def _once(self) -> None:
         """Connect, subscribe, and return when the connection has ended."""
@@ -166,7 +166,7 @@ class Uplink:
             self.address.url,
             pin=self.address.pin,
             path=AGENT_PATH,
-            dial=self._dial,
+            dial=lambda host, port: open_socket(self._carrier.pump, self._outward, host, port),
             notified=self._notified,
         )
         self.client = client
@@ -183,6 +183,8 @@ class Uplink:
             self._told("lost", self, client.reason)
         finally:
             client.close()
+            self.client = self._hello = None
+            self.subscriptions.clear()
 
     async def subscribe(self, published: Published) -> None:
         """Ask for a host's visitors; a refusal is told, and the other hosts go on."""
@@ -229,33 +231,6 @@ class Uplink:
     def _refuse(self, published: Published, why: str) -> None:
         self.refusals[published.host] = why
         self._told("refused", self, f"{published.host}: {why}")
-
-    def _forget(self) -> None:
-        self.client = self._hello = None
-        self.subscriptions.clear()
-
-    async def _dial(self, host: str, port: int) -> socket.socket:
-        """Open the control connection's socket, through whatever is on the way."""
-        opened: Deferred[int] = Deferred()
-
-        def done(fd: int, error: Exception | None) -> None:
-            if opened.called:
-                if fd >= 0:
-                    self._carrier.pump.close_fd(fd)
-            elif error is None:
-                opened.callback(fd)
-            else:
-                opened.errback(error)
-
-        attempt = self._outward.dial(Where(host, port), done)
-        try:
-            fd = await opened
-        except CancelledError:
-            if attempt is not None:
-                attempt.cancel()
-            raise
-        self._carrier.pump.unregister(fd)
-        return socket.socket(fileno=fd)
 
     # What the server tells.
 
@@ -339,6 +314,49 @@ class Uplink:
     def ended(self, carried: Carried, reason: str) -> None:
         """Take the end of a visitor."""
         self._told("ended", self, carried.host)
+
+
+async def persist(
+    reactor: Any, once: Callable[[], Awaitable[None]], retry: tuple[float, float], lost: Callable[[str], None]
+) -> None:
+    """Do `once` again and again until cancelled, after waits that double from the first of `retry` to the second."""
+    shortest, longest = retry
+    wait = shortest
+    while True:
+        try:
+            await once()
+            wait = shortest
+        except CancelledError:
+            raise
+        except (Layer8Error, ShapeError) as error:
+            lost(str(error))
+        pause = wait * (1 - JITTER + 2 * JITTER * secrets.randbelow(1000) / 1000)
+        wait = min(longest, wait * 2)
+        await _sleep(reactor, pause)
+
+
+async def open_socket(pump: Pump, dialer: Dialer, host: str, port: int) -> socket.socket:
+    """Open a connection through whatever is on the way, for a reactor to take over."""
+    opened: Deferred[int] = Deferred()
+
+    def done(fd: int, error: Exception | None) -> None:
+        if opened.called:
+            if fd >= 0:
+                pump.close_fd(fd)
+        elif error is None:
+            opened.callback(fd)
+        else:
+            opened.errback(error)
+
+    attempt = dialer.dial(Where(host, port), done)
+    try:
+        fd = await opened
+    except CancelledError:
+        if attempt is not None:
+            attempt.cancel()
+        raise
+    pump.unregister(fd)
+    return socket.socket(fileno=fd)
 
 
 async def _sleep(reactor: Any, seconds: float) -> None:

@@ -29,6 +29,7 @@ http = ["tcp:0:interface=127.0.0.1"]
 https = ["tcp:0:interface=127.0.0.1"]
 agents = ["tcp:0:interface=127.0.0.1"]
 access_log = ""
+drain_s = 0
 {proxy}
 [control]
 listen = []

@@ -8,13 +8,14 @@ import socket
 import struct
 from typing import Any
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from layer8.control.conversation import Known
 from layer8.control.http import Page as ControlPage
-from layer8.control.http import Request, Site
+from layer8.control.http import Refusal, Request, Site
 from layer8.core.errors import StorageError
 from layer8.net.factory import Places
 from layer8.proxy.legacy_listen import METHODS, PATH, LegacyApi, LegacyPage
@@ -161,6 +162,35 @@ class ListenerTests(PairCase):
         self.assertRegex(note["params"]["result"]["secret"], HEX64)
         await self.until(lambda: len(self.made.seats) == 0)
 
+    async def test_rest_on_the_control_listener(self) -> None:
+        await self.server()
+        told = json.dumps({"host": HOST, "hexSecretHash": key_of().hex()}).encode()
+
+        def ask(method: str, place: str = "", body: bytes = b"") -> bytes:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(10)
+                sock.connect(str(self.folder / "run" / "proxy.sock"))
+                sock.sendall(
+                    f"{method} {PATH}{place} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                    f"Content-Length: {len(body)}\r\n\r\n".encode()
+                    + body
+                )
+                got = b""
+                while part := sock.recv(65536):
+                    got += part
+                return got
+
+        self.assertTrue((await self.thread(ask, "POST", "", told)).startswith(b"HTTP/1.1 200"))
+        self.assertIsNotNone(self.made.registry.lookup(HOST))
+        listed = (await self.thread(ask, "GET")).partition(b"\r\n\r\n")[2]
+        self.assertIn(HOST, [one["host"] for one in json.loads(listed)])
+        self.assertTrue((await self.thread(ask, "DELETE", f"/{HOST}")).startswith(b"HTTP/1.1 200"))
+        self.assertTrue((await self.thread(ask, "DELETE", f"/{HOST}")).startswith(b"HTTP/1.1 204"))
+
+    async def test_no_rest_without_legacy(self) -> None:
+        self.serve()
+        self.assertEqual(self.frame.control._pages, [])
+
     async def test_no_method_of_ours_is_there(self) -> None:
         port = await self.server()
 
@@ -276,6 +306,18 @@ class RestTests(TestCase):
             self.assertEqual((await self.ask("GET"))[0], 401)
             self.assertEqual((await self.ask("POST", body=self.body()))[0], 401)
         self.assertEqual(len(self.desk.registry), 0)
+
+    async def test_open_is_for_this_machine(self) -> None:
+        page = LegacyPage(self.api, self.who, open=True)
+        self.known = Known("somebody", frozenset({"public"}))
+
+        class Far:
+            length = 0
+
+            def getClientAddress(self) -> IPv4Address:
+                return IPv4Address("TCP", "192.0.2.1", 1)
+
+        self.assertRaises(Refusal, page.render, Far())
 
     async def test_open_on_loopback(self) -> None:
         self.known = Known("somebody", frozenset({"public"}))

@@ -26,6 +26,10 @@ class ServerCase(PairCase):
         self.echo = Echo()
         self.addCleanup(self.echo.close)
 
+    async def _shortly(self, true: Any) -> None:
+        await PairCase.until(self, lambda: bool(self.told) and self.told[-1][0] == "refused")
+        self.assertTrue(true())
+
     def with_agent_host(self, more: str = "") -> tuple[Any, HostSecret]:
         secret, path = self.secret()
         host = f'[[proxy.host]]\nhost = "app.test"\nsecret_file = "{path}"\n'
@@ -129,7 +133,7 @@ class OneHopTests(ServerCase):
     async def test_a_denied_source(self) -> None:
         server = self.start('deny = ["127.9.0.0/16"]')
         port = server.door.port_of("http")
-        self.assertEqual(await self.thread(visit, port, get("static.test"), source="127.9.1.1"), b"")
+        self.assertIn(await self.thread(visit, port, get("static.test"), source="127.9.1.1"), (b"", b"(reset)"))
         self.assertNotEqual(await self.thread(visit, port, get("static.test"), source="127.8.1.1"), b"")
         self.assertEqual(server.traffic.totals.ended[Reason.DENIED], 1)
 
@@ -273,10 +277,6 @@ class AgentTests(ServerCase):
         self.assertEqual(await self.thread(visit, server.door.port_of("http"), get("app.test")), b"")
         self.assertEqual(server.traffic.totals.ended[Reason.NO_SUBSCRIBER], 1)
 
-    async def _shortly(self, true: Any) -> None:
-        await PairCase.until(self, lambda: bool(self.told) and self.told[-1][0] == "refused")
-        self.assertTrue(true())
-
     async def test_the_secret_of_another_host(self) -> None:
         _, path = self.secret()
         other, other_path = self.secret("other.secret")
@@ -391,6 +391,38 @@ class AgentTests(ServerCase):
         heard: list[Any] = []
         client.notified = lambda method, params: heard.append(params)
         return heard
+
+
+class LegacyTests(ServerCase):
+    """webgw's wire, at both ends."""
+
+    async def test_our_agent_at_our_server(self) -> None:
+        legacy = 'legacy = ["tcp:0:interface=127.0.0.1"]'
+        secret, path = self.secret()
+        server = self.serve(legacy, f'[[proxy.host]]\nhost = "app.test"\nsecret_file = "{path}"\n')
+        one = Published("app.test", secret.key, {0: Where("127.0.0.1", self.echo.port)}, secret=secret.value)
+        port = server.door.agents_port(legacy=True)
+        self.patch(server.door, "agents_port", lambda: port)
+        agent = await self.publish(server, one, options="legacy = true")
+        got = await self.thread(visit, server.door.port_of("http"), get("app.test"))
+        self.assertTrue(got.endswith(get("app.test")))
+        (seat,) = server.seats
+        self.assertTrue(seat.legacy)
+        await self.until(lambda: not agent.carrier.open)
+
+    async def test_wrong_secret(self) -> None:
+        _, path = self.secret()
+        server = self.serve(
+            'legacy = ["tcp:0:interface=127.0.0.1"]', f'[[proxy.host]]\nhost = "app.test"\nsecret_file = "{path}"\n'
+        )
+        wrong = HostSecret.make()
+        one = Published("app.test", wrong.key, {0: Where("127.0.0.1", self.echo.port)}, secret=wrong.value)
+        port = server.door.agents_port(legacy=True)
+        self.patch(server.door, "agents_port", lambda: port)
+        self.patch(self, "until", self._shortly)
+        with self.assertRaises(self.failureException):
+            await self.publish(server, one, options="legacy = true")
+        self.assertEqual(len(server.seats), 0)
 
 
 class TlsPassthroughTests(ServerCase):
