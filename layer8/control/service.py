@@ -16,6 +16,7 @@ import os
 import socket
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, cast
@@ -64,6 +65,9 @@ CONNECTIONS = 256
 
 PER_SOURCE = 16
 """Of these, from one /24 or /56."""
+
+FAREWELL = 1.0
+"""Seconds that peers have to answer our close when the service stops."""
 
 _SOCKET = "socket"
 
@@ -131,6 +135,7 @@ class ControlService(Service):
         self._sites: list[tuple[_Kind, Site]] = []
         self._ports: dict[str, _Open] = {}
         self._site: Site | None = None
+        self._pages: list[tuple[str, Page]] = []
         self._files: list[Path] = []
         self._draining = False
 
@@ -192,9 +197,11 @@ class ControlService(Service):
         self._sites.append((shared, site))
         return site
 
-    def hang(self, site: Site, path: str, resource: IResource, methods: Iterable[bytes], *, tree: bool = False) -> None:
-        """Add a page of somebody else's to a site, for `methods`; with `tree` also for what is below the path."""
-        site.hang(path, Page(resource, frozenset(methods), tree))
+    def hang(self, path: str, resource: IResource, methods: Iterable[bytes], *, tree: bool = False) -> None:
+        """Add somebody else's page to the daemon's own listeners, for `methods`; with `tree` for all below it too."""
+        self._pages[path] = Page(resource, frozenset(methods), tree)
+        if self._site is not None:
+            self._site.hang(path, self._pages[path])
 
     def startService(self) -> None:
         """Open everything; raises ConfigError or Unavailable, with nothing left open."""
@@ -207,9 +214,18 @@ class ControlService(Service):
             raise
 
     def stopService(self) -> Deferred[None]:
-        """Close everything; fires when the ports are closed and the conversations have been told."""
+        """Close everything; fires when the ports are closed and the peers have taken leave, or had FAREWELL seconds."""
         Service.stopService(self)
-        return self._close()
+        leaving: list[Deferred[None]] = []
+        for conversation in self.conversations():
+            left: Deferred[None] = Deferred()
+            conversation.when_lost(partial(left.callback, None))
+            leaving.append(left)
+        closing = self._close()
+        farewell: Deferred[Any] = DeferredList(leaving)
+        farewell.addTimeout(FAREWELL, self._reactor)
+        ended: Deferred[Any] = DeferredList([closing, farewell], consumeErrors=True)
+        return ended.addCallback(lambda _: None)
 
     def prepare(self, config: ControlConfig) -> Callable[[bool], None]:
         """Make ready for another configuration: what it adds is open when this returns.
@@ -247,7 +263,7 @@ class ControlService(Service):
 
         return settle
 
-    def drain(self, draining: bool) -> None:
+    def set_draining(self, draining: bool) -> None:
         """Take no new calls but `node.*` on any connection, or take them again."""
         self._draining = draining
         for conversation in self.conversations():
@@ -333,6 +349,10 @@ class ControlService(Service):
         write_private(self.cookie_path, self.keyring.cookie.encode() + b"\n")
         self._files.append(self.cookie_path)
         self._site = self.site("local", pages=True, names=self.config.names)
+        for path, page in self._pages:
+            self._site.hang(path, page)
+        for path, page in self._pages.items():
+            self._site.hang(path, page)
         for text in _wanted(self.config):
             self._ports[text] = self._listen(text, self._site)
 
@@ -386,6 +406,8 @@ class ControlService(Service):
             path.unlink(missing_ok=True)
         self.watchdog.stop()
         self.metrics.remove(self)
+        self._sites = [(kind, site) for kind, site in self._sites if site is not self._site]
+        self._site = None
         return closing
 
 
