@@ -59,7 +59,11 @@ class Role(Protocol):
     def connections(self) -> int:
         """Count what is under way."""
 
-    def drain(self, seconds: float) -> None:
+    @property
+    def drain_s(self) -> float:
+        """Seconds that what is under way has when the process is told to end."""
+
+    def wind_down(self, seconds: float) -> None:
         """Take nothing new; what is under way has `seconds`."""
 
     def resume(self) -> None:
@@ -107,7 +111,7 @@ class Frame:
             ident=self.key.short,
             roles=lambda: (role,),
             listening=self.listening,
-            drain_control=self.control.drain,
+            drain_control=self.control.set_draining,
             notes=self._notes,
         )
         self.configuration = Configuration(source.loaded, source.reload, self._check, self._apply)
@@ -121,6 +125,7 @@ class Frame:
     def run(self, role: Role, *parts: IService) -> None:
         """Let the process run these parts, in this order, and the control listeners after them."""
         self._roles.append(role)
+        self._be_patient()
         for part in (*parts, self.control, _Rows(self)):
             part.setServiceParent(self.daemon)
         self.daemon.setServiceParent(self.process)  # type: ignore[no-untyped-call]
@@ -147,7 +152,7 @@ class Frame:
     def drain(self, seconds: float) -> None:
         """Take no new work; what is under way has `seconds` to end."""
         for role in self._roles:
-            role.drain(seconds)
+            role.wind_down(seconds)
         self.daemon.drain(seconds)
 
     def resume(self) -> None:
@@ -177,6 +182,9 @@ class Frame:
         """Tell no more."""
         self.node.stop()
         self.settings.stop()
+
+    def _be_patient(self) -> None:
+        self.daemon.drain_seconds = max(role.drain_s for role in self._roles)
 
     def _watch_end(self) -> None:
         """A second SIGTERM or SIGINT ends a drain at once."""
@@ -221,6 +229,7 @@ class Frame:
             settle(False)
             raise
         settle(True)
+        self._be_patient()
 
 
 class _Rows(Service):

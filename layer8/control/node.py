@@ -186,7 +186,7 @@ class Node:
     ) -> None:
         """Take what there is to tell: the node's short id, its roles, where it listens, remarks for whoever looks.
 
-        `drain_control` is `ControlService.drain`.
+        `drain_control` is `ControlService.set_draining`.
         """
         self._clock = clock
         self._table = table

@@ -112,7 +112,7 @@ class Daemon(MultiService):
         self.tasks = TaskSet(log)
         self._clock = clock
         self._log = log
-        self._drain_seconds = drain_seconds
+        self.drain_seconds = drain_seconds
         self._drain: Deferred[None] | None = None
         self._drained: list[Deferred[None]] = []
 
@@ -159,8 +159,8 @@ class Daemon(MultiService):
             self._drain.cancel()
 
     async def _stop(self) -> None:
-        if self._drain_seconds > 0 or self._drain is not None:
-            await self.drain(self._drain_seconds)
+        if self.drain_seconds > 0 or self._drain is not None:
+            await self.drain(self.drain_seconds)
         self.health.started = False
         for part in reversed(list(self)):
             try:

@@ -279,7 +279,7 @@ def rig(case: TestCase, *listen: str, **more: Any) -> Rig:
         ident="abcdefgh",
         roles=lambda: ("proxy",),
         listening=lambda: service.listening,
-        drain_control=service.drain,
+        drain_control=service.set_draining,
     )
     for module in (node, Callers(service.keyring, service.conversations), settings, rows):
         table.add(module)
