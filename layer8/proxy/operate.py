@@ -198,7 +198,7 @@ class OperatorRows:
 
     @method("proxy.ban", role="operate", errors=(ForbiddenByPolicy, NoRoom))
     async def ban(self, caller: Caller, params: Ban) -> Empty:
-        """Take nothing more from a network for some time; what is joined goes on."""
+        """Take nothing more from a network, at once, also if that cannot be written down; what is joined goes on."""
         with answering():
             ban = Banned(network(params.cidr), self._wall() + params.ttl_s)
             self._bans.add(ban)
