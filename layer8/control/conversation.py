@@ -136,7 +136,7 @@ class Conversation:
         for callback in callbacks:
             callback()
         self.slots.clear()
-        self._caller = None
+        self._caller = self._socket = None
 
     def notify(self, method: str, params: Mapping[str, Any]) -> bool:
         """Send a notification; False, and nothing sent, when the connection is gone or its write buffer is full.

@@ -135,7 +135,7 @@ class ControlService(Service):
         self._sites: list[tuple[_Kind, Site]] = []
         self._ports: dict[str, _Open] = {}
         self._site: Site | None = None
-        self._pages: list[tuple[str, Page]] = []
+        self._pages: dict[str, Page] = {}
         self._files: list[Path] = []
         self._draining = False
 
@@ -349,8 +349,6 @@ class ControlService(Service):
         write_private(self.cookie_path, self.keyring.cookie.encode() + b"\n")
         self._files.append(self.cookie_path)
         self._site = self.site("local", pages=True, names=self.config.names)
-        for path, page in self._pages:
-            self._site.hang(path, page)
         for path, page in self._pages.items():
             self._site.hang(path, page)
         for text in _wanted(self.config):

@@ -245,8 +245,7 @@ class PageTests(TestCase):
             def render(self, request: Any) -> bytes:
                 raise KeyError("secret text")
 
-        site = self.rig.service._sites[0][1]
-        self.rig.service.hang(site, "/failing", Failing(), [b"GET", b"POST"], tree=True)
+        self.rig.service.hang("/failing", Failing(), [b"GET", b"POST"], tree=True)
         for path in ("/failing", "/failing/below/it"):
             answer = await self.ask(ask(path))
             self.assertEqual((status(answer), answer.partition(b"\r\n\r\n")[2]), (500, b"internal error\n"))
