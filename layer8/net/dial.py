@@ -15,7 +15,8 @@ from zope.interface import implementer
 
 from layer8.config.endpoint import client
 from layer8.core.errors import ConfigError, Layer8Error, TimedOut, Unavailable
-from layer8.net.pump import Address, Dialing, Pump
+from layer8.net.entries import Address, Dialing
+from layer8.net.pump import Pump
 from layer8.net.via import Conversation, conversation
 
 NAMES_KEPT = 30.0

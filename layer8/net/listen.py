@@ -12,8 +12,8 @@ from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory
 
 from layer8.config.endpoint import Endpoint, server
+from layer8.net.entries import listening
 from layer8.net.process import listening as one_line
-from layer8.net.pump import listening
 
 
 @define(eq=False)

@@ -26,17 +26,18 @@ import os
 import select
 import socket
 import time
-from _socket import socket as RawSocket
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescriptor
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from layer8.net.pipes import PIPES, Pipe, PipePool, affordable
+from layer8.net.entries import Address, Dialing, Entry, Listener, dial, linger_none, shut_write
+from layer8.net.flow import Flow, Link, Owner, Secure
+from layer8.net.pipes import PIPES, PipePool, affordable
 
 CHUNK = 1 << 16
 """Bytes of one plain read, and so the most that waits in memory for a direction."""
@@ -52,270 +53,20 @@ ROUNDS = 4
 """Times the pump looks for new events before it lets the reactor turn."""
 EVENTS = 256
 """Events taken per look."""
-ACCEPTS = 64
-"""Connections accepted per look and listener."""
-BACKLOG = 4096
-"""Connections that may wait to be accepted; 50 would drop SYNs at 10,000 connections a second."""
 IDLE = 3600.0
 """Seconds without a byte in either direction after which a joined pair is closed."""
 HALF_CLOSED = 60.0
 """The same once one direction has ended."""
 SWEEP = 5.0
 """Seconds between two looks for idle pairs."""
-DIAL = 10.0
-"""Seconds that a dial may take."""
 STARVED = 0.2
 """Seconds that listeners rest when the process has no descriptor left."""
 
 HAVE_SPLICE = hasattr(os, "splice")
 
-_IN = select.EPOLLIN
-_OUT = select.EPOLLOUT
-_ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
-_BROKEN = select.EPOLLHUP | select.EPOLLERR
-_WRITABLE = select.EPOLLOUT | _BROKEN
 _INWARD = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _BOTH = _INWARD | select.EPOLLOUT
 _SPLICE_HOW = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
-_NEW_STREAM = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-_LOOPBACK = frozenset(("127.0.0.1", "::1"))
-_LINGER_NONE = b"\x01\x00\x00\x00\x00\x00\x00\x00"
-
-Address = tuple[int, Any]
-"""An address family and what `socket.connect` takes for it."""
-
-
-class Entry(Protocol):
-    """What stands in the pump's table for a descriptor."""
-
-    def ready(self, fd: int, events: int) -> None:
-        """React to epoll's `events` on `fd`; they are hints, and may be stale."""
-
-
-class Owner(Protocol):
-    """Whoever asked for a join and wants to know its end."""
-
-    def ended(self, link: Link, reason: str) -> None:
-        """Take the end of `link`: both descriptors are closed; `reason` is one of `REASONS`."""
-
-
-class Secure(Protocol):
-    """A TLS session on a descriptor: what a flow calls instead of read, write and shutdown.
-
-    Each raises `BlockingIOError` for "not now" and another `OSError` for a broken session.
-    """
-
-    def recv(self, size: int) -> bytes:
-        """Give up to `size` bytes of plaintext; b"" after the peer's close_notify."""
-
-    def send(self, data: bytes) -> int:
-        """Take some of `data` and say how much."""
-
-    def finish(self) -> None:
-        """Send close_notify: our direction has ended. Called again after "not now"."""
-
-
-REASONS = ("done", "reset", "idle", "half_closed", "killed", "shutdown")
-"""Why a joined pair ended: both sides finished, one was reset, nothing moved, half of it stood still, we closed it."""
-
-
-class Link:
-    """A joined pair of descriptors and its two flows; `up` reads from the first of them.
-
-    Times are the pump's monotonic seconds; `first` is when the first byte went down to the first descriptor.
-    """
-
-    __slots__ = ("down", "first", "last", "owner", "pump", "up")
-
-    def __init__(self, pump: Pump, owner: Owner) -> None:
-        """Start with no flow; `Pump.join` adds both."""
-        self.pump = pump
-        self.owner = owner
-        self.first: float | None = None
-        self.last = pump.now
-        self.up: Flow
-        self.down: Flow
-
-    @property
-    def bytes_up(self) -> int:
-        """Bytes carried from the first descriptor to the second."""
-        return self.up.count
-
-    @property
-    def bytes_down(self) -> int:
-        """Bytes carried from the second descriptor to the first."""
-        return self.down.count
-
-    def close(self, reason: str = "killed") -> None:
-        """End both directions now; doing so twice does nothing."""
-        self.pump.close_link(self, reason)
-
-
-class Flow:
-    """One direction of a link: where it reads, where it writes, and what waits in between."""
-
-    __slots__ = (
-        "bulk",
-        "count",
-        "dst",
-        "ended",
-        "ending",
-        "eof",
-        "held",
-        "link",
-        "other",
-        "out_armed",
-        "pending",
-        "pipe",
-        "readable",
-        "rearm",
-        "reset",
-        "secure_dst",
-        "secure_src",
-        "src",
-        "writable",
-    )
-
-    def __init__(self, link: Link, src: int, dst: int, pending: bytes, source: Secure | None, sink: Secure | None):
-        """Read from `src`, write to `dst`, `pending` first."""
-        self.link: Link | None = link
-        self.src = src
-        self.dst = dst
-        self.secure_src = source
-        self.secure_dst = sink
-        self.other: Flow
-        self.pending: bytes | None = pending or None
-        self.pipe: Pipe | None = None
-        self.held = 0
-        self.count = 0
-        self.readable = False
-        self.writable = True
-        self.eof = False
-        self.reset = False
-        self.ended = False
-        self.ending = False
-        self.bulk = False
-        self.rearm = False
-        self.out_armed = False
-
-    def ready(self, fd: int, events: int) -> None:
-        """Take readiness of `src`: ours to read, the opposite flow's to write."""
-        link = self.link
-        if link is None:
-            return
-        other = self.other
-        pump = link.pump
-        link.last = pump.now
-        if events & _ENDING:
-            self.ending = self.readable = True
-        elif events & _IN:
-            self.readable = True
-        if events & _WRITABLE or self.secure_src is not None:
-            # A TLS session may have had to read before it could write.
-            other.writable = True
-            if pump.move(other):
-                pump.busy.append(other)
-            if self.link is None:
-                return
-        if self.readable and pump.move(self):
-            pump.busy.append(self)
-
-
-class Dialing:
-    """A connection being opened; `done(fd, None)` or `done(-1, error)` is called once, unless cancelled."""
-
-    __slots__ = ("_done", "_fd", "_pump", "deadline")
-
-    def __init__(self, pump: Pump, fd: int, done: Callable[[int, OSError | None], None]) -> None:
-        """Wait for `fd`, whose connect is under way."""
-        self._pump = pump
-        self._fd = fd
-        self._done: Callable[[int, OSError | None], None] | None = done
-        self.deadline = pump.now + DIAL
-
-    def ready(self, fd: int, events: int) -> None:
-        """Find out whether the connect succeeded."""
-        if self._done is None:
-            return
-        view = _view(fd)
-        try:
-            code = view.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if not code:
-                view.getpeername()
-        except OSError as error:
-            if error.errno == errno.ENOTCONN and not events & _BROKEN:
-                return  # a stale event of a descriptor that had this number before
-            code = error.errno or errno.ECONNREFUSED
-        finally:
-            view.detach()
-        self._finish(code)
-
-    def _finish(self, code: int) -> None:
-        done, self._done = self._done, None
-        if done is None:
-            return
-        if code:
-            self._pump.close_fd(self._fd)
-            done(-1, OSError(code, os.strerror(code)))
-        else:
-            done(self._fd, None)
-
-    def expire(self) -> None:
-        """Give up: the peer did not answer in time."""
-        self._finish(errno.ETIMEDOUT)
-
-    def cancel(self) -> None:
-        """Give up silently."""
-        if self._done is not None:
-            self._done = None
-            self._pump.close_fd(self._fd)
-
-
-class Listener:
-    """A listening socket of the pump; `accepted(fd, peer)` is called with a non-blocking descriptor."""
-
-    __slots__ = ("_accepted", "_pump", "_registered", "sock")
-
-    def __init__(self, pump: Pump, sock: socket.socket, accepted: Callable[[int, Any], None]) -> None:
-        """Take over `sock`, which listens already."""
-        self._pump = pump
-        self._accepted = accepted
-        self._registered = False
-        self.sock = sock
-
-    def ready(self, fd: int, events: int) -> None:
-        """Accept what waits, up to `ACCEPTS`."""
-        accept = self.sock._accept  # type: ignore[attr-defined]  # accept() without the socket object around the fd
-        accepted = self._accepted
-        for _ in range(ACCEPTS):
-            try:
-                new, peer = accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._pump.starved(self)
-                    return
-                continue  # the visitor was gone before we looked
-            os.set_blocking(new, False)
-            accepted(new, peer)
-
-    def resume(self) -> None:
-        """Accept again (or for the first time)."""
-        if not self._registered and self.sock.fileno() >= 0:
-            self._registered = True
-            self._pump.register(self.sock.fileno(), self, select.EPOLLIN)
-
-    def pause(self) -> None:
-        """Leave visitors in the kernel's queue."""
-        if self._registered:
-            self._registered = False
-            self._pump.unregister(self.sock.fileno())
-
-    def close(self) -> None:
-        """Stop listening."""
-        self.pause()
-        self.sock.close()
 
 
 @implementer(IReadDescriptor)
@@ -475,7 +226,7 @@ class Pump:
         """Close a descriptor that is not joined; `abort` resets the connection."""
         self._table.pop(fd, None)
         if abort:
-            _linger_none(fd)
+            linger_none(fd)
         os.close(fd)
 
     def listen(self, sock: socket.socket, accepted: Callable[[int, Any], None]) -> Listener:
@@ -492,31 +243,7 @@ class Pump:
 
     def dial(self, address: Address, done: Callable[[int, OSError | None], None]) -> Dialing | None:
         """Connect to `address`; `done` may be called before this returns, and then there is nothing to cancel."""
-        family, where = address
-        try:
-            sock = RawSocket(family, _NEW_STREAM)
-        except OSError as error:
-            done(-1, error)
-            return None
-        try:
-            if family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            code = sock.connect_ex(where)
-            if code == errno.EINPROGRESS and where[0] in _LOOPBACK:
-                # The kernel has finished already, it only could not say so: asking again saves a turn.
-                code = sock.connect_ex(where)
-        except OSError as error:  # an address that cannot be one
-            code = error.errno or errno.EINVAL
-        if code in (errno.EINPROGRESS, errno.EALREADY):
-            dialing = Dialing(self, sock.detach(), done)
-            self.register(dialing._fd, dialing, _BOTH)
-            return dialing
-        if code:
-            sock.close()
-            done(-1, OSError(code, os.strerror(code)))
-        else:
-            done(sock.detach(), None)
-        return None
+        return dial(self, address, done)
 
     def join(
         self,
@@ -698,7 +425,7 @@ class Pump:
         elif flow.other.ended:
             self.close_link(link, "reset" if broken else "done")
         elif not broken and flow.secure_dst is None:
-            _shut_write(flow.dst)
+            shut_write(flow.dst)
 
     def close_link(self, link: Link, reason: str) -> None:
         """Close both descriptors of a link and tell its owner; a reset is passed on as one."""
@@ -714,7 +441,7 @@ class Pump:
             # This flow's source is the other one's destination: a reset met by `other` is passed on here.
             self._table.pop(flow.src, None)
             if flow.other.reset or reason == "killed":
-                _linger_none(flow.src)
+                linger_none(flow.src)
             os.close(flow.src)
         del up.other, down.other  # the cycle, so that no garbage collector has to look for it
         self.links -= 1
@@ -736,51 +463,3 @@ class Pump:
                     self.close_link(link, "idle")
             elif isinstance(entry, Dialing) and entry.deadline <= now:
                 entry.expire()
-
-
-def listening(sock: socket.socket, *, defer: int = 0) -> None:
-    """Prepare a listening socket: what accepted sockets inherit is set here once, not per connection.
-
-    `defer` is how many seconds the kernel may keep a connection to itself until its first byte is there.
-    """
-    sock.setblocking(False)
-    sock.listen(BACKLOG)
-    if sock.family == socket.AF_UNIX:
-        return
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    keep_alive(sock)
-    if defer and hasattr(socket, "TCP_DEFER_ACCEPT"):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, defer)
-
-
-def keep_alive(sock: socket.socket) -> None:
-    """Find out within a minute that a peer is gone (30 s quiet, then 3 probes 10 s apart)."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 60_000)):
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def _view(fd: int) -> RawSocket:
-    """Give a socket object around `fd`, to be detached again; its family does not matter for what it is used for."""
-    return RawSocket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
-
-
-def _shut_write(fd: int) -> None:
-    view = _view(fd)
-    try:
-        view.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass  # the peer has closed both ways; what it sent may still be waiting to be read
-    finally:
-        view.detach()
-
-
-def _linger_none(fd: int) -> None:
-    view = _view(fd)
-    try:
-        view.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_NONE)
-    except OSError:
-        pass  # gone already
-    finally:
-        view.detach()

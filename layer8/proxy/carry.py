@@ -19,8 +19,10 @@ from OpenSSL import SSL
 
 from layer8.core.lanes import Lane
 from layer8.net.dial import Attempt, Dialer, Where
+from layer8.net.entries import Dialing
+from layer8.net.flow import Link
 from layer8.net.leg import Leg
-from layer8.net.pump import Dialing, Link, Pump
+from layer8.net.pump import Pump
 from layer8.proxy.limits import CALL_LIFE
 from layer8.proxy.wire import SECRET_SIZE, Code
 

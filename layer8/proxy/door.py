@@ -26,17 +26,19 @@ from layer8.config.endpoint import server as read_endpoint
 from layer8.config.proxy import ProxyConfig
 from layer8.core.address import HostPort
 from layer8.crypto.x509 import Identity
+from layer8.net.entries import Listener
 from layer8.net.factory import Places
 from layer8.net.listen import Taken, now, take
 from layer8.net.process import listening
-from layer8.net.pump import Listener, Pump
+from layer8.net.pump import Pump
 from layer8.net.tls import TlsServer, server_context
 from layer8.proxy.choose import Seat
 from layer8.proxy.data import DataPort
 from layer8.proxy.limits import CALL_LIFE
 from layer8.proxy.methods import AgentRows
 from layer8.proxy.orders import ConnectionRow
-from layer8.proxy.traffic import TICK, Traffic, Visit
+from layer8.proxy.traffic import TICK, Traffic
+from layer8.proxy.visit import Visit
 from layer8.proxy.wire import DATA_ALPN, DataAddress
 
 DEFER = 10

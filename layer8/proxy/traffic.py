@@ -11,7 +11,7 @@ the pump, its conversation is a `Visitor` session, and a `Visit` carries out wha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from itertools import count
 from typing import Any, Protocol
 
@@ -21,20 +21,22 @@ from twisted.internet.task import LoopingCall
 from layer8.config.proxy import ProxyConfig
 from layer8.core.lanes import Lane
 from layer8.core.session import Close, Send, Tell
-from layer8.net.dial import Attempt, Dialer, Where
+from layer8.net.dial import Dialer, Where
 from layer8.net.factory import Places
+from layer8.net.flow import Link, Secure
 from layer8.net.linger import answer_and_close
-from layer8.net.pump import Dialing, Link, Pump, Secure
+from layer8.net.pump import Pump
 from layer8.proxy.accesslog import AccessLog
 from layer8.proxy.bans import Bans
 from layer8.proxy.choose import Seat, Seats
 from layer8.proxy.orders import Policy
-from layer8.proxy.registration import Registration, gate
+from layer8.proxy.registration import gate
 from layer8.proxy.registry import Registry
 from layer8.proxy.sniff import UNKNOWN, Found, Sniffer, answer
 from layer8.proxy.sniff_http import HttpSniffer
 from layer8.proxy.sniff_tls import TlsSniffer
 from layer8.proxy.tally import HostTally, Totals
+from layer8.proxy.visit import Visit
 from layer8.proxy.visitor import Ask, State, Times, Visitor
 from layer8.proxy.wire import SECRET_SIZE, Reason
 
@@ -45,13 +47,6 @@ TICK = 0.25
 EVERYBODY = 1 << 31
 """No limit on all visitors together but the descriptors of the process."""
 
-_BY_LINK = {
-    "done": Reason.DONE,
-    "idle": Reason.IDLE,
-    "half_closed": Reason.HALF_CLOSED,
-    "killed": Reason.KILLED,
-    "shutdown": Reason.DRAINED,
-}
 # A visitor who could not be carried to a host that is registered: told so only with `unknown = "answer"`.
 _UNSERVED = {
     Reason.NO_SUBSCRIBER: answer(503),
@@ -76,79 +71,6 @@ class Own(Protocol):
 
     def adopt(self, fd: int, peer: Any, first: bytes, alpn: tuple[bytes, ...]) -> None:
         """Take over a descriptor whose ClientHello, `first`, has been read."""
-
-
-class Visit:
-    """One visitor's connection: an entry of the pump until it is joined, then the owner of its link.
-
-    Times are monotonic seconds; `sniff_ms` and `call_ms` are what was taken until named and until joined.
-    """
-
-    __slots__ = (
-        "address",
-        "attempt",
-        "call_ms",
-        "conn",
-        "fd",
-        "host",
-        "joined",
-        "link",
-        "opened",
-        "over",
-        "port",
-        "row",
-        "scheme",
-        "seat",
-        "secret",
-        "session",
-        "sniff_ms",
-        "source",
-        "tally",
-        "traffic",
-    )
-
-    def __init__(self, traffic: Traffic, fd: int, conn: int, address: str, source: str, port: int, scheme: str):
-        """Begin with a visitor that was just accepted."""
-        self.traffic = traffic
-        self.fd = fd
-        self.conn = conn
-        self.address = address
-        self.source = source
-        self.port = port
-        self.scheme = scheme
-        self.opened = traffic.pump.now
-        self.session: Visitor | None = None
-        self.row: Registration | None = None
-        self.host: str | None = None
-        self.tally: HostTally | None = None
-        self.seat: Seat | None = None
-        self.secret: bytes | None = None
-        self.attempt: Attempt | Dialing | None = None
-        self.link: Link | None = None
-        self.sniff_ms: int | None = None
-        self.call_ms: int | None = None
-        self.joined: float | None = None
-        self.over = False
-
-    def ready(self, fd: int, events: int) -> None:
-        """Read more of a visitor that has not said its name; notice one that is gone while an agent is called."""
-        self.traffic.readable(self, events)
-
-    def dialled(self, fd: int, error: Exception | None) -> None:
-        """Take the end of dialling the target of a static host."""
-        self.traffic.dialled(self, fd, error)
-
-    def ended(self, link: Link, reason: str) -> None:
-        """Take the end of the joined connection."""
-        reset = Reason.VISITOR_RESET if link.up.reset else Reason.AGENT_RESET
-        self.traffic.finish(self, _BY_LINK.get(reason, reset))
-
-    @property
-    def state(self) -> State:
-        """Where the visitor stands."""
-        if self.session is not None:
-            return self.session.state
-        return State.CLOSED if self.over else State.JOINED
 
 
 class Traffic:
@@ -601,10 +523,6 @@ class Traffic:
             self._refuse(visit, Reason.FIRST_BYTE)
 
     # Operators.
-
-    def connections(self) -> Iterator[Visit]:
-        """Give every visitor there is."""
-        return iter(self.visits)
 
     def kill(self, conns: Collection[int] | None, host: str | None) -> int:
         """Close connections by number or by registered host; gives how many."""

@@ -107,6 +107,10 @@ class ServerLink(Protocol):
     refusals: dict[str, str]
     subscriptions: dict[int, Published]
 
+    @property
+    def connected(self) -> bool:
+        """Whether the server takes what we say."""
+
 
 Told = Callable[[str, ServerLink, str], None]
 """Takes what happened, where, and a word about it.

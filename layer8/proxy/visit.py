@@ -1,0 +1,98 @@
+"""One visitor's connection on the server: what is known of it, in the shape that the pump wants to see."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layer8.net.dial import Attempt
+from layer8.net.entries import Dialing
+from layer8.net.flow import Link
+from layer8.proxy.choose import Seat
+from layer8.proxy.registration import Registration
+from layer8.proxy.tally import HostTally
+from layer8.proxy.visitor import State, Visitor
+from layer8.proxy.wire import Reason
+
+if TYPE_CHECKING:
+    from layer8.proxy.traffic import Traffic
+
+_BY_LINK = {
+    "done": Reason.DONE,
+    "idle": Reason.IDLE,
+    "half_closed": Reason.HALF_CLOSED,
+    "killed": Reason.KILLED,
+    "shutdown": Reason.DRAINED,
+}
+
+
+class Visit:
+    """One visitor's connection: an entry of the pump until it is joined, then the owner of its link.
+
+    Times are monotonic seconds; `sniff_ms` and `call_ms` are what was taken until named and until joined.
+    """
+
+    __slots__ = (
+        "address",
+        "attempt",
+        "call_ms",
+        "conn",
+        "fd",
+        "host",
+        "joined",
+        "link",
+        "opened",
+        "over",
+        "port",
+        "row",
+        "scheme",
+        "seat",
+        "secret",
+        "session",
+        "sniff_ms",
+        "source",
+        "tally",
+        "traffic",
+    )
+
+    def __init__(self, traffic: Traffic, fd: int, conn: int, address: str, source: str, port: int, scheme: str):
+        """Begin with a visitor that was just accepted."""
+        self.traffic = traffic
+        self.fd = fd
+        self.conn = conn
+        self.address = address
+        self.source = source
+        self.port = port
+        self.scheme = scheme
+        self.opened = traffic.pump.now
+        self.session: Visitor | None = None
+        self.row: Registration | None = None
+        self.host: str | None = None
+        self.tally: HostTally | None = None
+        self.seat: Seat | None = None
+        self.secret: bytes | None = None
+        self.attempt: Attempt | Dialing | None = None
+        self.link: Link | None = None
+        self.sniff_ms: int | None = None
+        self.call_ms: int | None = None
+        self.joined: float | None = None
+        self.over = False
+
+    def ready(self, fd: int, events: int) -> None:
+        """Read more of a visitor that has not said its name; notice one that is gone while an agent is called."""
+        self.traffic.readable(self, events)
+
+    def dialled(self, fd: int, error: Exception | None) -> None:
+        """Take the end of dialling the target of a static host."""
+        self.traffic.dialled(self, fd, error)
+
+    def ended(self, link: Link, reason: str) -> None:
+        """Take the end of the joined connection."""
+        reset = Reason.VISITOR_RESET if link.up.reset else Reason.AGENT_RESET
+        self.traffic.finish(self, _BY_LINK.get(reason, reset))
+
+    @property
+    def state(self) -> State:
+        """Where the visitor stands."""
+        if self.session is not None:
+            return self.session.state
+        return State.CLOSED if self.over else State.JOINED
