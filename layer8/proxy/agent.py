@@ -47,9 +47,20 @@ class Agent(Service):
 
     _log = Logger(namespace="layer8.proxy.agent")
 
-    def __init__(self, reactor: Any, config: AgentConfig, published: Iterable[Published], told: Told | None = None):
-        """Prepare to publish; raises ConfigError. Nothing is dialled before the start."""
+    def __init__(
+        self,
+        reactor: Any,
+        config: AgentConfig,
+        published: Iterable[Published],
+        told: Told | None = None,
+        served: Table | None = None,
+    ):
+        """Prepare to publish; raises ConfigError. Nothing is dialled before the start.
+
+        With `served`, servers may call that table's methods of role read.
+        """
         self.config = config
+        self._served = served
         self.hosts: dict[str, Published] = {one.host: one for one in published}
         self.pump = Pump(reactor)
         outward = Dialer(reactor, self.pump, Via.parse(config.via))
@@ -69,14 +80,11 @@ class Agent(Service):
 
     def _uplink(self, url: str) -> Uplink | LegacyUplink:
         config = self.config
-        return (LegacyUplink if config.legacy else Uplink)(
-            self._reactor,
-            Address.parse(url),
-            self.carrier,
-            self._outward,
-            self.hosts,
-            (config.retry_min, config.retry_max),
-            self._happened,
+        address, retry = Address.parse(url), (config.retry_min, config.retry_max)
+        if config.legacy:
+            return LegacyUplink(self._reactor, address, self.carrier, self._outward, self.hosts, retry, self._happened)
+        return Uplink(
+            self._reactor, address, self.carrier, self._outward, self.hosts, retry, self._happened, self._served
         )
 
     # As a service.

@@ -20,7 +20,9 @@ def makeService(options: DaemonOptions) -> IService:
 
     with or_exit("layer8-agent"):
         frame = Frame(reactor, "agent", options, os.environ)
-        agent = Agent(reactor, options.config.agent, read_hosts(options.config.agent, os.environ))
+        config = options.config
+        served = frame.table if config.control.peer_read else None
+        agent = Agent(reactor, config.agent, read_hosts(config.agent, os.environ), served=served)
         agent.show(frame.table, frame.metrics)
         frame.run(agent, agent)
         return frame.process

@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from layer8.control.client import Client, connect
 from layer8.control.shape import ShapeError, from_json, from_result, to_json
+from layer8.control.table import Table
 from layer8.core.errors import ConfigError, Layer8Error
 from layer8.crypto.keys import parse_id
 from layer8.crypto.proof import subscribe_proof
@@ -41,6 +42,8 @@ ANY_PORT = 0
 """The key of the target for plain HTTP visitors of every port that has no target of its own."""
 CALL_TIME = 10.0
 """Seconds for a server's answer to hello and subscribe."""
+READ = frozenset({"read"})
+"""What a server may do here at most, and only with `[control] peer_read`."""
 JITTER = 0.25
 """Share of a wait that is left to chance, so that agents do not come back in step."""
 
@@ -133,9 +136,14 @@ class Uplink:
         hosts: Mapping[str, Published],
         retry: tuple[float, float],
         told: Told,
+        served: Table | None = None,
     ) -> None:
-        """`retry` is the shortest and the longest wait between two dials, in seconds."""
+        """Take the shortest and the longest wait between two dials as `retry`, in seconds.
+
+        With `served` the server may call that table's methods of role read.
+        """
         self.address = address
+        self.served = served
         self.client: Client | None = None
         self.public: Mapping[str, int] = {}
         self.subscriptions: dict[int, Published] = {}
@@ -172,6 +180,8 @@ class Uplink:
             path=AGENT_PATH,
             dial=lambda host, port: open_socket(self._carrier.pump, self._outward, host, port),
             notified=self._notified,
+            table=self.served,
+            roles=READ if self.served is not None else frozenset(),
         )
         self.client = client
         try:

@@ -10,6 +10,7 @@ from typing import Any
 from twisted.internet.defer import gatherResults
 
 from layer8.control.client import connect
+from layer8.control.errors import Forbidden, MethodNotFound
 from layer8.core.errors import ConfigError, Layer8Error
 from layer8.crypto.secret import HostSecret
 from layer8.crypto.x509 import self_signed
@@ -300,6 +301,21 @@ class AgentTests(ServerCase):
         got = await self.thread(visit, server.door.port_of("http"), get("app.test"))
         self.assertTrue(got.endswith(get("app.test")))
         self.assertTrue(agent.uplinks[0].connected)
+
+    async def test_what_a_server_may_ask_its_agent(self) -> None:
+        """C11: nothing, unless the agent's `peer_read` says so; then rows of role read and no others."""
+        server, secret = self.with_agent_host()
+        agent = await self.publish(server, published("app.test", secret, self.echo.port), options="retry_min = 0.1")
+        (conversation,) = self.frame.control.conversations()
+        with self.assertRaises(MethodNotFound):
+            await conversation.call("node.status", {})
+        agent.uplinks[0].served = self.frame.table  # type: ignore[union-attr]
+        conversation.close("test")
+        await self.until(lambda: [what for what, _ in self.told].count("subscribed") == 2)
+        (conversation,) = self.frame.control.conversations()
+        self.assertEqual((await conversation.call("node.status", {}))["roles"], ["proxy"])
+        with self.assertRaises(Forbidden):
+            await conversation.call("proxy.drain", {})
 
     async def test_rotation_of_data_ports(self) -> None:
         """P23: the port changes while visitors come, and nobody notices."""
