@@ -165,7 +165,7 @@ class Server(Service):
         if config.legacy or config.legacy_open:
             api = LegacyApi(self.ledger, self.carrying.of)
             page = LegacyPage(api, frame.control.who, config.legacy_open)
-            frame.control.add_page(PATH, page, METHODS, tree=True)
+            frame.control.hang(PATH, page, METHODS, tree=True)
         self.metrics = ProxyMetrics(self.traffic, self.pump, self.seats, self.door.data, by_host=config.host_label)
         operator_rows = OperatorRows(
             self.registry,

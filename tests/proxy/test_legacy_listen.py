@@ -97,6 +97,21 @@ class ListenerTests(PairCase):
         ][1:]
         return port
 
+    def ask(self, method: str, place: str = "", body: bytes = b"") -> bytes:
+        """Make one HTTP request to the control socket."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(10)
+            sock.connect(str(self.folder / "run" / "proxy.sock"))
+            sock.sendall(
+                f"{method} {PATH}{place} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
+            got = b""
+            while part := sock.recv(65536):
+                got += part
+            return got
+
     async def test_recorded_conversations(self) -> None:
         port = await self.server()
         for path in sorted(VECTORS.glob("*.jsonl")):
@@ -166,30 +181,17 @@ class ListenerTests(PairCase):
         await self.server()
         told = json.dumps({"host": HOST, "hexSecretHash": key_of().hex()}).encode()
 
-        def ask(method: str, place: str = "", body: bytes = b"") -> bytes:
-            with socket.socket(socket.AF_UNIX) as sock:
-                sock.settimeout(10)
-                sock.connect(str(self.folder / "run" / "proxy.sock"))
-                sock.sendall(
-                    f"{method} {PATH}{place} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-                    f"Content-Length: {len(body)}\r\n\r\n".encode()
-                    + body
-                )
-                got = b""
-                while part := sock.recv(65536):
-                    got += part
-                return got
-
-        self.assertTrue((await self.thread(ask, "POST", "", told)).startswith(b"HTTP/1.1 200"))
+        self.assertTrue((await self.thread(self.ask, "POST", "", told)).startswith(b"HTTP/1.1 200"))
         self.assertIsNotNone(self.made.registry.lookup(HOST))
-        listed = (await self.thread(ask, "GET")).partition(b"\r\n\r\n")[2]
+        listed = (await self.thread(self.ask, "GET")).partition(b"\r\n\r\n")[2]
         self.assertIn(HOST, [one["host"] for one in json.loads(listed)])
-        self.assertTrue((await self.thread(ask, "DELETE", f"/{HOST}")).startswith(b"HTTP/1.1 200"))
-        self.assertTrue((await self.thread(ask, "DELETE", f"/{HOST}")).startswith(b"HTTP/1.1 204"))
+        self.assertTrue((await self.thread(self.ask, "DELETE", f"/{HOST}")).startswith(b"HTTP/1.1 200"))
+        self.assertTrue((await self.thread(self.ask, "DELETE", f"/{HOST}")).startswith(b"HTTP/1.1 204"))
 
     async def test_no_rest_without_legacy(self) -> None:
         self.serve()
-        self.assertEqual(self.frame.control._pages, [])
+        got = await self.thread(self.ask, "GET")
+        self.assertTrue(got.startswith(b"HTTP/1.1 404"))
 
     async def test_no_method_of_ours_is_there(self) -> None:
         port = await self.server()
