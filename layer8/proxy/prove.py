@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import Any, Protocol
 
 from attrs import define
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, TimeoutError
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import ConnectError, ConnectionClosed, DNSLookupError
 from twisted.internet.interfaces import IAddress, IHostResolution, IReactorTime, IResolutionReceiver
