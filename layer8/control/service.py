@@ -58,6 +58,7 @@ from layer8.core.errors import ConfigError, Unavailable
 from layer8.crypto.keyfile import make_private_folder, write_private
 from layer8.crypto.x509 import Identity
 from layer8.net.factory import Places
+from layer8.net.listen import now
 from layer8.net.tls import TlsServer, peer_pin
 
 CONNECTIONS = 256
@@ -369,7 +370,7 @@ class ControlService(Service):
         creator = self._creator(text) if endpoint.tls else None
         factory: IProtocolFactory = site if creator is None else TLSMemoryBIOFactory(creator, False, site)
         try:
-            port = _now(serverFromString(self._reactor, endpoint.twisted()).listen(factory))
+            port = now(serverFromString(self._reactor, endpoint.twisted()).listen(factory))
         except CannotListenError as error:
             reason = os.strerror(error.socketError.errno or 0).lower()
             raise Unavailable(f"cannot listen on {text}: {reason}; choose another with --control") from None
@@ -407,16 +408,6 @@ class ControlService(Service):
         self._sites = [(kind, site) for kind, site in self._sites if site is not self._site]
         self._site = None
         return closing
-
-
-def _now(opening: Deferred[IListeningPort]) -> IListeningPort:
-    """Give the port that a server endpoint opens at once, or raise why it cannot."""
-    ports: list[IListeningPort] = []
-    failures: list[BaseException] = []
-    opening.addCallbacks(ports.append, lambda failure: failures.append(failure.value))
-    if failures:
-        raise failures[0]
-    return ports[0]
 
 
 def _stop(ports: Iterable[_Open]) -> Deferred[None]:

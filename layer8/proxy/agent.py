@@ -35,7 +35,7 @@ from layer8.net.pump import Pump
 from layer8.net.tasks import TaskSet
 from layer8.proxy.carry import Carrier
 from layer8.proxy.legacy_uplink import LegacyUplink
-from layer8.proxy.uplink import ANY_PORT, Address, Published, ServerLink, Told, Uplink
+from layer8.proxy.uplink import ANY_PORT, Address, Errand, Published, ServerLink, Told, Uplink
 from layer8.proxy.wire import Empty, Host
 
 TICK = 0.5
@@ -80,12 +80,10 @@ class Agent(Service):
 
     def _uplink(self, url: str) -> Uplink | LegacyUplink:
         config = self.config
-        address, retry = Address.parse(url), (config.retry_min, config.retry_max)
-        if config.legacy:
-            return LegacyUplink(self._reactor, address, self.carrier, self._outward, self.hosts, retry, self._happened)
-        return Uplink(
-            self._reactor, address, self.carrier, self._outward, self.hosts, retry, self._happened, self._served
-        )
+        address = Address.parse(url)
+        retry = (config.retry_min, config.retry_max)
+        errand = Errand(self._reactor, self.carrier, self._outward, self.hosts, retry, self._happened)
+        return LegacyUplink(address, errand) if config.legacy else Uplink(address, errand, self._served)
 
     # As a service.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from autobahn.websocket.types import ConnectingRequest
 from twisted.internet.defer import Deferred
@@ -13,11 +12,11 @@ from twisted.logger import Logger
 
 from layer8.control.websocket import ClientSocket, Pulse, Socket
 from layer8.core.errors import RemoteProtocolError, Unavailable
-from layer8.net.dial import Dialer, Where
-from layer8.proxy.carry import Carried, Carrier
+from layer8.net.dial import Where
+from layer8.proxy.carry import Carried
 from layer8.proxy.legacy import LegacyClient, NotSubscribed, Subscribed, Visitor
 from layer8.proxy.limits import LEGACY_IN
-from layer8.proxy.uplink import Address, Published, Told, open_socket, persist
+from layer8.proxy.uplink import Address, Errand, Published, open_socket, persist
 from layer8.proxy.wire import Code
 
 
@@ -26,29 +25,16 @@ class LegacyUplink:
 
     _log = Logger(namespace="layer8.proxy.agent")
 
-    def __init__(
-        self,
-        reactor: Any,
-        address: Address,
-        carrier: Carrier,
-        outward: Dialer,
-        hosts: Mapping[str, Published],
-        retry: tuple[float, float],
-        told: Told,
-    ) -> None:
-        """`retry` is the shortest and the longest wait between two dials, in seconds."""
+    def __init__(self, address: Address, errand: Errand) -> None:
+        """Take a server's address and what all links of an agent share."""
         self.address = address
         self.public: Mapping[str, int] = {}
         self.subscriptions: dict[int, Published] = {}
         self.refusals: dict[str, str] = {}
         self.calls_ignored = 0
-        self._reactor = reactor
-        self._carrier = carrier
-        self._outward = outward
-        self._hosts = hosts
-        self._retry = retry
-        self._told = told
-        self._pulse = Pulse(reactor)
+        self._errand = errand
+        self._told = errand.told
+        self._pulse = Pulse(errand.reactor)
         self._socket: Socket | None = None
         self._client = LegacyClient()
         self._gone: Deferred[None] | None = None
@@ -61,7 +47,7 @@ class LegacyUplink:
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
-        await persist(self._reactor, self._once, self._retry, lambda why: self._told("lost", self, why))
+        await persist(self._errand.reactor, self._once, self._errand.retry, lambda why: self._told("lost", self, why))
 
     async def _once(self) -> None:
         address = self.address
@@ -71,12 +57,12 @@ class LegacyUplink:
         request = ConnectingRequest(host=address.host, port=address.port, resource="/", headers={}, protocols=[])
         end = ClientSocket(self, self._pulse, LEGACY_IN, request)
         try:
-            taken = await open_socket(self._carrier.pump, self._outward, address.host, address.port)
+            taken = await open_socket(self._errand.carrier.pump, self._errand.outward, address.host, address.port)
         except OSError as error:
             raise Unavailable(f"{address.url}: {error.strerror}") from None
         with taken:  # the reactor takes a duplicate
             taken.setblocking(False)
-            self._reactor.adoptStreamConnection(taken.fileno(), taken.family, _Once(end))
+            self._errand.reactor.adoptStreamConnection(taken.fileno(), taken.family, _Once(end))
         try:
             await gone
         finally:
@@ -90,7 +76,7 @@ class LegacyUplink:
         """Subscribe to everything: there is no hello."""
         self._socket = socket
         self._told("connected", self, "")
-        for published in self._hosts.values():
+        for published in self._errand.hosts.values():
             socket.send(self._client.subscribe(published.host, published.secret))
 
     def received(self, message: bytes) -> None:
@@ -101,7 +87,7 @@ class LegacyUplink:
             self.calls_ignored += 1
             return
         if isinstance(happened, Subscribed):
-            published = self._hosts.get(happened.host)
+            published = self._errand.hosts.get(happened.host)
             if published is not None:
                 self.subscriptions[happened.subscription] = published
                 self.refusals.pop(happened.host, None)
@@ -132,7 +118,7 @@ class LegacyUplink:
         self._called += 1
         server = Where(self.address.host, visitor.data_port)
         number = visitor.subscription
-        self._carrier.carry(self, number, self._called, visitor.host, visitor.secret, target, server, None)
+        self._errand.carrier.carry(self, number, self._called, visitor.host, visitor.secret, target, server, None)
 
     # What the agent asks for.
 

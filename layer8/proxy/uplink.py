@@ -122,23 +122,28 @@ To the link: `connected`, `subscribed`, `refused`, `draining`, `lost`. To a visi
 """
 
 
+@frozen
+class Errand:
+    """What all connections of one agent share: what it publishes, how it dials, who is told.
+
+    `retry` is the shortest and the longest wait between two dials, in seconds.
+    """
+
+    reactor: Any
+    carrier: Carrier
+    outward: Dialer
+    hosts: Mapping[str, Published]
+    retry: tuple[float, float]
+    told: Told
+
+
 class Uplink:
     """See the module. `hosts` is looked at again at every connection."""
 
     _log = Logger(namespace="layer8.proxy.agent")
 
-    def __init__(
-        self,
-        reactor: Any,
-        address: Address,
-        carrier: Carrier,
-        outward: Dialer,
-        hosts: Mapping[str, Published],
-        retry: tuple[float, float],
-        told: Told,
-        served: Table | None = None,
-    ) -> None:
-        """Take the shortest and the longest wait between two dials as `retry`, in seconds.
+    def __init__(self, address: Address, errand: Errand, served: Table | None = None) -> None:
+        """Take a server's address and what all links of an agent share.
 
         With `served` the server may call that table's methods of role read.
         """
@@ -149,12 +154,8 @@ class Uplink:
         self.subscriptions: dict[int, Published] = {}
         self.refusals: dict[str, str] = {}
         self.calls_ignored = 0
-        self._reactor = reactor
-        self._carrier = carrier
-        self._outward = outward
-        self._hosts = hosts
-        self._retry = retry
-        self._told = told
+        self._errand = errand
+        self._told = errand.told
         self._instance = secrets.token_hex(16)
         self._resume: dict[str, str] = {}
         self._data: tuple[DataAddress, ...] = ()
@@ -168,17 +169,17 @@ class Uplink:
 
     async def run(self) -> None:
         """Stay connected until cancelled."""
-        await persist(self._reactor, self._once, self._retry, lambda why: self._told("lost", self, why))
+        await persist(self._errand.reactor, self._once, self._errand.retry, lambda why: self._told("lost", self, why))
 
     async def _once(self) -> None:
         """Connect, subscribe, and return when the connection has ended."""
         gone: Deferred[None] = Deferred()
         client = await connect(
-            self._reactor,
+            self._errand.reactor,
             self.address.url,
             pin=self.address.pin,
             path=AGENT_PATH,
-            dial=lambda host, port: open_socket(self._carrier.pump, self._outward, host, port),
+            dial=lambda host, port: open_socket(self._errand.carrier.pump, self._errand.outward, host, port),
             notified=self._notified,
             table=self.served,
             roles=READ if self.served is not None else frozenset(),
@@ -191,7 +192,7 @@ class Uplink:
             )
             self._hello, self._data, self.public = hello, hello.data, hello.public
             self._told("connected", self, "")
-            for published in list(self._hosts.values()):
+            for published in list(self._errand.hosts.values()):
                 await self.subscribe(published)
             await gone  # both ends ping, and notice within DEAD seconds that the other is gone
             self._told("lost", self, client.reason)
@@ -290,7 +291,7 @@ class Uplink:
             return
         server = Where(address.host or self.address.host, data_port)
         secured = self._secured(address) if secure else None
-        self._carrier.carry(self, number, conn, host, secret, target, server, secured)
+        self._errand.carrier.carry(self, number, conn, host, secret, target, server, secured)
 
     def _announced(self, host: object, port: int) -> DataAddress | None:
         """Find the announced address that a call names; we are no dialler for other places."""
