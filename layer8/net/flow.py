@@ -133,10 +133,6 @@ class Flow:
         link.last = pump.now
         if events & ENDING:
             self.ending = self.readable = True
-            if self.ended and events & BROKEN:
-                # Reset after it had said its last: nothing that the other side may still say can reach it.
-                pump.close_link(link, "reset")
-                return
         elif events & _IN:
             self.readable = True
         if events & _WRITABLE or self.secure_src is not None:
