@@ -226,6 +226,8 @@ class Uplink:
             self._refuse(published, str(error))
             return
         self.refusals.pop(published.host, None)
+        for number in [number for number, old in self.subscriptions.items() if old.host == published.host]:
+            del self.subscriptions[number]  # the server has put the new one in its place
         self.subscriptions[result.subscription] = published
         self._resume[published.host] = result.resume
         self._told("subscribed", self, published.host)
