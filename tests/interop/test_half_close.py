@@ -157,6 +157,7 @@ class HalfCloseTests(SynchronousTestCase):
             visitor = self.connect(server, way)
             with contextlib.suppress(ConnectionResetError):  # it may leave our words unread
                 self.assertEqual(visitor.recv(100), b"")
+            visitor.close()  # else its half may stay open for as long as it likes to talk, up to HALF_CLOSED seconds
         self.nothing_left(server, agent)
 
 
