@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Literal, TypeVar
 
 from layer8.core.errors import Layer8Error
@@ -28,6 +29,7 @@ def on_reactor(main: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     """
     from twisted.internet import reactor
     from twisted.internet.defer import CancelledError, Deferred
+    from twisted.internet.error import ReactorNotRunning
     from twisted.python.failure import Failure
 
     outcome: list[T | Failure] = []
@@ -36,7 +38,7 @@ def on_reactor(main: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
 
     def end(result: T | Failure) -> None:
         outcome.append(result)
-        if wheel.running:
+        with suppress(ReactorNotRunning):  # it stops already when this is the end of a cancelled task
             wheel.stop()
 
     def begin() -> None:
@@ -45,6 +47,7 @@ def on_reactor(main: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
         task.addBoth(end)
 
     def leave() -> Awaitable[object] | None:
+        leaving.append(True)
         if outcome or not running:
             return None
         running[0].cancel()
