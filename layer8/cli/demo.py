@@ -211,11 +211,11 @@ class Stage:
         from layer8.config.proxy import AgentConfig
         from layer8.net.dial import Where
         from layer8.proxy.agent import Agent
-        from layer8.proxy.uplink import ANY_PORT, Published, Uplink
+        from layer8.proxy.uplink import ANY_PORT, Published, ServerLink
 
         subscribed: Deferred[None] = Deferred()
 
-        def told(what: str, uplink: Uplink, word: str) -> None:
+        def told(what: str, uplink: ServerLink, word: str) -> None:
             if subscribed.called:
                 return
             if what == "subscribed":

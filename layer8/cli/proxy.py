@@ -148,8 +148,8 @@ def register(
     as_json: bool,
 ) -> int:
     """Register HOST and make its secret, in a private file for the agent."""
-    where, name = Where(server, token_file, pin), _name(host)
-    path = secret_file or _secret_path(name)
+    where, name = Where(server, token_file, pin), host_name(host)
+    path = secret_file or secret_path(name)
     if path.exists():
         if not prove:
             raise Layer8Error(f"{path} exists: use layer8 proxy rotate, or another --secret-file")
@@ -202,7 +202,7 @@ def list_hosts(server: str | None, token_file: Path | None, pin: str | None, as_
 @json_option
 def revoke(host: str, kill: bool, server: str | None, token_file: Path | None, pin: str | None, as_json: bool) -> None:
     """Take HOST away: no more visitors, no more agents; its secret file stays."""
-    name = _name(host)
+    name = host_name(host)
     Where(server, token_file, pin).call("proxy.unregister", {"host": name, "kill": kill})
     if as_json:
         print_json({"host": name, "revoked": True})
@@ -226,8 +226,8 @@ def rotate(
     as_json: bool,
 ) -> None:
     """Give HOST a new secret, in place of the old one in its file; agents that have the old one have time to change."""
-    where, name = Where(server, token_file, pin), _name(host)
-    path = secret_file or _secret_path(name)
+    where, name = Where(server, token_file, pin), host_name(host)
+    path = secret_file or secret_path(name)
     new = path.with_name(path.name + ".new")
     params = {"host": name, "grace_s": grace}
     found = _with_secret(new, lambda key: where.call("proxy.rotate", params | {"secret_hash": key}))
@@ -238,7 +238,8 @@ def rotate(
     _show(found, path, as_json)
 
 
-def _name(host: str) -> str:
+def host_name(host: str) -> str:
+    """Give the form under which a host is registered; raises ConfigError."""
     from layer8.proxy.names import InvalidName, encode
 
     try:
@@ -247,7 +248,8 @@ def _name(host: str) -> str:
         raise ConfigError(str(error)) from None
 
 
-def _secret_path(name: str) -> Path:
+def secret_path(name: str) -> Path:
+    """Give where the secret of a registered name is kept, unless somebody says otherwise."""
     return home(os.environ) / SECRETS / f"{name.replace('*', '_')}.secret"
 
 

@@ -47,7 +47,6 @@ def on_reactor(main: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
         task.addBoth(end)
 
     def leave() -> Awaitable[object] | None:
-        leaving.append(True)
         if outcome or not running:
             return None
         running[0].cancel()
