@@ -19,7 +19,7 @@ from pathlib import Path
 from attrs import frozen
 
 from layer8.crypto.x509 import self_signed
-from tests.interop.daemons import RUN, Agent, Program, Proxy, Scope, answers, folder, free_port
+from tests.interop.daemons import RUN, Agent, Program, Proxy, Scope, answers, folder, found, free_port
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 SIZES = {
@@ -69,8 +69,8 @@ class Nginx:
     certificate: Path
 
     @classmethod
-    def start(cls, scope: Scope, names: Sequence[str]) -> "Nginx":
-        """Start it with a certificate for `names`."""
+    def start(cls, scope: Scope, names: Sequence[str], prefix: tuple[str, ...] = ()) -> "Nginx":
+        """Start it with a certificate for `names`; with `prefix`, a command that runs another, it may be elsewhere."""
         home = folder(scope)
         os.chmod(home, 0o755)
         key, certificate = self_signed(names)
@@ -112,9 +112,9 @@ http {{
         program = Program.start(
             scope,
             "nginx",
-            ["nginx", "-p", str(home), "-e", "error.log", "-c", "nginx.conf"],
+            [*prefix, str(found("nginx")), "-p", str(home), "-e", "error.log", "-c", "nginx.conf"],
             home,
-            ready=lambda _: answers(plain) and answers(secure) and answers(h2c),
+            ready=lambda _: bool(prefix) or (answers(plain) and answers(secure) and answers(h2c)),
         )
         return cls(program, plain, secure, h2c, home / "files", home / "up", home / "cert.pem")
 
