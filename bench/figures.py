@@ -29,6 +29,8 @@ class Effort:
     repetitions: int
     idle: int
     quick: bool
+    patience: float
+    """Seconds to wait for a quiet moment before a sample."""
 
 
 @frozen
@@ -82,15 +84,22 @@ def requests(name: str, close: bool) -> Callable[[Load, Running, Effort], Values
 def ping(load: Load, running: Running, effort: Effort) -> Values:
     """Microseconds of a round trip of 64 bytes on a quiet machine."""
     # The scheduler may leave both ends on one core or wake an idle one for each message, and keeps to it: ask anew.
-    got = [load.run("ping", *running.at("ping"), effort.seconds / 8) for _ in range(PINGS)]
+    got = [_pinged(load, running, effort.seconds / 8) for _ in range(PINGS)]
     return {f"ping.{part}": median(one[part] for one in got) / 1e3 for part in ("p50", "p99")}
+
+
+def _pinged(load: Load, running: Running, seconds: float) -> Values:
+    got = load.run("ping", *running.at("ping"), seconds)
+    if not got["count"]:
+        raise NoLoad(f"fewer than 21 round trips in {seconds:g} s")
+    return got
 
 
 def loaded(load: Load, running: Running, effort: Effort) -> Values:
     """The same while eight streams fill the same proxy."""
     with load.running("down", *running.at("bulk"), 8, effort.seconds * 1.2):
         time.sleep(0.3)
-        got = load.run("ping", *running.at("ping"), effort.seconds)
+        got = _pinged(load, running, effort.seconds)
     return {"loaded.p50": got["p50"] / 1e3, "loaded.p99": got["p99"] / 1e3}
 
 

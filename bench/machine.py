@@ -146,7 +146,7 @@ class Foreign:
         busy, own, at = self._now()
         return max(0.0, ((busy - self._busy) - (own - self._own)) / max(at - self._at, 1e-9))
 
-    def wait_for_quiet(self, most_s: float = 2.0) -> None:
+    def wait_for_quiet(self, most_s: float) -> None:
         """Wait until others use less than QUIET cores, at most `most_s` seconds."""
         end = time.monotonic() + most_s
         while time.monotonic() < end:

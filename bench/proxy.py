@@ -28,8 +28,8 @@ from bench.processes import DidNotStart
 from bench.systems import ONE_HOP, Running, System
 from bench.tunnels import TUNNELS, wait_until_served
 
-FULL = Effort(seconds=1.0, repetitions=4, idle=4000, quick=False)
-QUICK = Effort(seconds=0.5, repetitions=2, idle=2000, quick=True)
+FULL = Effort(seconds=1.0, repetitions=4, idle=4000, quick=False, patience=2.0)
+QUICK = Effort(seconds=0.5, repetitions=2, idle=2000, quick=True, patience=0.5)
 MOST_S = {True: 120.0, False: 540.0}
 """Seconds after which, once every figure was taken, no further one is; quick or not."""
 
@@ -104,7 +104,7 @@ class Bench:
         foreign = machine.Foreign(self.cpu_s)
         best: tuple[float, Values] | None = None
         for _ in range(1 if figure.fresh else 2):
-            foreign.wait_for_quiet()
+            foreign.wait_for_quiet(self.effort.patience)
             foreign.begin()
             try:
                 values = figure.measure(self.load, running, self.effort)
