@@ -26,7 +26,8 @@ class DidNotStart(Exception):
 
 
 def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    # PR_SET_PDEATHSIG; a termination and not a kill, so that nginx takes its workers along.
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
 @define(eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -164,6 +165,7 @@ def main(quick: bool, as_json: bool, markdown: Path | None, only: tuple[str, ...
     machine.most_descriptors()
     facts["network"] = network.text()
     wanted = [system for name, system in known.items() if not only or name in only]
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # through every `finally`
     errors = Console(stderr=True)
     results = report.Results({name: system.title for name, system in known.items()})
     effort = QUICK if quick else FULL
