@@ -221,6 +221,10 @@ class Talking:
             elif answer:
                 self._say(answer)
 
+    def abandon(self) -> None:
+        """Give up and say so, unless the end was told already."""
+        self._finish(Unavailable("the talk with the proxy on the way was given up"))
+
     def _say(self, words: bytes) -> None:
         try:
             sent = os.write(self._fd, words)

@@ -38,6 +38,12 @@ class Entry(Protocol):
     def ready(self, fd: int, events: int) -> None:
         """React to epoll's `events` on `fd`; they are hints, and may be stale."""
 
+    def abandon(self) -> None:
+        """Close what is still the entry's own and tell its owner: `ready` has raised, or the pump stops.
+
+        Called at any time and more than once, since a descriptor's number is used again at once.
+        """
+
 
 class Dialing:
     """A connection being opened; `done(fd, None)` or `done(-1, error)` is called once, unless cancelled."""
@@ -81,6 +87,10 @@ class Dialing:
     def expire(self) -> None:
         """Give up: the peer did not answer in time."""
         self._finish(errno.ETIMEDOUT)
+
+    def abandon(self) -> None:
+        """Give up, unless the end was told already: then the descriptor is somebody else's."""
+        self._finish(errno.EIO)
 
     def cancel(self) -> None:
         """Give up silently."""
@@ -146,6 +156,9 @@ class Listener:
                 continue  # the visitor was gone before we looked
             os.set_blocking(new, False)
             accepted(new, peer)
+
+    def abandon(self) -> None:
+        """Go on: what failed was one connection, and those who come next are to be accepted."""
 
     def resume(self) -> None:
         """Accept again (or for the first time)."""

@@ -44,6 +44,11 @@ class Places:
         self.accepted += 1
         return source
 
+    def take_again(self, source: str) -> None:
+        """Take one more place for a source that is about to give one back, whatever the limits say."""
+        self._sources[source] = self._sources.get(source, 0) + 1
+        self.open += 1
+
     def give(self, source: str) -> None:
         """Give a place back by its key, once."""
         left = self._sources[source] - 1

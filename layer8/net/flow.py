@@ -92,6 +92,7 @@ class Flow:
         "out_armed",
         "pending",
         "pipe",
+        "queued",
         "readable",
         "rearm",
         "reset",
@@ -113,6 +114,7 @@ class Flow:
         self.pipe: Pipe | None = None
         self.held = 0
         self.count = 0
+        self.queued = False
         self.readable = False
         self.writable = True
         self.eof = False
@@ -138,9 +140,14 @@ class Flow:
         if events & _WRITABLE or self.secure_src is not None:
             # A TLS session may have had to read before it could write.
             other.writable = True
-            if pump.move(other):
-                pump.busy.append(other)
+            if not other.queued and pump.move(other):
+                pump.queue(other)
             if self.link is None:
                 return
-        if self.readable and pump.move(self):
-            pump.busy.append(self)
+        if self.readable and not self.queued and pump.move(self):
+            pump.queue(self)
+
+    def abandon(self) -> None:
+        """Close both descriptors, unless that was done already."""
+        if self.link is not None:
+            self.link.pump.close_link(self.link, "reset")

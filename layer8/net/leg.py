@@ -99,6 +99,11 @@ class Leg:
             self._done = None
             self._pump.close_fd(self.fd)
 
+    def abandon(self) -> None:
+        """Give up and say so, unless the handshake has ended: then the descriptor is its owner's."""
+        if self._done is not None:
+            self._finish(ConnectionAbortedError("the handshake was given up"))
+
     def _finish(self, error: Exception | None) -> None:
         done, self._done, self._check = self._done, None, None
         if error is not None:

@@ -99,6 +99,7 @@ class Pump:
         self._splice = splice
         self._again: Any = None
         self._reading = False
+        self._stale: set[int] = set()
         self._sweeper = LoopingCall(self.sweep)
         self._sweeper.clock = reactor
         self.pipes = PipePool(affordable(pipes))
@@ -135,7 +136,7 @@ class Pump:
         self._sweeper.start(SWEEP, now=False)
 
     def stop(self) -> None:
-        """Close every joined pair, every dial and the epoll set; listeners belong to their owners."""
+        """Close every descriptor in the table and the epoll set; listeners belong to their owners."""
         if self._epoll.closed:
             return
         self._reactor.removeReader(self)
@@ -148,6 +149,8 @@ class Pump:
                 self.close_link(entry.link, "shutdown")
             elif isinstance(entry, Dialing):
                 entry.cancel()
+            else:
+                entry.abandon()
         self.pipes.close()
         self._epoll.close()
 
@@ -164,19 +167,18 @@ class Pump:
     def _rounds(self) -> None:
         for _ in range(ROUNDS):
             self.now = self._clock()
+            stale = self._stale
+            stale.clear()
             events = self._epoll.poll(0, EVENTS)
             table = self._table
             for fd, what in events:
                 entry = table.get(fd)
-                if entry is None:
-                    continue
+                if entry is None or fd in stale:
+                    continue  # closed since the look; its number may be somebody else's by now
                 try:
                     entry.ready(fd, what)
                 except Exception:
-                    # Our own defect in one connection's handling must not take the others along.
-                    self.failures += 1
-                    self._log.failure("entry failed", event="pump.failed")
-                    self._drop(fd)
+                    self._failed(entry)
             if self.busy:
                 self._turn()
             elif len(events) < EVENTS:
@@ -192,15 +194,30 @@ class Pump:
         busy = self.busy
         for _ in range(len(busy)):
             flow = busy.popleft()
-            if flow.link is not None and self.move(flow):
-                busy.append(flow)
+            flow.queued = False
+            try:
+                if flow.link is not None and self.move(flow):
+                    self.queue(flow)
+            except Exception:
+                self._failed(flow)
 
-    def _drop(self, fd: int) -> None:
-        entry = self._table.get(fd)
-        if isinstance(entry, Flow) and entry.link is not None:
-            self.close_link(entry.link, "reset")
-        elif entry is not None and not isinstance(entry, Listener):
-            self.close_fd(fd)
+    def queue(self, flow: Flow) -> None:
+        """Let a flow go on in the next turn, once."""
+        if not flow.queued:
+            flow.queued = True
+            self.busy.append(flow)
+
+    def _failed(self, entry: Entry) -> None:
+        """Give up one connection: our own defect in its handling must not take the others along.
+
+        Only the entry knows whether its descriptor is still its own, so nothing is closed here by number.
+        """
+        self.failures += 1
+        self._log.failure("entry failed", event="pump.failed")
+        try:
+            entry.abandon()
+        except Exception:
+            self._log.failure("entry failed again", event="pump.failed")
 
     # The table.
 
@@ -220,11 +237,13 @@ class Pump:
     def unregister(self, fd: int) -> None:
         """Stop watching `fd` without closing it, so that somebody else can have it."""
         if self._table.pop(fd, None) is not None:
+            self._stale.add(fd)
             self._epoll.unregister(fd)
 
     def close_fd(self, fd: int, *, abort: bool = False) -> None:
         """Close a descriptor that is not joined; `abort` resets the connection."""
         self._table.pop(fd, None)
+        self._stale.add(fd)
         if abort:
             linger_none(fd)
         os.close(fd)
@@ -266,7 +285,6 @@ class Pump:
         link.down = back = Flow(link, second, first, down, second_tls, first_tls)
         forth.other = back
         back.other = forth
-        self.links += 1
         table = self._table
         for flow in (forth, back):
             if flow.src in table:
@@ -276,12 +294,15 @@ class Pump:
             else:
                 table[flow.src] = flow
                 self._epoll.register(flow.src, _INWARD)
+        self.links += 1
         if up and second_tls is None:
             # Almost always the whole request fits: one write now saves a turn of the pump.
             self._first_write(forth)
         for flow in (forth, back):
-            if flow.pending is not None:
-                self.busy.append(flow)
+            # What a TLS session has decrypted already is announced by no event.
+            flow.readable = flow.secure_src is not None
+            if flow.readable or flow.pending is not None:
+                self.queue(flow)
         if self.busy and not self._reading:
             self._read_soon()
         return link
@@ -440,6 +461,7 @@ class Pump:
         for flow in (up, down):
             # This flow's source is the other one's destination: a reset met by `other` is passed on here.
             self._table.pop(flow.src, None)
+            self._stale.add(flow.src)
             if flow.other.reset or reason == "killed":
                 linger_none(flow.src)
             os.close(flow.src)
@@ -450,16 +472,21 @@ class Pump:
     def sweep(self) -> None:
         """Close pairs in which nothing has moved for too long, and dials that were never answered."""
         self.now = now = self._clock()
-        idle = now - self.idle
-        half = now - self.half_closed
         for entry in list(self._table.values()):
-            if isinstance(entry, Flow):
-                link = entry.link
-                if link is None or link.last > half:
-                    continue
-                if link.up.ended or link.down.ended:
-                    self.close_link(link, "half_closed")
-                elif link.last <= idle:
-                    self.close_link(link, "idle")
-            elif isinstance(entry, Dialing) and entry.deadline <= now:
-                entry.expire()
+            try:
+                if isinstance(entry, Flow):
+                    self._age(entry, now)
+                elif isinstance(entry, Dialing) and entry.deadline <= now:
+                    entry.expire()
+            except Exception:
+                self._failed(entry)
+
+    def _age(self, flow: Flow, now: float) -> None:
+        link = flow.link
+        if link is None:
+            return
+        quiet = now - link.last
+        if (link.up.ended or link.down.ended) and quiet >= self.half_closed:
+            self.close_link(link, "half_closed")
+        elif quiet >= self.idle:
+            self.close_link(link, "idle")

@@ -22,7 +22,15 @@ from layer8.proxy.wire import Reason
 HOST_LABELS = 100
 """Hosts that may be told apart in metrics; the rest is summed as `other`."""
 SERVED = frozenset(
-    (Reason.DONE, Reason.VISITOR_RESET, Reason.AGENT_RESET, Reason.HALF_CLOSED, Reason.IDLE, Reason.KILLED)
+    (
+        Reason.DONE,
+        Reason.VISITOR_RESET,
+        Reason.AGENT_RESET,
+        Reason.HALF_CLOSED,
+        Reason.IDLE,
+        Reason.KILLED,
+        Reason.DRAINED,
+    )
 )
 """Ends of connections that were joined; all others were refused."""
 

@@ -24,7 +24,10 @@ FIRST_READ = 16384
 _CLIENT_HELLO = b"\x16\x03"  # record type handshake, major version (RFC 8446 section 5.1)
 
 Answered = Callable[[bytes, int, bytes, Leg | None], bool]
-"""Takes a secret, its descriptor, what followed the secret, and the TLS session; False if nobody waits for it."""
+"""Takes a secret, its descriptor, what followed the secret, and the TLS session; False if nobody waits for it.
+
+If it raises, the descriptor is closed.
+"""
 
 
 @define(eq=False)
@@ -54,7 +57,11 @@ class DataPort:
             os.close(fd)
             return
         newcomer = Newcomer(self, fd, source)
-        newcomer.begin(first)
+        try:
+            newcomer.begin(first)
+        except Exception:
+            newcomer.abandon()
+            raise
         if not newcomer.over:
             self._lane.add(newcomer, self.pump.now)
 
@@ -106,7 +113,12 @@ class Newcomer:
         kept = self._kept = self._kept + data
         if len(kept) < SECRET_SIZE:
             return
-        if self._port.answered(kept[:SECRET_SIZE], self._fd, kept[SECRET_SIZE:], self._leg):
+        try:
+            wanted = self._port.answered(kept[:SECRET_SIZE], self._fd, kept[SECRET_SIZE:], self._leg)
+        except Exception:
+            self._leave()  # whoever took the descriptor has closed it
+            raise
+        if wanted:
             self._leave()
             return
         context = self._port.tls() if self._leg is None and kept.startswith(_CLIENT_HELLO) else None
@@ -136,6 +148,10 @@ class Newcomer:
         else:
             self._port.pump.close_fd(self._fd)
         self._leave()
+
+    def abandon(self) -> None:
+        """Close, unless the descriptor was given away already."""
+        self.refuse()
 
     def _leave(self) -> None:
         if not self.over:

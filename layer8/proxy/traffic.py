@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection
+from functools import partial
 from itertools import count
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
 
 from layer8.config.proxy import ProxyConfig
 from layer8.core.lanes import Lane
@@ -75,6 +77,8 @@ class Own(Protocol):
 
 class Traffic:
     """All visitors of one server."""
+
+    _fault = Logger(namespace="layer8.proxy")
 
     def __init__(
         self,
@@ -175,7 +179,15 @@ class Traffic:
         visit.session = session = Visitor(sniffer, scheme, self._times, visit.opened)
         self.visits.add(visit)
         try:
-            data = os.read(fd, FIRST_READ)
+            self._enter(visit, session)
+        except Exception:
+            self.abandon(visit)
+            raise
+
+    def _enter(self, visit: Visit, session: Visitor) -> None:
+        """Read what is there already, which nearly always is all that is needed."""
+        try:
+            data = os.read(visit.fd, FIRST_READ)
         except BlockingIOError:
             data = None
         except OSError:
@@ -196,7 +208,9 @@ class Traffic:
             self._refuse(visit, Reason.SOURCE_LIMIT)
             return
         while len(self.waiting) >= limits.sniffing:
-            self._refuse(next(iter(self.waiting)), Reason.CROWDED_OUT)
+            oldest = next(iter(self.waiting))
+            self._named_late(oldest)
+            self._refuse(oldest, Reason.CROWDED_OUT)
         self.waiting[visit] = None
         self.sniffing.take(visit.address)
         self._sniff_lane.add(visit, visit.opened)
@@ -362,7 +376,7 @@ class Traffic:
         visit = self.pending.pop(secret, None)
         if visit is None or visit.session is None:
             return False
-        visit.secret = None
+        visit.secret = None  # good for one connection
         self._join(visit, visit.session, fd, rest, secure)
         return True
 
@@ -391,7 +405,12 @@ class Traffic:
 
     def _join(self, visit: Visit, session: Visitor, fd: int, rest: bytes, secure: Secure | None) -> None:
         pump = self.pump
-        first = session.data
+        try:
+            visit.link = pump.join(visit.fd, fd, visit, up=session.data, down=rest, second_tls=secure)
+        except Exception:
+            pump.close_fd(fd)
+            self.abandon(visit)
+            raise
         session.reached()
         visit.session = None
         visit.joined = pump.now
@@ -406,28 +425,44 @@ class Traffic:
         totals.joined += 1
         totals.sniff_ms += visit.sniff_ms or 0
         totals.call_ms += visit.call_ms
-        visit.link = pump.join(visit.fd, fd, visit, up=first, down=rest, second_tls=secure)
 
     def _close(self, visit: Visit, reason: str, farewell: bytes) -> None:
-        """End a visitor that was never joined."""
+        """End a visitor that was never joined, once: whatever went wrong, no number is closed twice."""
         why = Reason(reason)
         if not farewell and self._answers and visit.scheme == "http":
             farewell = _UNSERVED.get(why, b"")
-        fd = visit.fd
-        if farewell:
-            answer_and_close(self.reactor, self.pump, fd, farewell)
-        else:
-            self.pump.close_fd(fd)
+        fd, visit.fd = visit.fd, -1
+        if fd >= 0:
+            if farewell:
+                # It keeps its place until it is closed, or a scanner could have any number of these.
+                self.open.take_again(visit.source)
+                answer_and_close(self.reactor, self.pump, fd, farewell, partial(self.open.give, visit.source))
+            else:
+                self.pump.close_fd(fd)
         if visit.attempt is not None:
             visit.attempt.cancel()
             visit.attempt = None
         self._uncall(visit)
-        if visit.tally is not None:
-            visit.tally.calling -= 1
+        tally, visit.tally = visit.tally, None
+        if tally is not None:
+            tally.calling -= 1
         self.finish(visit, why)
+
+    def abandon(self, visit: Visit) -> None:
+        """End a visitor in whose handling something of ours went wrong, wherever it stands."""
+        if visit.link is not None:
+            visit.link.close("killed")
+        elif not visit.over:
+            self._close(visit, Reason.INTERNAL, b"")
 
     def finish(self, visit: Visit, reason: Reason) -> None:
         """Count and log the end of a visitor; its descriptor is closed already."""
+        try:
+            self._account(visit, reason)
+        finally:
+            self._forget(visit)
+
+    def _account(self, visit: Visit, reason: Reason) -> None:
         totals = self.totals
         totals.ended[reason] += 1
         link = visit.link
@@ -442,11 +477,15 @@ class Traffic:
                 tally.bytes_out += down
             if visit.seat is not None:
                 self._seats.left(visit.seat)
+            if link.first is not None:
+                totals.ttfb_ms += int((link.first - visit.opened) * 1000)
+                totals.ttfb_count += 1
         if self._log is not None and (visit.row is not None or self._show_all):
             self._write(visit, link, reason)
-        self._forget(visit)
 
     def _forget(self, visit: Visit) -> None:
+        if visit.over:
+            return
         visit.over = True
         visit.session = visit.link = visit.attempt = None
         self.visits.discard(visit)
@@ -468,8 +507,6 @@ class Traffic:
             up, down = link.up.count, link.down.count
             if link.first is not None:
                 ttfb = int((link.first - visit.opened) * 1000)
-                self.totals.ttfb_ms += ttfb
-                self.totals.ttfb_count += 1
         seat = visit.seat
         now = self.pump.now
         log.write(
@@ -501,15 +538,22 @@ class Traffic:
         now = self.pump.look_at_clock()
         for lane in (self._sniff_lane, self._call_lane):
             for visit in lane.expired(now):
-                session = visit.session
-                if session is not None:
-                    session.wake(now)
-                    self._perform(visit, session)
+                try:
+                    self._wake(visit, now)
+                except Exception:
+                    # An exception that left here would end all looks at deadlines, for everybody.
+                    self._fault.failure("a visitor's deadline failed", event="pump.failed")
+                    self.abandon(visit)
         limits = self.config.limits
         if len(self.waiting) * 2 > limits.sniffing:
             self._drop_silent(now - limits.first_byte)
         if self._log is not None:
             self._log.lines.flush()
+
+    def _wake(self, visit: Visit, now: float) -> None:
+        if visit.session is not None:
+            visit.session.wake(now)
+            self._perform(visit, visit.session)
 
     def _drop_silent(self, before: float) -> None:
         """Under pressure, those who have said nothing at all for `first_byte` seconds make room."""
@@ -517,7 +561,7 @@ class Traffic:
         for visit in self.waiting:
             if visit.opened > before:
                 break
-            if visit.session is not None and visit.session.deadline() is None:
+            if visit.session is not None and visit.session.silent:
                 silent.append(visit)
         for visit in silent:
             self._refuse(visit, Reason.FIRST_BYTE)

@@ -81,6 +81,10 @@ class Visit:
         """Read more of a visitor that has not said its name; notice one that is gone while an agent is called."""
         self.traffic.readable(self, events)
 
+    def abandon(self) -> None:
+        """Close the visitor's connection, unless that was done already: something is wrong with our own handling."""
+        self.traffic.abandon(self)
+
     def dialled(self, fd: int, error: Exception | None) -> None:
         """Take the end of dialling the target of a static host."""
         self.traffic.dialled(self, fd, error)

@@ -111,7 +111,8 @@ class Visitor:
 
     def wake(self, now: float) -> None:
         """Take the time of `deadline`: too long without a name, or an agent that does not dial back."""
-        if self._until is None or now < self._until:
+        until = self.deadline()
+        if until is None or now < until:
             return
         self._until = None
         if self.state is State.SNIFFING:
@@ -126,7 +127,14 @@ class Visitor:
 
     def deadline(self) -> float | None:
         """Give when `wake` is wanted, in monotonic seconds."""
+        if self.silent:
+            return self.opened + self._times.sniff
         return self._until
+
+    @property
+    def silent(self) -> bool:
+        """Say whether not one byte has come."""
+        return self.state is State.SNIFFING and self._until is None
 
     @property
     def data(self) -> bytes:

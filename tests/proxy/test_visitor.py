@@ -87,6 +87,16 @@ class SniffingTests(SynchronousTestCase):
         made.wake(10.0)
         self.assertEqual(list(made.effects()), [Close(Reason.SNIFF_TIME)])
 
+    def test_late_without_a_byte_gets_nothing(self) -> None:
+        """Silence has the same deadline; a first byte that comes late does not lengthen it."""
+        made = visitor()
+        self.assertTrue(made.silent)
+        self.assertEqual(made.deadline(), 110.0)
+        made.wake(109.9)
+        self.assertEqual(list(made.effects()), [])
+        made.wake(110.0)
+        self.assertEqual(list(made.effects()), [Close(Reason.SNIFF_TIME)])
+
     def test_leaving(self) -> None:
         made = visitor()
         made.lost(100.0)
@@ -199,7 +209,7 @@ class EveryInputTests(SynchronousTestCase):
         made.call(Line(seat(1)), 100.0)
         made.rejected(seat(1), 100.0)
         made.reached()
-        made.wake(1e9)
+        made.wake(109.9)
         self.assertEqual(made.state, State.SNIFFING)
         self.assertEqual(list(made.effects()), [])
 
