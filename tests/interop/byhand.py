@@ -81,6 +81,15 @@ class AgentByHand:
         return await waiting.addTimeout(TIME_S, reactor)
 
 
+def exactly(connection: socket.socket, size: int) -> bytes:
+    """Read `size` bytes, or fewer if the end comes before."""
+    got = b""
+    with contextlib.suppress(ConnectionResetError):
+        while len(got) < size and (data := connection.recv(size - len(got))):
+            got += data
+    return got
+
+
 def rest(connection: socket.socket) -> bytes:
     """Read to the end; a reset is an end as well."""
     got = b""

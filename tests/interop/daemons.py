@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import secrets as randomness
 import shutil
 import signal
 import socket
@@ -71,9 +72,14 @@ def found(name: str) -> str | None:
 
 
 def free_port() -> int:
-    """Give a port that nobody listens on now, for programs that cannot say which one the kernel chose."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    """Give a port that nobody listens on, for programs that cannot say which one the kernel chose.
+
+    It is below those that the kernel gives to whoever dials, so nobody has it by chance a moment later.
+    """
+    while True:
+        port = 12_000 + randomness.randbelow(20_000)
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
 
 
 def until(what: str, condition: Callable[[], Any], seconds: float = START_S, pause: float = 0.02) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
-from tests.interop.byhand import TIME_S, AgentByHand, Told, rest
+from tests.interop.byhand import TIME_S, AgentByHand, Told, exactly, rest
 from tests.interop.daemons import Agent, Proxy, answers, found, missing, until
 from tests.interop.stage import MIB, Nginx
 
@@ -55,8 +55,8 @@ class SecretTests(TestCase):
             data = told.secret + b"first words"
             cuts = (0, *pieces, len(data))
             line = self.dial(told, *(data[a:b] for a, b in pairwise(cuts)))
-            self.assertEqual(await deferToThread(visitor.recv, 11, socket.MSG_WAITALL), b"first words")
-            self.assertEqual(line.recv(len(HEAD), socket.MSG_WAITALL), HEAD)
+            self.assertEqual(await deferToThread(exactly, visitor, 11), b"first words")
+            self.assertEqual(exactly(line, len(HEAD)), HEAD)
 
     async def test_wrong_used_and_late(self) -> None:
         await self.stand()
@@ -67,7 +67,7 @@ class SecretTests(TestCase):
             self.assertEqual(got, b"")
             self.assertLess(seconds, SECRET_S / 2)
         line = self.dial(told, told.secret)
-        self.assertEqual(line.recv(len(HEAD), socket.MSG_WAITALL), HEAD)
+        self.assertEqual(exactly(line, len(HEAD)), HEAD)
         # Whoever recorded it on the way cannot use it again, while the visitor is there or afterwards.
         self.assertEqual((await self.end(self.dial(told, told.secret)))[0], b"")
         line.sendall(b"answer")
@@ -113,7 +113,7 @@ class SecretTests(TestCase):
         first, second = self.dial(told, told.secret[:31]), self.dial(told, told.secret[:31])
         for line in (first, second):
             line.sendall(told.secret[31:])
-        heads = [await deferToThread(line.recv, len(HEAD), socket.MSG_WAITALL) for line in (first, second)]
+        heads = [await deferToThread(exactly, line, len(HEAD)) for line in (first, second)]
         self.assertEqual(sorted(heads), [b"", HEAD])
         winner = (first, second)[heads.index(HEAD)]
         winner.sendall(b"only one")
@@ -133,10 +133,7 @@ class SecretTests(TestCase):
                     raise ConnectionResetError
         with context.wrap_socket(self.dial(told)) as line:
             line.sendall(told.secret)
-            head = b""
-            while len(head) < len(HEAD):
-                head += line.recv(len(HEAD))
-            self.assertEqual(head, HEAD)
+            self.assertEqual(exactly(line, len(HEAD)), HEAD)
             line.sendall(b"through TLS")
             finished = deferToThread(line.unwrap)  # says that it has ended, and waits for the other side's end
             self.assertEqual((await self.end(visitor))[0], b"through TLS")
@@ -171,7 +168,7 @@ class SecretTests(TestCase):
             line.sendall(b"?")
             scans.append(line)
         line = self.dial(told, told.secret)
-        self.assertEqual(line.recv(len(HEAD), socket.MSG_WAITALL), HEAD)
+        self.assertEqual(exactly(line, len(HEAD)), HEAD)
         for scan in scans:
             self.assertEqual((await self.end(scan))[0], b"")
 
@@ -213,7 +210,7 @@ class SecretTests(TestCase):
         )
         self.agent.client.notify("proxy.reject", {"subscription": told.subscription + 1, "conn": told.conn, "code": 0})
         line = self.dial(told, told.secret)
-        self.assertEqual(line.recv(len(HEAD), socket.MSG_WAITALL), HEAD)
+        self.assertEqual(exactly(line, len(HEAD)), HEAD)
         line.close()
         await self.end(visitor)
         visitor = self.visitor()

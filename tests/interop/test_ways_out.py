@@ -56,7 +56,8 @@ class ProxyOnTheWayTests(Case):
 
     def test_http_connect_by_ncat(self) -> None:
         port, where = free_port(), folder(self)
-        words = ["ncat", "-l", "-k", "--proxy-type", "http", "127.0.0.1", str(port)]
+        # As a proxy it listens on every address, whatever it is told.
+        words = ["ncat", "-l", "-k", "--proxy-type", "http", "--allow", "127.0.0.1", str(port)]
         Program.start(self, "ncat", words, where, ready=lambda _: answers(port))
         self.through(f"connect:127.0.0.1:{port}")
 
