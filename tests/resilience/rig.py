@@ -1,4 +1,4 @@
-"""What the tests of this folder share: a web service in threads, visitors, load, and looks at a process from outside."""
+"""What tests of whole processes share: a web service in threads, visitors, load, looks at a process from outside."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -29,7 +30,10 @@ def note(text: str) -> None:
 
 
 class Service:
-    """A web service: /stream goes on until `finish` is set, /hold says nothing until then, all else is a short answer."""
+    """A web service: /stream goes on until `finish` is set, /hold says nothing until then, /flood says all it can.
+
+    All else gets a short answer.
+    """
 
     def __init__(self, scope: Scope) -> None:
         self.finish = threading.Event()
@@ -61,6 +65,9 @@ class Service:
                     sock.sendall(b"%08d" % number)
                     number += 1
                 sock.sendall(b"finished")
+            elif b"/flood" in head:
+                while not self.finish.is_set():
+                    sock.sendall(bytes(1 << 16))
             elif b"/hold" in head:
                 self.finish.wait(60)
                 sock.sendall(ANSWER)
@@ -82,6 +89,12 @@ def drained(sock: socket.socket) -> bytes:
         while part := sock.recv(65536):
             got += part
     return got
+
+
+def abort(sock: socket.socket) -> None:
+    """Leave by a reset."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
 def visit(port: int, data: bytes, *, source: str = "127.0.0.1", seconds: float = 10.0) -> bytes:
