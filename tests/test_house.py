@@ -106,6 +106,15 @@ def global_reactors(tree: ast.Module) -> Iterator[str]:
             yield f"line {node.lineno}: imports the global reactor"
 
 
+def possessive_groups(tree: ast.Module) -> Iterator[str]:
+    """`(...)*+`, `{n}+` and `(?>...)`: the `re` of Python 3.11.0 to 3.11.4, Debian 12's among them, gets them wrong."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
+            text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
+            if re.search(r"\)[*+?]\+|[0-9,]\}\+|\(\?>", text):
+                yield f"line {node.lineno}: a possessive group"
+
+
 def code_lines(text: str) -> int:
     """Count the lines that hold code: no blank line, no comment, no docstring."""
     lines: set[int] = set()
@@ -171,6 +180,10 @@ class RuleTests(SynchronousTestCase):
         bad = "def f():\n from twisted.internet import reactor"
         self.check(global_reactors, bad, "def f(reactor): pass")
 
+    def test_possessive_groups(self) -> None:
+        for bad in ("r'(?:a|b)*+'", "rb'(?:a){0,4}+'", "r'(?>a)'", "r'(a)?+'"):
+            self.check(possessive_groups, bad, "r'[ab]*+(?:c{1,2}d)*'")
+
     def test_code_lines(self) -> None:
         prose = '"""Doc.\n\nMore.\n"""\n\n# why\n'
         code = 'def f(\n    a,\n):\n    """Doc."""\n    # why\n    return (\n        1\n    )\n'
@@ -218,6 +231,9 @@ class TreeTests(SynchronousTestCase):
         sources = {path.relative_to(ROOT): path.read_text() for path in tracked("*.py") if path != Path(__file__)}
         found = [f"{path} {what}" for path, text in sources.items() for what in unfinished(text)]
         self.assertEqual([line for line in found if not re.fullmatch(r"tests/.* a stub", line)], [])
+
+    def test_no_regular_expression_that_debian_s_python_gets_wrong(self) -> None:
+        self.assertEqual(self.breaches(possessive_groups, tracked("layer8/*.py")), [])
 
     def test_no_module_is_long(self) -> None:
         """Prose is free: what is counted is lines of code."""

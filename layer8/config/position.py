@@ -22,10 +22,11 @@ _WORD = re.compile(r"""[ \t]*("(?:[^"\\\n]|\\[^\n])*"|'[^'\n]*'|[A-Za-z0-9_-]+)[
 _SPACE = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _LINE_END = re.compile(r"[^\n]*")
 _MARK = re.compile(r"\"\"\"|'''|[\"'\[\]{}#\n.,=]")
+# Only single characters repeat possessively: Python before 3.11.5 gets possessive groups wrong.
 _ENDS = {
-    '"""': re.compile(r'(?:[^"\\]|\\.|"(?!""))*+"""', re.DOTALL),
-    "'''": re.compile(r"(?:[^']|'(?!''))*+'''", re.DOTALL),
-    '"': re.compile(r'(?:[^"\\\n]|\\[^\n])*+"'),
+    '"""': re.compile(r'[^"\\]*+(?:(?:\\.|"(?!""))[^"\\]*+)*"""', re.DOTALL),
+    "'''": re.compile(r"[^']*+(?:'(?!'')[^']*+)*'''", re.DOTALL),
+    '"': re.compile(r'[^"\\\n]*+(?:\\[^\n][^"\\\n]*+)*"'),
     "'": re.compile(r"[^'\n]*+'"),
 }
 

@@ -25,7 +25,8 @@ FIELDS = 100  # header field lines of a head
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]++"  # RFC 9110, 5.6.2
 _VALUE = rb"[\t\x20-\x7e\x80-\xff]*+"  # RFC 9110, 5.5: no control character but the tab
 _TARGET = rb"[\x21-\x7e\x80-\xff]++"  # wider than RFC 3986: curl sends a path's UTF-8 as it is
-_OTHER = rb"(?:(?![Hh][Oo][Ss][Tt]:)%b:%b\r\n){0,49}+" % (_TOKEN, _VALUE)  # with Host, never more than FIELDS
+# A possessive group would say the same, but Python before 3.11.5 gets those wrong; inside, nothing can be given back.
+_OTHER = rb"(?:(?![Hh][Oo][Ss][Tt]:)%b:%b\r\n){0,49}" % (_TOKEN, _VALUE)  # with Host, never more than FIELDS
 
 _USUAL = re.compile(
     rb"(?!CONNECT )%b /%b HTTP/1\.[01]\r\n%b[Hh][Oo][Ss][Tt]:[\t ]*+([-.0-9A-Za-z]++)(?::[0-9]{1,4})?\r\n%b\r\n"
