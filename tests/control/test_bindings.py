@@ -268,10 +268,13 @@ class Cases:
         self.rig.table.publish("test.read", Told("a", 1))
         self.rig.table.publish("test.public", Told("b", 2))
         await until(self.rig.reactor, lambda: len(told) == 2)
-        self.same([(row["subscription"], row["seq"], row["name"], row["data"]) for row in told], [
-            (number, 1, "test.read", {"key": "a", "count": 1}),
-            (number, 2, "test.public", {"key": "b", "count": 2}),
-        ])
+        self.same(
+            [(row["subscription"], row["seq"], row["name"], row["data"]) for row in told],
+            [
+                (number, 1, "test.read", {"key": "a", "count": 1}),
+                (number, 2, "test.public", {"key": "b", "count": 2}),
+            ],
+        )
         await client.call("events.unsubscribe", {"subscription": number})
         self.true(not self.rig.table.wanted("test.read"))
 
@@ -317,9 +320,10 @@ class Cases:
         client = await self.reader()
         for _ in range(32):
             await client.call("events.subscribe", {"names": ["test.public"]})
-        self.same((await raises(NoCapacity, client.call("events.subscribe", {"names": ["test.public"]}))).data, {
-            "limit": "SUBSCRIPTIONS"
-        })
+        self.same(
+            (await raises(NoCapacity, client.call("events.subscribe", {"names": ["test.public"]}))).data,
+            {"limit": "SUBSCRIPTIONS"},
+        )
 
     async def test_status(self) -> None:
         self.rig.health.set("listener", True)
