@@ -186,9 +186,7 @@ class ProofTests(TestCase):
         )
         command = [sys.executable, "-c", script, str(made.service.socket_path)]
         for question, code in ((UPGRADE + b"\r\n", 403), (ask("/metrics"), 403), (ask("/healthz"), 200)):
-            done: Any = await deferToThread(
-                subprocess.run, command, input=question, capture_output=True, timeout=20
-            )
+            done: Any = await deferToThread(subprocess.run, command, input=question, capture_output=True, timeout=20)
             self.assertEqual(status(done.stdout), code, done.stderr)
 
     async def test_a_client_certificate(self) -> None:
