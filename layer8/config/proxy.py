@@ -39,7 +39,7 @@ class ProxyLimits:
     pending: int = option(20_000, doc="Visitors of all hosts that wait for an agent.", check=_count)
     data_unauthenticated: int = option(1000, doc="Data connections that have not sent their secret.", check=_count)
     data_unauthenticated_per_source: int = option(50, doc="Of these from one /24 or /56 network.", check=_count)
-    agents: int = option(10_000, doc="Connected agents.", check=_count)
+    agents: int = option(10_000, doc="Connected agents.", check=_count, hot=False)
     subscriptions: int = option(64, doc="Subscriptions of one agent connection.", check=_count)
     subscriptions_per_host: int = option(16, doc="Subscriptions of one host.", check=_count)
     subscribe_fails: int = option(20, doc="Wrong proofs per minute from one network before it is banned.", check=_count)
@@ -57,8 +57,12 @@ class ProxyLimits:
     host_conns: int = option(
         0, doc="Open connections of a host that names none; 0 is off.", check=accept.between(0, 1e7)
     )
-    control_message: int = option(16_384, doc="Most bytes of one message from an agent.", check=_size, unit="bytes")
-    legacy_message: int = option(1024, doc="Most bytes of one message from a legacy agent.", check=_size, unit="bytes")
+    control_message: int = option(
+        16_384, doc="Most bytes of one message from an agent.", check=_size, unit="bytes", hot=False
+    )
+    legacy_message: int = option(
+        1024, doc="Most bytes of one message from a legacy agent.", check=_size, unit="bytes", hot=False
+    )
 
 
 @frozen
@@ -112,21 +116,26 @@ class ProxyConfig:
         doc="Where agents connect. Beyond this machine only with TLS: tls:9081.",
         check=accept.listens("tcp", "tls", "systemd", plain_only_on_loopback=True),
         example="tls:9081",
+        hot=False,
     )
     data: tuple[str, ...] = option(
         ("tcp:0:interface=127.0.0.1",),
         doc="Where agents dial back; port 0 is chosen anew at every start.",
         check=accept.listens("tcp", "systemd"),
         example="tcp:0",
+        hot=False,
     )
     legacy: tuple[str, ...] = option(
         (),
         doc="Where webgw agents connect, in plain text; their own default is port 9080. Empty: off.",
         check=accept.listens("tcp", "systemd"),
         example="tcp:9080:interface=127.0.0.1",
+        hot=False,
     )
     legacy_open: bool = option(
-        False, doc="Serve the legacy registration API without a token; only with control on loopback."
+        False,
+        doc="Serve the legacy registration API without a token; only with control on loopback.",
+        hot=False,
     )
     name: str = option("", doc="The server's own public name, announced to agents.", check=accept.host_name, hot=False)
     tls_cert_file: str = option(
@@ -186,9 +195,12 @@ class ProxyConfig:
         30, doc="How long joined connections may go on at the end.", check=accept.between(0, 86400), unit="s"
     )
     access_log: str = option(
-        "-", doc="One JSON line per connection: - with the log, a path, or empty for none.", file="write"
+        "-",
+        doc="One JSON line per connection: - with the log, a path, or empty for none.",
+        file="write",
+        hot=False,
     )
-    host_label: bool = option(False, doc="Count by host in the metrics (at most 100 hosts).")
+    host_label: bool = option(False, doc="Count by host in the metrics (at most 100 hosts).", hot=False)
     limits: ProxyLimits = section(ProxyLimits, doc="What no peer can make larger.")
     host: tuple[ProxyHostConfig, ...] = sections(ProxyHostConfig, doc="A host that is registered by this file.")
 
@@ -196,6 +208,8 @@ class ProxyConfig:
         """Give keys that do not go together, with the reason."""
         if bool(self.tls_cert_file) != bool(self.tls_key_file):
             yield "tls_cert_file", "tls_cert_file and tls_key_file need each other"
+        if self.data_rotate and self.data_public:
+            yield "data_rotate", "the port that data_public forwards to cannot be swapped"
         if self.limits.per_source_sniffing > self.limits.sniffing:
             yield "limits.per_source_sniffing", "it cannot be more than sniffing"
         if self.limits.call_step > self.limits.call_time:
@@ -252,14 +266,17 @@ class AgentConfig:
         check=accept.servers,
         example="wss://proxy.example.org:9081?pin=KEYHASH",
     )
-    retry_min: float = option(0.5, doc="First wait before a lost server is dialled again.", check=_time, unit="s")
-    retry_max: float = option(30.0, doc="Longest such wait.", check=_time, unit="s")
+    retry_min: float = option(
+        0.5, doc="First wait before a lost server is dialled again.", check=_time, unit="s", hot=False
+    )
+    retry_max: float = option(30.0, doc="Longest such wait.", check=_time, unit="s", hot=False)
     via: str = option(
         "",
         doc="Dial everything through connect:HOST:PORT, socks5:HOST:PORT or tor:; empty: directly.",
         check=accept.via,
+        hot=False,
     )
-    legacy: bool = option(False, doc="Speak to webgw servers: plain text, the secret itself is sent.")
+    legacy: bool = option(False, doc="Speak to webgw servers: plain text, the secret itself is sent.", hot=False)
     drain_s: int = option(
         30, doc="How long joined connections may go on at the end.", check=accept.between(0, 86400), unit="s"
     )

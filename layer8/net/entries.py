@@ -110,12 +110,14 @@ def dial(pump: Pump, address: Address, done: Callable[[int, OSError | None], Non
     try:
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if where[0] not in _LOOPBACK:
+                keep_alive(sock)  # a peer that vanishes says nothing; on this machine the kernel would
         code = sock.connect_ex(where)
         if code == errno.EINPROGRESS and where[0] in _LOOPBACK:
             # The kernel has finished already, it only could not say so: asking again saves a turn.
             code = sock.connect_ex(where)
-    except OSError as error:  # an address that cannot be one
-        code = error.errno or errno.EINVAL
+    except (OSError, OverflowError) as error:  # an address or port that cannot be one
+        code = getattr(error, "errno", None) or errno.EINVAL
     if code in (errno.EINPROGRESS, errno.EALREADY):
         dialing = Dialing(pump, sock.detach(), done)
         pump.register(dialing._fd, dialing, _BOTH)
@@ -193,7 +195,7 @@ def listening(sock: socket.socket, *, defer: int = 0) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, defer)
 
 
-def keep_alive(sock: socket.socket) -> None:
+def keep_alive(sock: RawSocket) -> None:
     """Find out within a minute that a peer is gone (30 s quiet, then 3 probes 10 s apart)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 60_000)):

@@ -141,12 +141,16 @@ class Daemon(MultiService):
     def drain(self, seconds: float) -> Deferred[None]:
         """Stop taking work: fires when nothing is under way any more, at the latest after `seconds`.
 
-        The process is not ready from now on. A second call waits for the first one's end.
+        The process is not ready from now on. A second call waits for the first one's end, or ends it sooner.
         """
         waiter: Deferred[None] = Deferred()
         self._drained.append(waiter)
-        if self._drain is None:
-            self.health.draining = True
+        self.health.draining = True
+        running = self._drain
+        if running is not None:
+            sooner = self._clock.callLater(seconds, running.cancel)
+            waiter.addBoth(lambda _: sooner.cancel() if sooner.active() else None)
+        else:
             self._drain = Deferred.fromCoroutine(self._drain_parts())
             self._drain.addTimeout(seconds, self._clock)
             self._drain.addErrback(lambda reason: reason.trap(CancelledError, TimeoutError) and None)

@@ -15,15 +15,27 @@ from layer8.proxy.wire import Reason
 
 
 class AccessLog:
-    """Writes ended connections; `blur` is in seconds, 0 writes exact times, sizes and durations."""
+    """Writes ended connections; `blur` gives seconds, 0 writes exact times, sizes and durations."""
 
-    def __init__(self, lines: LineWriter, blur: float, wall: Callable[[], float]) -> None:
+    def __init__(self, lines: LineWriter, blur: Callable[[], float], wall: Callable[[], float]) -> None:
         """Write to `lines`, which somebody else flushes."""
         self.lines = lines
         self._blur = blur
         self._wall = wall
-        self._second = -1.0
         self._start = ""
+        self._exact = False
+        self.tick()
+
+    def tick(self) -> None:
+        """Write what waits, and look at the clock: lines carry the time of the last look."""
+        self.lines.flush()
+        blur = self._blur()
+        self._exact = blur <= 0
+        shown = datetime.datetime.fromtimestamp(blur_time(self._wall() // 1, blur), datetime.UTC)
+        self._start = (
+            f'{self.lines.prefix.decode()}{{"t":"{shown.strftime("%Y-%m-%dT%H:%M:%SZ")}","level":"info",'
+            '"ns":"layer8.proxy","event":"proxy.closed",'
+        )
 
     def write(
         self,
@@ -43,14 +55,14 @@ class AccessLog:
         address: str | None,
     ) -> None:
         """Append one line; times in milliseconds are None for what never happened."""
-        if self._blur > 0:
-            bytes_in, bytes_out, seconds = blur_bytes(bytes_in), blur_bytes(bytes_out), int(seconds)
-        else:
+        if self._exact:
             seconds = round(seconds, 3)
+        else:
+            bytes_in, bytes_out, seconds = blur_bytes(bytes_in), blur_bytes(bytes_out), int(seconds)
         shown = "" if address is None else f',"address":"{address}"'
         self.lines.append(
             (
-                f'{self._head()}"conn":"c{conn}","host":"{host}","port":{port},"scheme":"{scheme}","mode":"{mode}",'
+                f'{self._start}"conn":"c{conn}","host":"{host}","port":{port},"scheme":"{scheme}","mode":"{mode}",'
                 f'"subscriber":{"null" if subscriber is None else subscriber},"pooled":false,"reason":"{reason}",'
                 f'"sniff_ms":{"null" if sniff_ms is None else sniff_ms},'
                 f'"call_ms":{"null" if call_ms is None else call_ms},'
@@ -58,14 +70,3 @@ class AccessLog:
                 f'"bytes_in":{bytes_in},"bytes_out":{bytes_out},"seconds":{seconds}{shown}}}\n'
             ).encode("ascii", "backslashreplace")
         )
-
-    def _head(self) -> str:
-        second = self._wall() // 1
-        if second != self._second:
-            self._second = second
-            shown = datetime.datetime.fromtimestamp(blur_time(second, self._blur), datetime.UTC)
-            self._start = (
-                f'{self.lines.prefix.decode()}{{"t":"{shown.strftime("%Y-%m-%dT%H:%M:%SZ")}","level":"info",'
-                '"ns":"layer8.proxy","event":"proxy.closed",'
-            )
-        return self._start

@@ -129,6 +129,9 @@ class Agent(Service):
             self._log.info("the server drains", event="agent.draining", server=where)
         if self._told is not None:
             self._told(what, uplink, word)
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
         if not self.carrier.open:
             waiting, self._waiting = self._waiting, []
             for waiter in waiting:
@@ -190,7 +193,7 @@ class Agent(Service):
     def wind_down(self, seconds: float) -> None:
         """Ask for no new visitors; those who are here have `seconds`."""
         self._stay()
-        self._deadline = self._reactor.callLater(seconds, self.carrier.close_all)
+        self._deadline = self._reactor.callLater(seconds, self._close_all)
         for uplink in self.uplinks:
             for host in list(self.hosts):
                 self.tasks.start("unsubscribe", uplink.unsubscribe(host))
@@ -200,6 +203,10 @@ class Agent(Service):
         if self._deadline is None:
             self.wind_down(self.config.drain_s)
         await self.idle()
+
+    def _close_all(self) -> None:
+        self.carrier.close_all()
+        self._tell_idle()
 
     def _stay(self) -> None:
         """Forget when what is carried was to be closed."""

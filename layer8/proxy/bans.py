@@ -87,7 +87,7 @@ class Guesses:
 
     def __init__(self, limits: SubscriberLimits) -> None:
         """Start with no suspicion."""
-        self._limits = limits
+        self.limits = limits
         self._sources: OrderedDict[str, _Source] = OrderedDict()
 
     def __len__(self) -> int:
@@ -111,7 +111,7 @@ class Guesses:
         if now - source.started > FAIL_WINDOW:
             source.started, source.wrong = now, 0
         source.wrong += 1
-        if source.wrong >= self._limits.subscribe_fails:
+        if source.wrong >= self.limits.subscribe_fails:
             source.bans += 1
             source.until = now + self._length(source)
             source.started, source.wrong = source.until, 0
@@ -122,5 +122,5 @@ class Guesses:
         """Give the seconds of a source's latest ban."""
         if not source.bans:
             return 0.0
-        doubled = self._limits.ban_shortest * float(2 ** min(source.bans - 1, 16))
-        return min(self._limits.ban_longest, doubled)
+        doubled = self.limits.ban_shortest * float(2 ** min(source.bans - 1, 16))
+        return min(self.limits.ban_longest, doubled)

@@ -65,6 +65,10 @@ class DataPort:
         if not newcomer.over:
             self._lane.add(newcomer, self.pump.now)
 
+    def wait(self, seconds: float) -> None:
+        """Give those who come from now on that long."""
+        self.seconds = self._lane.seconds = seconds
+
     def tick(self, now: float) -> None:
         """Close those who have not shown a secret in time; `now` is monotonic seconds."""
         for newcomer in self._lane.expired(now):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from OpenSSL import SSL
@@ -25,6 +25,7 @@ from layer8.config.endpoint import is_loopback
 from layer8.config.endpoint import server as read_endpoint
 from layer8.config.proxy import ProxyConfig
 from layer8.core.address import HostPort
+from layer8.core.errors import Layer8Error
 from layer8.crypto.x509 import Identity
 from layer8.net.entries import Listener
 from layer8.net.factory import Places
@@ -72,14 +73,16 @@ class Door:
         self._visitors: list[tuple[Taken, Listener, str, str]] = []
         self._ports: list[tuple[IListeningPort, str, str]] = []
         self._data: list[tuple[Taken, Listener]] = []
-        self._closing: list[IDelayedCall] = []
+        self._closing: list[tuple[IDelayedCall, list[tuple[Taken, Listener]]]] = []
         self._secure_agents: IProtocolFactory | None = None
+        self._shown: TlsServer | None = None
         self._data_context: SSL.Context | None = None
         self._deadline: IDelayedCall | None = None
         self._ticker = LoopingCall(self._tick)
-        self._rotor = LoopingCall(self.rotate)
+        self._rotor = LoopingCall(self._rotate)
         self._ticker.clock = self._rotor.clock = reactor
         self.config = config
+        self._public = {"http": config.public_http, "https": config.public_https}
         self.draining = False
         limits = config.limits
         places = Places(limits.data_unauthenticated, limits.data_unauthenticated_per_source)
@@ -107,16 +110,21 @@ class Door:
         self._rows.welcome(self.public())
         self._rows.announce(self.addresses())
         self._ticker.start(TICK, now=False)
+        self._keep_rotating()
+
+    def _keep_rotating(self) -> None:
+        if self._rotor.running:
+            self._rotor.stop()
         if self.config.data_rotate:
             self._rotor.start(self.config.data_rotate, now=False)
 
     def _open_visitors(self, scheme: str, text: str) -> None:
         taken = take(self._reactor, text, f"--{scheme}", defer=DEFER)
-        public = (self.config.public_http if scheme == "http" else self.config.public_https) or taken.port
-        accepted = self._traffic.accepted
+        accepted, public, own = self._traffic.accepted, self._public, taken.port
 
         def enter(fd: int, peer: Any) -> None:
-            accepted(fd, peer[0], public, scheme)
+            # A peer at a Unix socket, as systemd may hand one over, has no address.
+            accepted(fd, peer[0] if isinstance(peer, tuple) else "", public[scheme] or own, scheme)
 
         self._visitors.append((taken, self._pump.listen(taken.sock, enter), scheme, text))
 
@@ -133,26 +141,49 @@ class Door:
             port = now(serverFromString(self._reactor, endpoint.twisted()).listen(factory))
         self._ports.append((port, endpoint.kind, option))
 
-    async def apply(self, config: ProxyConfig) -> None:
-        """Open listeners that are new, then close those that are gone; if one cannot be opened nothing has changed."""
+    def prepare(self, config: ProxyConfig) -> Callable[[bool], None]:
+        """Open the visitors' listeners that are new; raises `Unavailable`, and then nothing has changed.
+
+        Call the function given back, once: with True the other configuration counts from then on and listeners that
+        it lacks are closed, with False everything is as before.
+        """
         wanted = [("http", text) for text in config.http] + [("https", text) for text in config.https]
         standing = [(scheme, text) for _, _, scheme, text in self._visitors]
         before = len(self._visitors)
-        old, self.config = self.config, config
+
+        def settle(keep: bool) -> None:
+            if keep:
+                self._go_by(config, wanted)
+                return
+            for _, listener, _, _ in self._visitors[before:]:
+                listener.close()
+            del self._visitors[before:]
+
         try:
             for scheme, text in wanted:
                 if (scheme, text) not in standing:
                     self._open_visitors(scheme, text)
         except BaseException:
-            self.config = old
-            for _, listener, _, _ in self._visitors[before:]:
-                listener.close()
-            del self._visitors[before:]
+            settle(False)
             raise
+        return settle
+
+    def _go_by(self, config: ProxyConfig, wanted: Collection[tuple[str, str]]) -> None:
+        old, self.config = self.config, config
+        self._public.update(http=config.public_http, https=config.public_https)
         for entry in [entry for entry in self._visitors if (entry[2], entry[3]) not in wanted]:
             entry[1].close()
             self._visitors.remove(entry)
-        self._secure_agents = self._data_context = None
+        limits = config.limits
+        self.data.places.most = limits.data_unauthenticated
+        self.data.places.most_per_source = limits.data_unauthenticated_per_source
+        self.data.wait(limits.secret_time)
+        if config.data_rotate != old.data_rotate:
+            self._keep_rotating()
+        self._data_context = None
+        if self._shown is not None:
+            self._shown.replace(self._identity())
+        self._rows.welcome(self.public())
         self._rows.announce(self.addresses())
 
     def close(self) -> Deferred[None]:
@@ -161,12 +192,13 @@ class Door:
         for loop in (self._ticker, self._rotor):
             if loop.running:
                 loop.stop()
-        for call in [*self._closing, *([self._deadline] if self._deadline else [])]:
+        for call in [*(call for call, _ in self._closing), *([self._deadline] if self._deadline else [])]:
             if call.active():
                 call.cancel()
-        for _, listener in self._data:
+        for _, listener in [*self._data, *(one for _, old in self._closing for one in old)]:
             listener.close()
         self._data.clear()
+        self._closing.clear()
         ports, self._ports = self._ports, []
         closed: Deferred[None] = Deferred()
         left = [maybeDeferred(port.stopListening) for port, _, _ in ports]
@@ -192,8 +224,7 @@ class Door:
 
     def public(self) -> dict[str, int]:
         """Give the first public port of each kind."""
-        configured = {"http": self.config.public_http, "https": self.config.public_https}
-        found = {scheme: port or self.port_of(scheme) for scheme, port in configured.items()}
+        found = {scheme: port or self.port_of(scheme) for scheme, port in self._public.items()}
         return {scheme: port for scheme, port in found.items() if port}
 
     def agents_port(self, *, legacy: bool = False) -> int:
@@ -222,7 +253,9 @@ class Door:
             self._open_data(
                 tuple(f"tcp:0:interface={interface.replace(':', chr(92) + ':')}" for interface in interfaces)
             )
-        except Exception:
+        except BaseException:
+            for _, listener in self._data:
+                listener.close()
             self._data = old
             raise
         self._rows.announce(self.addresses())
@@ -231,8 +264,15 @@ class Door:
             for _, listener in old:
                 listener.close()
 
-        self._closing = [call for call in self._closing if call.active()]
-        self._closing.append(self._reactor.callLater(CALL_LIFE + self.config.limits.secret_time, finish))
+        self._closing = [(call, listeners) for call, listeners in self._closing if call.active()]
+        late = self._reactor.callLater(CALL_LIFE + self.config.limits.secret_time, finish)
+        self._closing.append((late, old))
+
+    def _rotate(self) -> None:
+        try:
+            self.rotate()
+        except Layer8Error as error:  # no port or no descriptor left, perhaps not next time
+            self._log.warn("the data port stays as it is", event="proxy.data_kept", reason=str(error))
 
     def _context(self) -> SSL.Context:
         if self._data_context is None:
@@ -255,12 +295,14 @@ class Door:
         return public.host == self.config.name and public.port == self.public().get("https")
 
     def call(self, visit: Visit, seat: Seat, secret: bytes) -> bool:
-        """Tell the agent of `seat` that a visitor waits."""
+        """Tell the agent of `seat` that a visitor waits; one that reads too slowly to be told is sent away."""
+        if not self._data:
+            return False  # nowhere to dial back to: we are being stopped
         taken, _ = self._data[visit.conn % len(self._data)]
         port = taken.port
         if self.config.data_public:
             port = HostPort.parse(self.config.data_public).port
-        return seat.voice.notify(
+        told = seat.voice.notify(
             "proxy.connection",
             {
                 "subscription": seat.number,
@@ -276,6 +318,9 @@ class Door:
                 },
             },
         )
+        if not told:
+            seat.voice.close("slow_reader")
+        return told
 
     # One public port.
 
@@ -288,14 +333,16 @@ class Door:
         once = _Fed(self._with_tls())
         try:
             self._reactor.adoptStreamConnection(fd, family, once)  # takes a duplicate
+        except OSError:
+            return  # gone already
         finally:
             os.close(fd)
         once.feed(first)
 
     def _with_tls(self) -> IProtocolFactory:
         if self._secure_agents is None:
-            creator = TlsServer(self._identity(), alpn=("http/1.1",))
-            self._secure_agents = TLSMemoryBIOFactory(creator, False, self._agents)
+            self._shown = TlsServer(self._identity(), alpn=("http/1.1",))
+            self._secure_agents = TLSMemoryBIOFactory(self._shown, False, self._agents)
         return self._secure_agents
 
     # What operators see and do.

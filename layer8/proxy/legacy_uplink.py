@@ -58,11 +58,11 @@ class LegacyUplink:
         end = ClientSocket(self, self._pulse, LEGACY_IN, request)
         try:
             taken = await open_socket(self._errand.carrier.pump, self._errand.outward, address.host, address.port)
+            with taken:  # the reactor takes a duplicate
+                taken.setblocking(False)
+                self._errand.reactor.adoptStreamConnection(taken.fileno(), taken.family, _Once(end))
         except OSError as error:
             raise Unavailable(f"{address.url}: {error.strerror}") from None
-        with taken:  # the reactor takes a duplicate
-            taken.setblocking(False)
-            self._errand.reactor.adoptStreamConnection(taken.fileno(), taken.family, _Once(end))
         try:
             await gone
         finally:

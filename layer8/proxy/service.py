@@ -37,6 +37,7 @@ from layer8.core.errors import ConfigError
 from layer8.crypto.secret import HostSecret
 from layer8.crypto.x509 import Identity
 from layer8.net.dial import Dialer
+from layer8.net.pipes import affordable
 from layer8.net.pump import Pump
 from layer8.net.sqlite import Database
 from layer8.net.storage import ThreadedStorage
@@ -117,10 +118,11 @@ class Server(Service):
             prover or NetworkProver(reactor, _SystemResolver()),
             wall_clock,
         )
-        house = House(
+        self.guesses = Guesses(config.limits)
+        self._house = house = House(
             self.registry,
             self.seats,
-            Guesses(config.limits),
+            self.guesses,
             config.limits,
             frame.key.node_id,
             wall_clock,
@@ -138,8 +140,8 @@ class Server(Service):
             self.registry,
             self.seats,
             self.bans,
-            None if writer is None else AccessLog(writer, frame.logs.config.blur, wall_clock),
-            frame.logs.addresses.word,
+            None if writer is None else AccessLog(writer, lambda: frame.logs.config.blur, wall_clock),
+            lambda address, now: frame.logs.addresses.word(address, now),  # another one after a reload
         )
         self._agent_rows = AgentRows(house, reactor, lambda: secrets.token_bytes(NONCE_SIZE), self.traffic.rejected)
         agents = frame.control.site(
@@ -185,7 +187,9 @@ class Server(Service):
 
     def identity(self) -> Identity:
         """Give the certificate for agents and dial-backs."""
-        config = self.config
+        return self._identity_of(self.config)
+
+    def _identity_of(self, config: ProxyConfig) -> Identity:
         return self._frame.identity(config.name, config.tls_cert_file, config.tls_key_file)
 
     # As a service.
@@ -256,10 +260,21 @@ class Server(Service):
         """Go by another configuration; what needs a restart stays as it was."""
         fresh = evolve(config.proxy, name=self.config.name)
         rows = list(self._static(fresh))
-        await self.door.apply(fresh)
-        await self.ledger.set_static(rows)
+        if fresh.tls_cert_file:
+            self._identity_of(fresh)  # raises if it cannot be used
+        settle = self.door.prepare(fresh)
+        try:
+            await self.ledger.set_static(rows)
+        except BaseException:
+            settle(False)
+            raise
         self.config = fresh
+        settle(True)
         self.traffic.configure(fresh)
+        limits = fresh.limits
+        self.pump.idle, self.pump.half_closed = limits.idle, limits.half_closed
+        self.pump.pipes.most = affordable(limits.pipes)
+        self.registry.limits = self._house.limits = self.guesses.limits = limits
 
     def listening(self) -> Sequence[str]:
         """Say where visitors, agents and dial-backs may come."""

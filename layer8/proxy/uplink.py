@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,6 +12,7 @@ from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
+from layer8.config.endpoint import is_loopback
 from layer8.control.client import Client, connect
 from layer8.control.shape import ShapeError, from_json, from_result, to_json
 from layer8.control.table import Table
@@ -23,6 +24,7 @@ from layer8.net.dial import Dialer, Where
 from layer8.net.pump import Pump
 from layer8.net.tls import Named, Pinned, client_context
 from layer8.proxy.carry import Carried, Carrier, Secured
+from layer8.proxy.names import covers
 from layer8.proxy.wire import (
     AGENT_PATH,
     DATA_ALPN,
@@ -42,10 +44,15 @@ ANY_PORT = 0
 """The key of the target for plain HTTP visitors of every port that has no target of its own."""
 CALL_TIME = 10.0
 """Seconds for a server's answer to hello and subscribe."""
+CONTEXTS = 64
+"""TLS contexts kept for a server's data ports, by name and pin."""
 READ = frozenset({"read"})
 """What a server may do here at most, and only with `[control] peer_read`."""
 JITTER = 0.25
 """Share of a wait that is left to chance, so that agents do not come back in step."""
+
+
+_log = Logger(namespace="layer8.proxy.agent")
 
 
 @frozen
@@ -62,6 +69,10 @@ class Address:
     def parse(cls, text: str) -> Address:
         """Read ws://HOST:PORT or wss://HOST:PORT, with ?pin=KEYHASH for a server without a public name."""
         parts = urlsplit(text)
+        try:
+            port = parts.port
+        except ValueError as error:
+            raise ConfigError(f"{text!r}: {error}") from None
         pin = parse_qs(parts.query).get("pin", [None])[0]
         if parts.scheme not in ("ws", "wss") or not parts.hostname:
             raise ConfigError(f"{text!r}: write ws://HOST:PORT or wss://HOST:PORT")
@@ -71,14 +82,15 @@ class Address:
         return cls(
             parts._replace(query="", fragment="").geturl(),
             parts.hostname,
-            parts.port or (443 if secure else 80),
+            port or (443 if secure else 80),
             secure,
             pin,
         )
 
-    def is_at(self, target: Where) -> bool:
-        """Say whether a target is this server itself."""
-        return (target.host, target.port) == (self.host, self.port)
+    def is_at(self, target: Where, ports: Collection[int] = ()) -> bool:
+        """Say whether a target is this server itself, which also listens on `ports`: visitors would go in a circle."""
+        same = target.host == self.host or (is_loopback(target.host) and is_loopback(self.host))
+        return same and target.port in (self.port, *ports)
 
 
 @define(eq=False)
@@ -206,7 +218,8 @@ class Uplink:
         client, hello = self.client, self._hello
         if client is None or hello is None:
             return
-        if any(self.address.is_at(target) for target in published.targets.values()):
+        ports = [*self.public.values(), *(address.port for address in self._data)]
+        if any(self.address.is_at(target, ports) for target in published.targets.values()):
             self._refuse(published, "its target is the server itself")
             return
         proof = subscribe_proof(published.key, bytes.fromhex(hello.nonce), parse_id(hello.node), published.host)
@@ -269,17 +282,20 @@ class Uplink:
             secret = bytes.fromhex(call["secret"])
             port, data_port, conn = call["port"], call["serverListeningPort"], call["conn"]
             host, scheme, secure = call["host"], call["scheme"], call["tls"]
-            published = self.subscriptions[number]
+            published = self.subscriptions[number] if type(number) is int else None
             data_host = call.get("serverListeningHost")
         except (KeyError, TypeError, ValueError, AttributeError):
             self.calls_ignored += 1
             return
         if (
-            len(secret) != SECRET_SIZE
+            published is None
+            or len(secret) != SECRET_SIZE
             or type(conn) is not int
-            or type(data_port) is not int
+            or not _is_port(port)  # 0 is our own key for any port, not the server's to name
+            or not _is_port(data_port)
+            or scheme not in ("http", "https")
             or type(host) is not str
-            or not 0 < data_port < 65536
+            or not covers(published.host, host)
         ):
             self.calls_ignored += 1
             return
@@ -292,7 +308,11 @@ class Uplink:
             self._reject(number, conn, Code.AGENT_REFUSED)
             return
         server = Where(address.host or self.address.host, data_port)
-        secured = self._secured(address) if secure else None
+        try:
+            secured = self._secured(address) if secure else None
+        except ConfigError:  # the server's own name or pin, which nobody can check
+            self._reject(number, conn, Code.FORBIDDEN_BY_POLICY)
+            return
         self._errand.carrier.carry(self, number, conn, host, secret, target, server, secured)
 
     def _announced(self, host: object, port: int) -> DataAddress | None:
@@ -308,6 +328,10 @@ class Uplink:
         pin = address.pin or self.address.pin
         found = self._contexts.get((name, pin))
         if found is None:
+            if len(self._contexts) >= CONTEXTS:
+                self._contexts.clear()
+            if not name.isascii():
+                raise ConfigError("a server's name has to be ASCII")
             expected = Named(name) if pin is None else Pinned(parse_pins(pin))
             found = Secured(client_context(expected, (DATA_ALPN,)), _server_name(name))
             self._contexts[name, pin] = found
@@ -347,6 +371,9 @@ async def persist(
             raise
         except (Layer8Error, ShapeError) as error:
             lost(str(error))
+        except Exception:  # our own defect: an agent that gives up for good is worse than one that tries again
+            _log.failure("a connection to a server failed", event="task.failed")
+            lost("an error of our own; see the log")
         pause = wait * (1 - JITTER + 2 * JITTER * secrets.randbelow(1000) / 1000)
         wait = min(longest, wait * 2)
         await _sleep(reactor, pause)
@@ -384,6 +411,10 @@ async def _sleep(reactor: Any, seconds: float) -> None:
     finally:
         if timer.active():
             timer.cancel()
+
+
+def _is_port(number: object) -> bool:
+    return type(number) is int and 0 < number < 65536
 
 
 def _server_name(name: str) -> str:
