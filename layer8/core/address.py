@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 
 from attrs import define, field, frozen
 
@@ -15,6 +16,7 @@ from layer8.core.errors import ConfigError
 
 SOURCE_4 = 24  # bits
 SOURCE_6 = 56  # bits
+SOURCES_KEPT = 4096  # answers of `source_key`, so that visitors of one address share one text
 
 _MAPPED = 0xFFFF << 32  # ::ffff:0:0/96 (RFC 4291 section 2.5.5.2)
 _ALL_4 = (1 << 32) - 1
@@ -23,6 +25,7 @@ _ALL_6 = (1 << 128) - 1
 _Masks = tuple[tuple[int, frozenset[int]], ...]
 
 
+@lru_cache(maxsize=SOURCES_KEPT)
 def source_key(address: str) -> str:
     """Give the network that an address is counted under: its /24, or its /56 for IPv6.
 

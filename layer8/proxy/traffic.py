@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Collection
 from functools import partial
 from itertools import count
+from sys import intern
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -39,7 +40,7 @@ from layer8.proxy.sniff_http import HttpSniffer
 from layer8.proxy.sniff_tls import TlsSniffer
 from layer8.proxy.tally import HostTally, Totals
 from layer8.proxy.visit import Visit
-from layer8.proxy.visitor import Ask, State, Times, Visitor
+from layer8.proxy.visitor import Ask, State, Times, Visitor, reason_for
 from layer8.proxy.wire import SECRET_SIZE, Reason
 
 FIRST_READ = 16384
@@ -174,37 +175,32 @@ class Traffic:
         if source is None:
             self._turn_away(fd, Reason.SOURCE_LIMIT)
             return
-        visit = Visit(self, fd, next(self._numbers), address, source, port, scheme)
+        visit = Visit(self, fd, next(self._numbers), intern(address), source, port, scheme)
         sniffer: Sniffer = HttpSniffer() if scheme == "http" else TlsSniffer(strip_dot=self._strip_dot)
-        visit.session = session = Visitor(sniffer, scheme, self._times, visit.opened)
         self.visits.add(visit)
         try:
-            self._enter(visit, session)
-        except Exception:
-            self.abandon(visit)
-            raise
-
-    def _enter(self, visit: Visit, session: Visitor) -> None:
-        """Read what is there already, which nearly always is all that is needed."""
-        try:
-            data = os.read(visit.fd, FIRST_READ)
+            data = os.read(fd, FIRST_READ)
         except BlockingIOError:
-            data = None
+            outcome = None
         except OSError:
-            data = b""
-        if data:
-            session.received(data, visit.opened)
-            self._perform(visit, session)
-            if session.state is not State.SNIFFING:
-                return
-        elif data is not None:
-            self._lost(visit)
+            self._close(visit, Reason.VISITOR_LEFT, b"")
             return
-        self._wait_for_name(visit)
+        else:
+            if not data:
+                self._close(visit, Reason.VISITOR_LEFT, b"")
+                return
+            outcome = sniffer.feed(data)
+        if isinstance(outcome, Found):
+            self._named(visit, outcome, sniffer)
+        elif outcome is not None:
+            self._close(visit, reason_for(outcome, scheme), outcome.answer)
+        else:
+            visit.session = Visitor(sniffer, scheme, self._times, visit.opened)
+            self._wait_for_name(visit)
 
     def _wait_for_name(self, visit: Visit) -> None:
         limits = self.config.limits
-        if self.sniffing.of(visit.address) >= limits.per_source_sniffing:
+        if visit.source and self.sniffing.of(visit.address) >= limits.per_source_sniffing:
             self._refuse(visit, Reason.SOURCE_LIMIT)
             return
         while len(self.waiting) >= limits.sniffing:
@@ -217,35 +213,31 @@ class Traffic:
         self.pump.watch(visit.fd, visit)
 
     def readable(self, visit: Visit, events: int) -> None:
-        """Go on sniffing, or notice a visitor who has gone while somebody is called for it."""
+        """Go on sniffing, or notice a visitor who has gone while its other side is reached."""
         session = visit.session
-        if session is None:
-            return
-        while session.state is State.SNIFFING:
+        while session is not None and session.state is State.SNIFFING:
             try:
                 data = os.read(visit.fd, FIRST_READ)
             except BlockingIOError:
                 return
             except OSError:
                 data = b""
-            if not data:
-                self._lost(visit)
-                return
-            session.received(data, self.pump.now)
+            if data:
+                session.received(data, self.pump.now)
+            else:
+                session.lost(self.pump.now)
             self._perform(visit, session)
         # A half-closed visitor may still want its answer; one that was reset or has closed both ways does not.
-        if visit.session is not None and events & _GONE:
-            self._lost(visit)
+        if events & _GONE and visit.link is None and not visit.over:
+            self._refuse(visit, Reason.VISITOR_LEFT)
 
-    def _lost(self, visit: Visit) -> None:
-        if visit.session is not None:
-            visit.session.lost(self.pump.now)
-            self._perform(visit, visit.session)
-
-    def _refuse(self, visit: Visit, reason: Reason) -> None:
+    def _refuse(self, visit: Visit, reason: Reason, answer: bytes = b"") -> None:
+        """Send a visitor away that is not joined."""
         session = visit.session
-        if session is not None:
-            session.refuse(reason)
+        if session is None:
+            self._close(visit, reason, answer)
+        else:
+            session.refuse(reason, answer)
             self._perform(visit, session)
 
     def _turn_away(self, fd: int, reason: Reason) -> None:
@@ -260,7 +252,7 @@ class Traffic:
             for effect in effects:
                 if isinstance(effect, Tell):
                     if isinstance(effect.what, Found):
-                        self._named(visit, session, effect.what)
+                        self._named(visit, effect.what, session.sniffer)
                     elif isinstance(effect.what, Ask):
                         self._ask(visit, session, effect.what)
                 elif isinstance(effect, Send):
@@ -268,84 +260,91 @@ class Traffic:
                 elif isinstance(effect, Close):
                     self._close(visit, effect.reason, farewell)
 
-    def _named(self, visit: Visit, session: Visitor, found: Found) -> None:
+    def _named(self, visit: Visit, found: Found, sniffer: Sniffer) -> None:
         """Decide once where the visitor goes; everything later uses this decision."""
-        pump = self.pump
+        pump, scheme = self.pump, visit.scheme
         visit.sniff_ms = int((pump.now - visit.opened) * 1000)
-        if visit in self.waiting:
+        if visit.session is not None:
             self._named_late(visit)
-        scheme = visit.scheme
         host = found.host or self.config.default_host
         if not host:
-            session.refuse(Reason.NO_NAME)
+            self._refuse(visit, Reason.NO_NAME)
             return
         row = self.registry.lookup(host)
         if row is None:
             if host in self.own_names and self.own is not None and scheme == "https":
-                self._hand_over(visit, session, found)
+                self._hand_over(visit, sniffer.data, found)
                 return
             reason = Reason.SUSPENDED if self.registry.suspended(host) else Reason.UNKNOWN_HOST
-            session.refuse(reason, UNKNOWN[scheme] if self._answers else b"")
+            self._refuse(visit, reason, UNKNOWN[scheme] if self._answers else b"")
             return
         visit.row = row
         visit.host = host if row.host != host else row.host
         if row.ports and visit.port not in row.ports:
-            session.refuse(Reason.WRONG_PORT, UNKNOWN[scheme] if self._answers else b"")
+            self._refuse(visit, Reason.WRONG_PORT, UNKNOWN[scheme] if self._answers else b"")
             return
         if row.gate is not None and not row.gate.admits(visit.address):
-            session.refuse(Reason.DENIED)
+            self._refuse(visit, Reason.DENIED)
             return
         tally = self.tallies.get(row.host)
         if tally is None:
             tally = self.tallies[row.host] = HostTally(row.host)
-        most = row.policy.max_conns or self.config.limits.host_conns
-        if most and tally.open + tally.calling >= most:
-            session.refuse(Reason.HOST_LIMIT)
-            return
         limits = self.config.limits
-        if row.target is None and (tally.calling >= limits.pending_per_host or len(self.pending) >= limits.pending):
-            session.refuse(Reason.PENDING_LIMIT)
-            return
-        visit.tally = tally
-        tally.calling += 1
-        if row.target is not None:
-            session.serve()
-            where = self._targets.get(row.target)
-            if where is None:
-                where = self._targets[row.target] = Where.of(row.target)
-            attempt = self._dialer.dial(where, visit.dialled)
-            if attempt is not None:
-                visit.attempt = attempt
-                pump.watch(visit.fd, visit)
+        most = row.policy.max_conns or limits.host_conns
+        if most and tally.open + tally.calling >= most:
+            self._refuse(visit, Reason.HOST_LIMIT)
+        elif row.target is not None:
+            visit.tally = tally
+            tally.calling += 1
+            self._serve(visit, row.target, sniffer.data)
+        elif tally.calling >= limits.pending_per_host or len(self.pending) >= limits.pending:
+            self._refuse(visit, Reason.PENDING_LIMIT)
         else:
+            visit.tally = tally
+            tally.calling += 1
+            session = visit.session
+            if session is None:
+                session = visit.session = Visitor(sniffer, scheme, self._times, visit.opened, State.ROUTED)
             name = row.host
             pump.watch(visit.fd, visit)
             session.call(lambda tried: self._seats.best(name, tried), pump.now)
+            self._perform(visit, session)
 
     def _named_late(self, visit: Visit) -> None:
         del self.waiting[visit]
         self.sniffing.give(visit.source)
 
-    def _hand_over(self, visit: Visit, session: Visitor, found: Found) -> None:
+    def _hand_over(self, visit: Visit, first: bytes, found: Found) -> None:
         """Give a connection to the server's own name away; it is no visitor any more."""
-        first, fd, address = session.data, visit.fd, visit.address
+        fd, address = visit.fd, visit.address
         self.pump.unregister(fd)
         self._forget(visit)
         if self.own is not None:
             self.own.adopt(fd, address, first, found.alpn)
 
+    def _serve(self, visit: Visit, target: str, first: bytes) -> None:
+        """Dial the target of a static host."""
+        visit.session = None
+        visit.first = first
+        where = self._targets.get(target)
+        if where is None:
+            where = self._targets[target] = Where.of(target)
+        attempt = self._dialer.dial(where, visit.dialled)
+        if attempt is not None:
+            visit.attempt = attempt
+            self.pump.watch(visit.fd, visit)
+
     def dialled(self, visit: Visit, fd: int, error: Exception | None) -> None:
         """Take the end of dialling a static host's target."""
         visit.attempt = None
-        session = visit.session
-        if session is None or session.state is not State.REACHING:
+        if visit.over:
             if fd >= 0:
                 self.pump.close_fd(fd)
-        elif error is None:
-            self._join(visit, session, fd, b"", None)
+        elif error is not None:
+            self._close(visit, Reason.TARGET_REFUSED, b"")
         else:
-            session.refuse(Reason.TARGET_REFUSED)
-            self._perform(visit, session)
+            first, visit.first = visit.first, b""
+            self._join(visit, first, fd, b"", None)
 
     def _ask(self, visit: Visit, session: Visitor, ask: Ask) -> None:
         """Call the agent of a subscription, and let no other one answer."""
@@ -377,7 +376,7 @@ class Traffic:
         if visit is None or visit.session is None:
             return False
         visit.secret = None  # good for one connection
-        self._join(visit, visit.session, fd, rest, secure)
+        self._join(visit, visit.session.data, fd, rest, secure)
         return True
 
     def rejected(self, seat: Seat, conn: int) -> None:
@@ -403,17 +402,17 @@ class Traffic:
 
     # Joined, and the end.
 
-    def _join(self, visit: Visit, session: Visitor, fd: int, rest: bytes, secure: Secure | None) -> None:
+    def _join(self, visit: Visit, first: bytes, fd: int, rest: bytes, secure: Secure | None) -> None:
         pump = self.pump
         try:
-            visit.link = pump.join(visit.fd, fd, visit, up=session.data, down=rest, second_tls=secure)
+            visit.link = pump.join(visit.fd, fd, visit, up=first, down=rest, second_tls=secure)
         except Exception:
             pump.close_fd(fd)
             self.abandon(visit)
             raise
-        session.reached()
-        visit.session = None
-        visit.joined = pump.now
+        session, visit.session = visit.session, None
+        if session is not None:
+            session.reached()
         visit.call_ms = int((pump.now - visit.opened) * 1000) - (visit.sniff_ms or 0)
         tally = visit.tally
         if tally is not None:
@@ -488,6 +487,7 @@ class Traffic:
             return
         visit.over = True
         visit.session = visit.link = visit.attempt = None
+        visit.first = b""
         self.visits.discard(visit)
         self.open.give(visit.source)
         if visit in self.waiting:

@@ -28,7 +28,9 @@ _BY_LINK = {
 class Visit:
     """One visitor's connection: an entry of the pump until it is joined, then the owner of its link.
 
-    Times are monotonic seconds; `sniff_ms` and `call_ms` are what was taken until named and until joined.
+    `session` is there while it waits for its name or for an agent; `first` is what it has said, while the target of a
+    static host is dialled. Times are monotonic seconds; `sniff_ms` and `call_ms` are what was taken until named and
+    until joined.
     """
 
     __slots__ = (
@@ -37,8 +39,8 @@ class Visit:
         "call_ms",
         "conn",
         "fd",
+        "first",
         "host",
-        "joined",
         "link",
         "opened",
         "over",
@@ -65,6 +67,7 @@ class Visit:
         self.scheme = scheme
         self.opened = traffic.pump.now
         self.session: Visitor | None = None
+        self.first = b""
         self.row: Registration | None = None
         self.host: str | None = None
         self.tally: HostTally | None = None
@@ -74,7 +77,6 @@ class Visit:
         self.link: Link | None = None
         self.sniff_ms: int | None = None
         self.call_ms: int | None = None
-        self.joined: float | None = None
         self.over = False
 
     def ready(self, fd: int, events: int) -> None:
@@ -99,4 +101,6 @@ class Visit:
         """Where the visitor stands."""
         if self.session is not None:
             return self.session.state
-        return State.CLOSED if self.over else State.JOINED
+        if self.over:
+            return State.CLOSED
+        return State.REACHING if self.link is None else State.JOINED

@@ -2,14 +2,15 @@
 
 ::
 
-    SNIFFING ──found──▶ ROUTED ──serve──▶ REACHING ──reached──▶ JOINED
+    SNIFFING ──found──▶ ROUTED ──call───▶ REACHING ──reached──▶ JOINED
        │                  │                  │ ▲
        │ refused, late    │ refuse           │ └─ rejected, silent: the next subscriber
        ▼                  ▼                  ▼
      CLOSED             CLOSED             CLOSED: nobody left, too late, visitor gone
 
-The five words are those of `layer8.core.session`; `route`, `refuse`, `rejected` and `reached` are what its owner
-learns elsewhere. Bytes are kept as they came and handed over with the `Join`, exactly once.
+The five words are those of `layer8.core.session`; `call`, `refuse`, `rejected` and `reached` are what its owner
+learns elsewhere. Bytes are kept as they came and handed over with the `Join`, exactly once. A visitor whose first
+bytes say everything begins as ROUTED, and one whose host the server itself serves needs no session at all.
 Source: proxy.md section 6.
 """
 
@@ -39,6 +40,11 @@ DOUBTS = {
     Doubt.SLOW: Reason.SNIFF_TIME,
 }
 _BY_SCHEME = {"http": Reason.BAD_HTTP, "https": Reason.BAD_TLS}
+
+
+def reason_for(refused: Refused, scheme: str) -> Reason:
+    """Give the access log's word for a sniffer's doubt, on a port of that kind."""
+    return DOUBTS.get(refused.reason) or _BY_SCHEME[scheme]
 
 
 class State(Enum):
@@ -75,7 +81,7 @@ class Times:
 class Visitor:
     """The server's side of one visitor's conversation, as a session; `opened` is monotonic seconds."""
 
-    _sniffer: Sniffer
+    sniffer: Sniffer
     _scheme: str
     _times: Times
     opened: float
@@ -88,14 +94,17 @@ class Visitor:
     _refused: bool = False
     _asked: list[Effect] | None = None
 
+    def __attrs_post_init__(self) -> None:
+        """Give a visitor without a name its time."""
+        if self.state is State.SNIFFING:
+            self._until = self.opened + self._times.sniff
+
     def received(self, data: bytes, now: float) -> None:
         """Take the visitor's bytes until its host is known; afterwards they belong to whoever it is joined with."""
         if self.state is not State.SNIFFING:
             return
-        outcome = self._sniffer.feed(data)
+        outcome = self.sniffer.feed(data)
         if outcome is None:
-            if self._until is None:
-                self._until = self.opened + self._times.sniff
             return
         self._until = None
         if isinstance(outcome, Found):
@@ -111,12 +120,11 @@ class Visitor:
 
     def wake(self, now: float) -> None:
         """Take the time of `deadline`: too long without a name, or an agent that does not dial back."""
-        until = self.deadline()
-        if until is None or now < until:
+        if self._until is None or now < self._until:
             return
         self._until = None
         if self.state is State.SNIFFING:
-            self._doubt(self._sniffer.late())
+            self._doubt(self.sniffer.late())
         elif self.state is State.REACHING:
             self._on_to_the_next(now)
 
@@ -127,19 +135,17 @@ class Visitor:
 
     def deadline(self) -> float | None:
         """Give when `wake` is wanted, in monotonic seconds."""
-        if self.silent:
-            return self.opened + self._times.sniff
         return self._until
 
     @property
     def silent(self) -> bool:
-        """Say whether not one byte has come."""
-        return self.state is State.SNIFFING and self._until is None
+        """Whether the visitor has not said a thing."""
+        return not self.sniffer.data
 
     @property
     def data(self) -> bytes:
         """Give every byte the visitor has sent so far, in order."""
-        return self._sniffer.data
+        return self.sniffer.data
 
     # What the owner learns elsewhere.
 
@@ -150,11 +156,6 @@ class Visitor:
         if answer:
             self._ask(Send(answer))
         self._close(reason)
-
-    def serve(self) -> None:
-        """Take that the server dials the host's own target: nobody has to be asked."""
-        if self.state is State.ROUTED:
-            self.state = State.REACHING
 
     def call(self, choose: Next, now: float) -> None:
         """Ask subscribers, the best first, until one dials back."""
@@ -176,7 +177,7 @@ class Visitor:
         if self.state is State.REACHING:
             self.state = State.JOINED
             self._until = self._next = None
-            self._ask(Join(0, self._sniffer.data))
+            self._ask(Join(0, self.sniffer.data))
 
     def _on_to_the_next(self, now: float) -> None:
         choose = self._next
@@ -197,7 +198,7 @@ class Visitor:
     def _doubt(self, refused: Refused) -> None:
         if refused.answer:
             self._ask(Send(refused.answer))
-        self._close(DOUBTS.get(refused.reason) or _BY_SCHEME[self._scheme])
+        self._close(reason_for(refused, self._scheme))
 
     def _close(self, reason: Reason) -> None:
         self.state = State.CLOSED

@@ -53,6 +53,7 @@ class SniffingTests(SynchronousTestCase):
             made.received(HEAD[:cut], 100.0)
             self.assertEqual(list(made.effects()), [])
             self.assertEqual(made.deadline(), 110.0)
+            self.assertFalse(made.silent)
             made.received(HEAD[cut:], 101.0)
             (told,) = made.effects()
             assert isinstance(told, Tell) and isinstance(told.what, Found)
@@ -108,13 +109,15 @@ class SniffingTests(SynchronousTestCase):
 
 
 class ReachingTests(SynchronousTestCase):
-    def test_a_static_target(self) -> None:
-        made = routed()
-        made.serve()
-        self.assertEqual(made.state, State.REACHING)
+    def test_a_visitor_who_said_everything_at_once(self) -> None:
+        sniffer = HttpSniffer()
+        sniffer.feed(HEAD)
+        made = Visitor(sniffer, "http", Times(), 100.0, State.ROUTED)
+        self.assertIsNone(made.deadline())
+        made.call(Line(seat(1)), 100.0)
+        made.effects()
         made.reached()
         self.assertEqual(list(made.effects()), [Join(0, HEAD)])
-        self.assertEqual(made.state, State.JOINED)
 
     def test_nobody_to_call(self) -> None:
         made = routed()
@@ -182,7 +185,6 @@ class EveryInputTests(SynchronousTestCase):
     def inputs(self, made: Visitor) -> None:
         made.received(b"more", 200.0)
         made.wake(0.0)
-        made.serve()
         made.call(Line(seat(1)), 200.0)
         made.rejected(seat(9), 200.0)
         made.reached()
@@ -191,7 +193,7 @@ class EveryInputTests(SynchronousTestCase):
 
     def test_joined_and_closed_stay(self) -> None:
         joined = routed()
-        joined.serve()
+        joined.call(Line(seat(1)), 100.0)
         joined.reached()
         closed = visitor()
         closed.lost(100.0)
@@ -205,7 +207,6 @@ class EveryInputTests(SynchronousTestCase):
 
     def test_sniffing_is_left_only_by_a_name_or_an_end(self) -> None:
         made = visitor()
-        made.serve()
         made.call(Line(seat(1)), 100.0)
         made.rejected(seat(1), 100.0)
         made.reached()
