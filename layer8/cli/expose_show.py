@@ -190,18 +190,16 @@ class TableScreen:
             self._live = None
 
     def _draw(self) -> Any:
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(self._what, style="bold"), title_justify="left")
-        table.add_column("server")
-        table.add_column("state")
-        for server, state, good in states(self._agent) if self._agent is not None else ():
+        table = Table("server", "state")
+        if self._agent is None:
+            return table
+        for server, state, good in states(self._agent):
             table.add_row(server, Text(state, style="green" if good else "yellow"))
-        if self._agent is not None:
-            table.caption = Text(str(Counts.of(self._agent)))
-            table.caption_justify = "left"
-        return table
+        return Group(Text(self._what, style="bold"), table, Text(str(Counts.of(self._agent))))
 
 
 def states(agent: Agent) -> Iterator[tuple[str, str, bool]]:

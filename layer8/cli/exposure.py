@@ -231,10 +231,9 @@ class Exposure:
         self.reactor.callLater(0, self._end, error)
 
     def _end(self, error: Exception) -> None:
-        for waiting in (self._serving, self.ended):
-            if not waiting.called:
-                waiting.errback(Failure(error))
-        self._serving.addErrback(lambda _: None)
+        waiting: Deferred[Any] = self._serving if self.checking else self.ended
+        if not waiting.called:
+            waiting.errback(Failure(error))
 
     def _look(self) -> None:
         try:

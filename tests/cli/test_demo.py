@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from layer8.cli.demo import Facts, Journey
 from layer8.cli.demo_show import learned, way
 from tests.cli.test_main import LAYER8
+from tests.interop.backend import serve
 
 PATIENCE = 60
 SCRIPT = """
@@ -215,6 +217,13 @@ class StayingTests(DemoCase):
         self.assertIn("This page came over HTTPS,", output("the page over HTTPS"))
         self.assertIn("proxy  well", output("how the server is"))
         self.assertRegex(output("what it has counted"), r"(?m)^layer8_proxy_connections_total.* \d")
+
+        def answer(connection: socket.socket) -> None:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+
+        found["published here"] = found["published here"].replace(" 8000 ", f" {serve(self, answer)} ") + " --check"
+        self.assertIn("200 OK after", output("published here"))
 
     def test_no_secret_and_no_address_of_the_visitor_in_what_is_left_to_read(self) -> None:
         self.begin()
