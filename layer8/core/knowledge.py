@@ -35,18 +35,31 @@ TABLE: tuple[Row, ...] = (
         party="visitor",
         learns="the server's address",
         hidden="the agent's address, and that there are other agents",
+        tests=(
+            "privacy.test_views.VisitorTests.test_only_the_service",
+            "privacy.test_views.VisitorTests.test_a_host_without_an_agent_looks_like_none",
+        ),
     ),
     Row(
         part="proxy",
         party="server",
         learns="the visitor's address, the host, sizes and times; the content of plain HTTP",
         hidden="the content of TLS that passes through, the host's secret, the address of the target",
+        tests=(
+            "privacy.test_views.ServerTests.test_memory",
+            "privacy.test_views.ServerTests.test_state_folder",
+        ),
     ),
     Row(
         part="proxy",
         party="agent",
         learns="the host, times, and the content for its own target",
         hidden="the visitor's address, unless the host's policy says `visitor = full`",
+        tests=(
+            "privacy.test_views.AgentTests.test_memory",
+            "privacy.test_views.PathTests.test_notifications_hold_no_visitor",
+            "privacy.test_views.PathTests.test_data_connections_hold_no_visitor_and_no_inner_content",
+        ),
     ),
     Row(
         part="proxy",
@@ -58,6 +71,8 @@ TABLE: tuple[Row, ...] = (
             "proxy.test_subscriber.SubscribeTests.test_wrong_and_unknown_are_one_answer",
             "proxy.test_registry.PlanTests.test_a_claim_does_not_say_that_the_host_exists",
             "proxy.test_legacy.MistakeTests.test_nobody_hears_of_hosts_that_are_not_theirs",
+            "privacy.test_views.TenantTests.test_unknown_and_wrong_are_one_answer",
+            "privacy.test_views.TenantTests.test_another_owner_sees_nothing",
         ),
     ),
     Row(
@@ -68,6 +83,8 @@ TABLE: tuple[Row, ...] = (
         tests=(
             "proxy.test_server.AgentTests.test_data_port",
             "proxy.test_subscriber.SubscribeTests.test_a_recorded_proof_is_worth_nothing_elsewhere",
+            "privacy.test_views.PathTests.test_the_control_connection_holds_no_lasting_secret",
+            "privacy.test_views.PathTests.test_recorded_secrets_open_nothing",
         ),
     ),
     Row(
@@ -91,6 +108,7 @@ TABLE: tuple[Row, ...] = (
         tests=(
             "proxy.test_server.OperatorTests.test_access_log",
             "net.test_logs.RowTests.test_records_are_blurred_and_others_are_not",
+            "privacy.test_views.LogTests.test_no_mark",
         ),
     ),
     Row(
@@ -112,6 +130,7 @@ TABLE: tuple[Row, ...] = (
         tests=(
             "control.test_rows.MatrixTests.test_every_cell_over_a_connection",
             "proxy.test_methods.OperatorTests.test_subscribers",
+            "privacy.test_views.RoleTests.test_read",
             "control.test_rows.SecretTests.test_no_answer_holds_a_secret",
         ),
     ),
@@ -123,6 +142,7 @@ TABLE: tuple[Row, ...] = (
         tests=(
             "control.test_rows.SecretTests.test_no_answer_holds_a_secret",
             "proxy.test_methods.OwnerTests.test_no_result_holds_a_secret",
+            "privacy.test_views.RoleTests.test_admin",
         ),
     ),
     Row(
@@ -137,7 +157,10 @@ TABLE: tuple[Row, ...] = (
         party="metrics collector",
         learns="totals",
         hidden="peers, and hosts unless the option that labels by host is on",
-        tests=("control.test_metrics.PeerTests.test_ten_thousand_peers",),
+        tests=(
+            "control.test_metrics.PeerTests.test_ten_thousand_peers",
+            "privacy.test_views.RoleTests.test_metrics",
+        ),
     ),
     Row(
         part="control",
@@ -146,6 +169,8 @@ TABLE: tuple[Row, ...] = (
         hidden="addresses, targets, secrets, content",
         tests=(
             "net.test_logs.RowTests.test_content_never_gets_in",
+            "privacy.test_views.LogTests.test_no_mark",
+            "privacy.test_views.LogTests.test_hosts_only_in_access_records",
             "cli.test_demo.StayingTests.test_no_secret_and_no_address_of_the_visitor_in_what_is_left_to_read",
         ),
     ),

@@ -122,9 +122,10 @@ class Agent(Service):
         elif what == "lost":
             self._log.info("not connected", event="agent.lost", server=where, reason=word)
         elif what == "refused":
-            self._log.warn("not subscribed", event="agent.refused", server=where, reason=word)
+            # The word holds a host's name and the server's own text, which are for agent.status and not for a log.
+            self._log.warn("not subscribed, agent.status says why", event="agent.refused", server=where)
         elif what == "rejected":
-            self._log.info("a visitor was turned away", event="agent.rejected", reason=word)
+            self._log.info("a visitor was turned away", event="agent.rejected", reason=word.partition(": ")[2])
         elif what == "draining":
             self._log.info("the server drains", event="agent.draining", server=where)
         if self._told is not None:

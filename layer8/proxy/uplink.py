@@ -14,6 +14,7 @@ from twisted.logger import Logger
 
 from layer8.config.endpoint import is_loopback
 from layer8.control.client import Client, connect
+from layer8.control.errors import ControlError
 from layer8.control.shape import ShapeError, from_json, from_result, to_json
 from layer8.control.table import Table
 from layer8.core.errors import ConfigError, Layer8Error
@@ -370,7 +371,7 @@ async def persist(
         except CancelledError:
             raise
         except (Layer8Error, ShapeError) as error:
-            lost(str(error))
+            lost(error.name if isinstance(error, ControlError) else str(error))  # not the server's own words
         except Exception:  # our own defect: an agent that gives up for good is worse than one that tries again
             _log.failure("a connection to a server failed", event="task.failed")
             lost("an error of our own; see the log")
