@@ -96,7 +96,7 @@ def learned(facts: Facts) -> list[tuple[str, str, str]]:
     if secure is not None:
         sizes = f"{secure.bytes_in:,} bytes in, {secure.bytes_out:,} out"
         rows.append(("server, HTTPS", f"visitor's address, {facts.host}, {sizes}", "the content, the host's secret"))
-    rows.append(("agent", f"{facts.host}, when and how much", "the visitor's address"))
+    rows.append(("agent", f"{facts.host}, when and how much, over HTTP the content", "the visitor's address"))
     rows.append(("visitor", "the server's address and the page", "where agent and service are"))
     return rows
 
