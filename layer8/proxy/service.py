@@ -43,6 +43,7 @@ from layer8.net.sqlite import Database
 from layer8.net.storage import ThreadedStorage
 from layer8.net.tasks import TaskSet
 from layer8.proxy.accesslog import AccessLog
+from layer8.proxy.accounts import Accounts
 from layer8.proxy.bans import Bans, Guesses
 from layer8.proxy.bus_local import LocalBus
 from layer8.proxy.choose import Seats
@@ -132,16 +133,13 @@ class Server(Service):
             reactor, idle=config.limits.idle, half_closed=config.limits.half_closed, pipes=config.limits.pipes
         )
         writer = frame.logs.access_writer(config.access_log)
-        self.traffic = Traffic(
-            reactor,
-            self.pump,
-            Dialer(reactor, self.pump),
-            config,
-            self.registry,
+        accounts = Accounts(
             self.seats,
-            self.bans,
             None if writer is None else AccessLog(writer, lambda: frame.logs.config.blur, wall_clock),
             lambda address, now: frame.logs.addresses.word(address, now),  # another one after a reload
+        )
+        self.traffic = Traffic(
+            reactor, self.pump, Dialer(reactor, self.pump), config, self.registry, self.seats, self.bans, accounts
         )
         self._agent_rows = AgentRows(house, reactor, lambda: secrets.token_bytes(NONCE_SIZE), self.traffic.rejected)
         agents = frame.control.site(

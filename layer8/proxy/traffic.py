@@ -11,7 +11,7 @@ the pump, its conversation is a `Visitor` session, and a `Visit` carries out wha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 from itertools import count
 from sys import intern
@@ -26,10 +26,10 @@ from layer8.core.lanes import Lane
 from layer8.core.session import Close, Send, Tell
 from layer8.net.dial import Dialer, Where
 from layer8.net.factory import Places
-from layer8.net.flow import Link, Secure
+from layer8.net.flow import Secure
 from layer8.net.linger import answer_and_close
 from layer8.net.pump import Pump
-from layer8.proxy.accesslog import AccessLog
+from layer8.proxy.accounts import Accounts
 from layer8.proxy.bans import Bans
 from layer8.proxy.choose import Seat, Seats
 from layer8.proxy.orders import Policy
@@ -38,7 +38,6 @@ from layer8.proxy.registry import Registry
 from layer8.proxy.sniff import UNKNOWN, Found, Sniffer, answer
 from layer8.proxy.sniff_http import HttpSniffer
 from layer8.proxy.sniff_tls import TlsSniffer
-from layer8.proxy.tally import HostTally, Totals
 from layer8.proxy.visit import Visit
 from layer8.proxy.visitor import Ask, State, Times, Visitor, reason_for
 from layer8.proxy.wire import SECRET_SIZE, Reason
@@ -90,15 +89,15 @@ class Traffic:
         registry: Registry,
         seats: Seats,
         bans: Bans,
-        log: AccessLog | None,
-        show: Callable[[str, float], str | None],
+        accounts: Accounts,
     ) -> None:
-        """`show(address, now)` gives what the log may say of an address; `log` None writes none."""
+        """Take what visitors need on their way, and where they are counted when it ends."""
         self.reactor = reactor
         self.pump = pump
         self.registry = registry
-        self.totals = Totals()
-        self.tallies: dict[str, HostTally] = {}
+        self.accounts = accounts
+        self.totals = accounts.totals
+        self.tallies = accounts.tallies
         self.pending: dict[bytes, Visit] = {}
         self.waiting: dict[Visit, None] = {}
         self.visits: set[Visit] = set()
@@ -109,8 +108,6 @@ class Traffic:
         self.draining = False
         self._dialer = dialer
         self._seats = seats
-        self._log = log
-        self._show = show
         self._numbers = count(1)
         self._targets: dict[str, Where] = {}
         self._drained: list[Deferred[None]] = []
@@ -145,8 +142,7 @@ class Traffic:
         if self._ticker.running:
             self._ticker.stop()
         self.close_all()
-        if self._log is not None:
-            self._log.lines.flush()
+        self.accounts.tick()
 
     def close_all(self) -> None:
         """Close every visitor there is, because the time for draining is over."""
@@ -286,9 +282,7 @@ class Traffic:
         if row.gate is not None and not row.gate.admits(visit.address):
             self._refuse(visit, Reason.DENIED)
             return
-        tally = self.tallies.get(row.host)
-        if tally is None:
-            tally = self.tallies[row.host] = HostTally(row.host)
+        tally = self.tallies.get(row.host) or self.accounts.tally(row.host)
         limits = self.config.limits
         most = row.policy.max_conns or limits.host_conns
         if most and tally.open + tally.calling >= most:
@@ -457,30 +451,9 @@ class Traffic:
     def finish(self, visit: Visit, reason: Reason) -> None:
         """Count and log the end of a visitor; its descriptor is closed already."""
         try:
-            self._account(visit, reason)
+            self.accounts.close(visit, reason, self.pump.now)
         finally:
             self._forget(visit)
-
-    def _account(self, visit: Visit, reason: Reason) -> None:
-        totals = self.totals
-        totals.ended[reason] += 1
-        link = visit.link
-        if link is not None:
-            up, down = link.up.count, link.down.count
-            totals.bytes_in += up
-            totals.bytes_out += down
-            tally = visit.tally
-            if tally is not None:
-                tally.open -= 1
-                tally.bytes_in += up
-                tally.bytes_out += down
-            if visit.seat is not None:
-                self._seats.left(visit.seat)
-            if link.first is not None:
-                totals.ttfb_ms += int((link.first - visit.opened) * 1000)
-                totals.ttfb_count += 1
-        if self._log is not None and (visit.row is not None or self._show_all):
-            self._write(visit, link, reason)
 
     def _forget(self, visit: Visit) -> None:
         if visit.over:
@@ -496,40 +469,6 @@ class Traffic:
             drained, self._drained = self._drained, []
             for waiter in drained:
                 waiter.callback(None)
-
-    def _write(self, visit: Visit, link: Link | None, reason: Reason) -> None:
-        log, row = self._log, visit.row
-        if log is None:
-            return
-        ttfb = None
-        up = down = 0
-        if link is not None:
-            up, down = link.up.count, link.down.count
-            if link.first is not None:
-                ttfb = int((link.first - visit.opened) * 1000)
-        seat = visit.seat
-        now = self.pump.now
-        log.write(
-            visit.conn,
-            visit.host or "",
-            visit.port,
-            visit.scheme,
-            "raw" if row is None else row.mode,
-            None if seat is None else seat.number,
-            reason,
-            visit.sniff_ms,
-            visit.call_ms,
-            ttfb,
-            up,
-            down,
-            now - visit.opened,
-            self._show(visit.address, now),
-        )
-
-    @property
-    def _show_all(self) -> bool:
-        """With addresses in clear the log also serves programs that ban those who scan."""
-        return self._show("192.0.2.1", 0.0) == "192.0.2.1"
 
     # Time.
 
@@ -547,8 +486,7 @@ class Traffic:
         limits = self.config.limits
         if len(self.waiting) * 2 > limits.sniffing:
             self._drop_silent(now - limits.first_byte)
-        if self._log is not None:
-            self._log.lines.flush()
+        self.accounts.tick()
 
     def _wake(self, visit: Visit, now: float) -> None:
         if visit.session is not None:
