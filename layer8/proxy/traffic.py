@@ -175,7 +175,15 @@ class Traffic:
         sniffer: Sniffer = HttpSniffer() if scheme == "http" else TlsSniffer(strip_dot=self._strip_dot)
         self.visits.add(visit)
         try:
-            data = os.read(fd, FIRST_READ)
+            self._enter(visit, sniffer)
+        except Exception:
+            self.abandon(visit)  # nobody else knows of it yet
+            raise
+
+    def _enter(self, visit: Visit, sniffer: Sniffer) -> None:
+        """Read what is there already, which nearly always is all that is needed."""
+        try:
+            data = os.read(visit.fd, FIRST_READ)
         except BlockingIOError:
             outcome = None
         except OSError:
@@ -189,9 +197,9 @@ class Traffic:
         if isinstance(outcome, Found):
             self._named(visit, outcome, sniffer)
         elif outcome is not None:
-            self._close(visit, reason_for(outcome, scheme), outcome.answer)
+            self._close(visit, reason_for(outcome, visit.scheme), outcome.answer)
         else:
-            visit.session = Visitor(sniffer, scheme, self._times, visit.opened)
+            visit.session = Visitor(sniffer, visit.scheme, self._times, visit.opened)
             self._wait_for_name(visit)
 
     def _wait_for_name(self, visit: Visit) -> None:
@@ -228,8 +236,10 @@ class Traffic:
             self._refuse(visit, Reason.VISITOR_LEFT)
 
     def _refuse(self, visit: Visit, reason: Reason, answer: bytes = b"") -> None:
-        """Send a visitor away that is not joined."""
+        """Send a visitor away that is not joined; one that has left meanwhile is left alone."""
         session = visit.session
+        if visit.over:
+            return
         if session is None:
             self._close(visit, reason, answer)
         else:
