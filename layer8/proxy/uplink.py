@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from layer8.config.endpoint import is_loopback
@@ -198,6 +199,8 @@ class Uplink:
             roles=READ if self.served is not None else frozenset(),
         )
         self.client = client
+        again = LoopingCall(lambda: Deferred.fromCoroutine(self._ask_again()))
+        again.clock = self._errand.reactor
         try:
             client.when_lost(lambda: gone.callback(None) if not gone.called else None)
             hello = from_result(
@@ -207,12 +210,21 @@ class Uplink:
             self._told("connected", self, "")
             for published in list(self._errand.hosts.values()):
                 await self.subscribe(published)
+            again.start(self._errand.retry[1], now=False)
             await gone  # both ends ping, and notice within DEAD seconds that the other is gone
             self._told("lost", self, client.reason)
         finally:
+            if again.running:
+                again.stop()
             client.close()
             self.client = self._hello = None
             self.subscriptions.clear()
+
+    async def _ask_again(self) -> None:
+        """Ask once more for what was refused: a server that drained may be back, a host be registered by now."""
+        for published in list(self._errand.hosts.values()):
+            if published.host in self.refusals:
+                await self.subscribe(published)
 
     async def subscribe(self, published: Published) -> None:
         """Ask for a host's visitors; a refusal is told, and the other hosts go on."""

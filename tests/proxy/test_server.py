@@ -302,6 +302,22 @@ class AgentTests(ServerCase):
         self.assertTrue(got.endswith(get("app.test")))
         self.assertTrue(agent.uplinks[0].connected)
 
+    async def test_what_was_refused_is_asked_for_again(self) -> None:
+        """A host that is registered only later is served without a restart of its agent."""
+        server = self.serve()
+        secret = HostSecret.make()
+        with self.assertRaises(self.failureException):
+            self.patch(self, "until", self._shortly)
+            await self.publish(
+                server, published("app.test", secret, self.echo.port), options="retry_min = 0.1\nretry_max = 0.3"
+            )
+        client = await connect(self.reactor, f"unix:{self.folder}/run/proxy.sock")
+        self.addCleanup(client.close)
+        await client.call("proxy.register", {"host": "app.test", "secret_hash": secret.key.hex()})
+        await PairCase.until(self, lambda: ("subscribed", "app.test") in self.told)
+        got = await self.thread(visit, server.door.port_of("http"), get("app.test"))
+        self.assertTrue(got.endswith(get("app.test")))
+
     async def test_what_a_server_may_ask_its_agent(self) -> None:
         """C11: nothing, unless the agent's `peer_read` says so; then rows of role read and no others."""
         server, secret = self.with_agent_host()
