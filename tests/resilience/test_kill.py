@@ -377,7 +377,7 @@ class StartTests(SynchronousTestCase):
         with socket.create_server(("127.0.0.1", 0)) as busy:
             port = busy.getsockname()[1]
             for key in ("http", "https", "agents", "data"):
-                listeners = {name: f"tcp:0{loopback}" for name in ("http", "https", "agents", "data")}
+                listeners = dict.fromkeys(("http", "https", "agents", "data"), f"tcp:0{loopback}")
                 listeners[key] = f"tcp:{port}{loopback}"
                 lines = "".join(f'{name} = ["{where}"]\n' for name, where in listeners.items())
                 ended = self.run_daemon(text=f"[control]\nlisten = []\n[proxy]\n{lines}")
