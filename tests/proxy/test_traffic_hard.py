@@ -49,6 +49,17 @@ class TrafficCase(PairCase):
         server.traffic.accepted(fd, address, 80, "http")
         return ours, fd
 
+    def unanswered(self, server: Server) -> list[bytes]:
+        """Let agents be told of visitors in vain; the secrets that they would be told."""
+        calls: list[bytes] = []
+
+        def call(visit: object, seat: object, secret: bytes) -> bool:
+            calls.append(secret)
+            return True
+
+        self.patch(server.door, "call", call)
+        return calls
+
     def nothing_left(self, server: Server) -> None:
         traffic = server.traffic
         self.assertEqual((traffic.visits, traffic.waiting, traffic.pending), (set(), {}, {}))
@@ -189,8 +200,7 @@ class EndTests(TrafficCase):
         secret, path = self.secret()
         server = self.serve("", f'[[proxy.host]]\nhost = "app.test"\nsecret_file = "{path}"\n')
         await self.publish(server, published("app.test", secret, self.echo.port))
-        calls: list[bytes] = []
-        self.patch(server.door, "call", lambda visit, seat, secret: calls.append(secret) or True)
+        calls = self.unanswered(server)
         sock = socket.create_connection(("127.0.0.1", server.door.port_of("http")), 5)
         sock.sendall(get("app.test"))
         await self.until(lambda: len(calls) == 1)
@@ -207,8 +217,7 @@ class EndTests(TrafficCase):
         secret, path = self.secret()
         server = self.serve("", f'[[proxy.host]]\nhost = "app.test"\nsecret_file = "{path}"\n')
         await self.publish(server, published("app.test", secret, self.echo.port))
-        calls: list[bytes] = []
-        self.patch(server.door, "call", lambda visit, seat, secret: calls.append(secret) or True)
+        calls = self.unanswered(server)
         self.enter(server, get("app.test"))
         (_, one), (_, two) = self.ends(), self.ends()
         self.assertTrue(server.traffic.answered(calls[0], one, b"", None))
