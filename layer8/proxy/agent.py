@@ -156,8 +156,9 @@ class Agent(Service):
             for host in old.keys() - published.keys():
                 self.tasks.start("unsubscribe", uplink.unsubscribe(host))
             for host, one in published.items():
-                if old.get(host) != one:
-                    uplink.replace(one)
+                uplink.replace(one)
+                before, served = old.get(host), {had.host for had in uplink.subscriptions.values()}
+                if before is None or host not in served or not one.asks_the_same(before):
                     self.tasks.start("subscribe", uplink.subscribe(one))
         standing = [uplink.address for uplink in self.uplinks]
         for url, address in addresses.items():

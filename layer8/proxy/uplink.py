@@ -110,6 +110,11 @@ class Published:
     max_conns: int = 0
     secret: bytes = field(default=b"", repr=False)
 
+    def asks_the_same(self, other: Published) -> bool:
+        """Say whether a server would hear the same of both: targets are ours alone."""
+        mine = (self.key, self.weight, self.priority, self.max_conns)
+        return mine == (other.key, other.weight, other.priority, other.max_conns)
+
     def target(self, port: int, scheme: str) -> Where | None:
         """Give where visitors of a public port go, or None."""
         found = self.targets.get(port)
@@ -295,7 +300,7 @@ class Uplink:
             secret = bytes.fromhex(call["secret"])
             port, data_port, conn = call["port"], call["serverListeningPort"], call["conn"]
             host, scheme, secure = call["host"], call["scheme"], call["tls"]
-            published = self.subscriptions[number] if type(number) is int else None
+            published = self._subscribed(number, host) if type(number) is int else None
             data_host = call.get("serverListeningHost")
         except (KeyError, TypeError, ValueError, AttributeError):
             self.calls_ignored += 1
@@ -327,6 +332,12 @@ class Uplink:
             self._reject(number, conn, Code.FORBIDDEN_BY_POLICY)
             return
         self._errand.carrier.carry(self, number, conn, host, secret, target, server, secured)
+
+    def _subscribed(self, number: int, host: str) -> Published | None:
+        """Find what a call is for: a subscription may be called before its number is here, or after another's is."""
+        known = self.subscriptions.get(number)
+        hosts = self._errand.hosts
+        return known or hosts.get(host) or hosts.get("*." + host.partition(".")[2])
 
     def _announced(self, host: object, port: int) -> DataAddress | None:
         """Find the announced address that a call names; we are no dialler for other places."""

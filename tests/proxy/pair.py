@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import tempfile
 import threading
@@ -167,7 +168,7 @@ class Echo:
             threading.Thread(target=self._one, args=(sock,), daemon=True).start()
 
     def _one(self, sock: socket.socket) -> None:
-        with sock:
+        with contextlib.suppress(ConnectionError), sock:
             data = sock.recv(65536)
             self.got.append(data)
             if data:

@@ -353,6 +353,61 @@ class SignalTests(DaemonCase):
         self.quiet(server, agent)
 
 
+class UnderLoadTests(DaemonCase):
+    """What an operator does to a server that is at work costs no visitor."""
+
+    def test_data_ports_that_change(self) -> None:
+        server = self.server("data_rotate = 1", secrets=("web.test",))
+        agent = self.agent(server, "web.test")
+        download = Download.start(server.http, "web.test")
+        load = Load(self, server.http, "web.test")
+        seen = set()
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            seen |= set(server.data_ports())
+            time.sleep(0.2)
+        load.stop()
+        self.assertGreater(len(seen), 3)
+        self.assertGreater(len(load.marks), 50)
+        self.assertEqual(load.bad_since(0), 0)
+        self.service.finish.set()
+        self.assertTrue(download.ended.wait(5) and download.whole)
+        self.quiet(server, agent)
+
+    def test_reloads(self) -> None:
+        server = Proxy.start(self, secrets=("web.test",))
+        agent = self.agent(server, "web.test")
+        load = Load(self, server.http, "web.test")
+        (agent_file, server_file) = (daemon.home / "test.toml" for daemon in (agent, server))
+        first = agent_file.read_text()
+        for number in range(10):
+            weight = f"[[agent.host]]\nweight = {number // 2 + 1}\n"  # every second time something to tell the server
+            agent_file.write_text(first.replace("[[agent.host]]\n", weight))
+            server_file.write_text(f"# {number}\n" + server_file.read_text())
+            for daemon in (server, agent):
+                os.kill(daemon.pid, signal.SIGHUP)
+            time.sleep(0.2)
+        load.stop()
+        self.assertGreater(len(load.marks), 30)
+        self.assertEqual(load.bad_since(0), 0)
+        self.quiet(server, agent)
+
+    def test_drain_and_resume(self) -> None:
+        """node.drain turns newcomers away and node.resume lets them in, with the same agents."""
+        server = self.server("drain_s = 30", secrets=("web.test",))
+        agent = self.agent(server, "web.test")
+        download = Download.start(server.http, "web.test")
+        for _ in range(2):
+            server.ask("node.drain", deadline_s=30)
+            self.assertEqual(visit(server.http, request("web.test")), b"")
+            server.ask("node.resume")
+            until("visitors are let in", lambda: fetched(server.http, "web.test"), 5)
+        self.assertFalse(download.ended.is_set())
+        self.service.finish.set()
+        self.assertTrue(download.ended.wait(5) and download.whole)
+        self.quiet(server, agent)
+
+
 class StartTests(SynchronousTestCase):
     """What cannot start says why, once, and leaves with the right code."""
 

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.crypto.secret import HostSecret
-from tests.interop.daemons import Agent, Proxy, until
+from tests.interop.daemons import Agent, Proxy, missing, until
 from tests.proxy.hellos import hello, records, sni
 from tests.resilience.rig import (
     ANSWER,
+    Download,
     Service,
     abort,
     drained,
@@ -508,6 +509,27 @@ class AttackTests(LimitCase):
         self.assertEqual(agent.defects(), [])
         agent.stop()
         self.assertNotIn("scan.test", server.program.said(), "no line for hosts that nobody has")
+
+    def test_no_descriptor_left(self) -> None:
+        """Accepting rests; who is joined goes on, and all is well when there are descriptors again."""
+        self.service = Service(self)
+        static = f'[[proxy.host]]\nhost = "static.test"\ntarget = "tcp:127.0.0.1:{self.service.port}"\n'
+        self.server = server = Proxy.start(self, static, prefix=("prlimit", "--nofile=90:90"))
+        self.descriptors = open_descriptors(server.pid)
+        self.addCleanup(self.sound)
+        download = Download.start(server.http, "static.test")
+        held = self.crowd(server.http, b"GET / HT", 120)
+        until("it says so", lambda: "pump.starved" in server.program.said(), 5)
+        before = len(download.got)
+        until("the download goes on", lambda: len(download.got) > before + 20, 5)
+        for sock in held:
+            abort(sock)
+        until("visitors are served", lambda: fetched(server.http, "static.test", seconds=2), 10)
+        self.service.finish.set()
+        self.assertTrue(download.ended.wait(5) and download.whole)
+
+    if missing(prlimit="util-linux"):
+        test_no_descriptor_left.skip = missing(prlimit="util-linux")  # type: ignore[attr-defined]
 
     def test_a_caller_who_never_reads(self) -> None:
         """Its answers wait up to a limit and it is not heard any more; others notice nothing."""
