@@ -134,6 +134,7 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                start_new_session=True,
             )
         program = cls(name, process, log)
         scope.addCleanup(program.stop)
@@ -160,12 +161,16 @@ class Program:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def stop(self) -> None:
-        """End it, at once if it does not leave; does nothing the second time."""
+        """End it, at once if it does not leave, and whatever it has left running; twice does nothing."""
+        if self.process.returncode is not None:
+            return
         self.process.terminate()
         try:
             self.process.wait(END_S)
         except subprocess.TimeoutExpired:
             self.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def kill(self) -> None:
         """End it without a word (SIGKILL)."""
