@@ -149,9 +149,7 @@ async def connect(
     return client
 
 
-async def _open(
-    reactor: Any, where: Url, factory: IProtocolFactory, dial: Dial | None, ready: Deferred[None]
-) -> None:
+async def _open(reactor: Any, where: Url, factory: IProtocolFactory, dial: Dial | None, ready: Deferred[None]) -> None:
     """Connect, and wait for the upgrade."""
     if dial is not None:
         taken = await dial(where.host, where.port)

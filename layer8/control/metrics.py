@@ -143,9 +143,7 @@ class Metrics:
                 continue
             for values, number in family.values.items():
                 assert not isinstance(number, Histogram), family.name
-                labels = ",".join(
-                    f'{name}="{value}"' for name, value in zip(family.labels, values, strict=True)
-                )
+                labels = ",".join(f'{name}="{value}"' for name, value in zip(family.labels, values, strict=True))
                 totals[f"{family.name}{{{labels}}}" if labels else family.name] = number
         return totals
 
@@ -156,8 +154,7 @@ class Metrics:
         for source in self._sources:
             for family in source.families():
                 size = sum(
-                    len(number.bounds) + 3 if isinstance(number, Histogram) else 1
-                    for number in family.values.values()
+                    len(number.bounds) + 3 if isinstance(number, Histogram) else 1 for number in family.values.values()
                 )
                 if size > left:
                     self.dropped += size

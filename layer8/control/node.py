@@ -278,9 +278,7 @@ class Node:
     @method("events.subscribe", role="public", errors=(NotFound, NoCapacity))
     async def subscribe(self, caller: Caller, params: Subscribe) -> Subscription:
         """Send events from now on; each needs its own role."""
-        number = self._table.subscribe(
-            caller, _subscriber(caller), params.names, params.every_ms, params.match
-        )
+        number = self._table.subscribe(caller, _subscriber(caller), params.names, params.every_ms, params.match)
         return Subscription(number)
 
     @method("events.unsubscribe", role="public", errors=(NotFound,))
