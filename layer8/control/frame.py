@@ -219,13 +219,20 @@ class Frame:
             self._log.error("the old configuration stands", event="config.refused", reason=str(error))
 
     async def _apply(self, fresh: Loaded) -> None:
+        known = dict(self._identities)
         self.forget_identities()
-        settle = self.control.prepare(fresh.config.control)
+        try:
+            settle = self.control.prepare(fresh.config.control)
+        except BaseException:
+            self._identities = known
+            raise
         try:
             for role in self._roles:
                 await role.apply(fresh.config)
             self.logs.apply(fresh.config.log)
         except BaseException:
+            # What was read from files that changed on disk must not be announced while the old one is shown.
+            self._identities = known
             settle(False)
             raise
         settle(True)

@@ -385,7 +385,7 @@ class Traffic:
 
     def rejected(self, seat: Seat, conn: int) -> None:
         """Take an agent's no for one visitor; one that it was not called for is ignored and counted."""
-        for visit in self.pending.values():
+        for visit in self.pending.values() if seat.calling else ():
             if visit.conn == conn and visit.seat is seat and visit.session is not None:
                 self._next(visit, visit.session, seat)
                 return
@@ -393,7 +393,8 @@ class Traffic:
 
     def seat_gone(self, seat: Seat, kill: bool) -> None:
         """Fail over what waits for an agent that is gone; close what it carries only with `kill`."""
-        for visit in [visit for visit in self.pending.values() if visit.seat is seat]:
+        called = [visit for visit in self.pending.values() if visit.seat is seat] if seat.calling else ()
+        for visit in called:
             if visit.session is not None:
                 self._next(visit, visit.session, seat)
         if kill:

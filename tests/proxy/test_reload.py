@@ -260,3 +260,32 @@ class DrainTests(ReloadCase):
             self.assertFalse(self.frame.health.ready)
             self.frame.daemon.hurry()
         assert isinstance(self.frame.node, Node)
+
+
+class IdentityTests(ReloadCase):
+    async def test_a_reload_that_fails_keeps_announcing_the_key_that_is_shown(self) -> None:
+        """The files have changed on disk, the reload was refused: what agents are told has to fit what they meet."""
+        paths = [self.folder / name for name in ("cert.pem", "key.pem")]
+
+        def write() -> str:
+            key, chain = self_signed(("proxy.test",))
+            for path, text in zip(paths, (chain, key), strict=True):
+                path.write_bytes(text)
+                path.chmod(0o600)
+            return Identity.from_pem(key, chain).pin
+
+        first = write()
+        server = self.start(f'data_tls = "always"\ntls_cert_file = "{paths[0]}"\ntls_key_file = "{paths[1]}"')
+        self.assertEqual(server.door.addresses()[0].pin, first)
+        second = write()
+
+        async def fail(ledger: object, rows: object) -> None:
+            raise Unavailable("not today")
+
+        failing = self.patch(type(server.ledger), "set_static", fail)
+        with self.assertRaises(Layer8Error):
+            await self.frame.settings.reload()
+        self.assertEqual(server.door.addresses()[0].pin, first)
+        failing.restore()
+        await self.frame.settings.reload()
+        self.assertEqual(server.door.addresses()[0].pin, second)
