@@ -91,7 +91,14 @@ class OnePortTests(Case):
 
     def test_visitors_agent_and_data_on_443(self) -> None:
         where = folder(self)
-        network = Program.start(self, "network", ["unshare", "--net", "sleep", "600"], where)
+        ours = os.readlink("/proc/self/ns/net")
+        network = Program.start(
+            self,
+            "network",
+            ["unshare", "--net", "sleep", "600"],
+            where,
+            ready=lambda program: os.readlink(f"/proc/{program.pid}/ns/net") != ours,
+        )
         inside = (str(found("nsenter")), "--target", str(network.pid), "--net")
         subprocess.run([*inside, "ip", "link", "set", "lo", "up"], check=True)
         nginx = Nginx.start(self, ["web.test", "tls.test"], inside)
@@ -139,6 +146,7 @@ access_log stdio:{where}/access.log
 pid_filename none
 coredump_dir {where}
 max_filedescriptors 1024
+shutdown_lifetime 0 seconds
 """)
         connected = [*inside, "bash", "-c", ": < /dev/tcp/127.0.0.1/3128"]
         Program.start(
