@@ -145,12 +145,15 @@ class Pump:
         if self._again is not None and self._again.active():
             self._again.cancel()
         for entry in list(self._table.values()):
-            if isinstance(entry, Flow) and entry.link is not None:
-                self.close_link(entry.link, "shutdown")
-            elif isinstance(entry, Dialing):
-                entry.cancel()
-            else:
-                entry.abandon()
+            try:
+                if isinstance(entry, Flow) and entry.link is not None:
+                    self.close_link(entry.link, "shutdown")
+                elif isinstance(entry, Dialing):
+                    entry.cancel()
+                else:
+                    entry.abandon()
+            except Exception:
+                self._failed(entry)
         self.pipes.close()
         self._epoll.close()
 

@@ -67,7 +67,7 @@ class LegCase(PumpCase):
                 break
             await self.turn(0.002)
 
-    async def joined(self) -> tuple[socket.socket, socket.socket, Any, Ended]:
+    async def carried(self) -> tuple[socket.socket, socket.socket, Any, Ended]:
         """A visitor in plain text, the peer's socket, the link between them, and its owner."""
         ours, fd = self.ends()
         leg = self.leg(fd)
@@ -140,7 +140,7 @@ class HandshakeTests(LegCase):
 class JoinedTests(LegCase):
     async def test_everything_arrives_at_a_slow_reader_and_then_the_end(self) -> None:
         """The peer's buffer is full when the end comes: neither bytes nor close_notify are lost."""
-        visitor, ours, _, owner = await self.joined()
+        visitor, ours, _, owner = await self.carried()
         data = bytes(range(256)) * 8192
         visitor.setblocking(False)
         view, got = memoryview(data), b""
@@ -168,7 +168,7 @@ class JoinedTests(LegCase):
 
     async def test_what_waits_is_bounded(self) -> None:
         """A peer that does not read stops the visitor."""
-        visitor, _, link, _ = await self.joined()
+        visitor, _, link, _ = await self.carried()
         visitor.setblocking(False)
         sent = 0
         for _ in range(300):
@@ -180,7 +180,7 @@ class JoinedTests(LegCase):
         link.close()
 
     async def test_data_after_the_end_is_nobodys(self) -> None:
-        visitor, ours, link, owner = await self.joined()
+        visitor, ours, link, owner = await self.carried()
         self.peer.send(b"last words")
         self.peer.shutdown()
         self.out(ours)
@@ -195,7 +195,7 @@ class JoinedTests(LegCase):
         link.close()
 
     async def test_a_forged_record_is_a_reset(self) -> None:
-        visitor, ours, _, owner = await self.joined()
+        visitor, ours, _, owner = await self.carried()
         self.peer.send(b"good")
         record = self.peer.bio_read(65536)
         ours.sendall(record[:-1] + bytes((record[-1] ^ 1,)))
@@ -205,7 +205,7 @@ class JoinedTests(LegCase):
             self.assertEqual(visitor.recv(100), b"")
 
     async def test_an_end_without_close_notify_is_a_reset_after_the_bytes(self) -> None:
-        visitor, ours, _, owner = await self.joined()
+        visitor, ours, _, owner = await self.carried()
         self.peer.send(b"first half")
         self.out(ours)
         ours.close()
@@ -215,7 +215,7 @@ class JoinedTests(LegCase):
 
     async def test_at_every_cut(self) -> None:
         """Records that come byte by byte."""
-        visitor, ours, link, _ = await self.joined()
+        visitor, ours, link, _ = await self.carried()
         self.peer.send(b"slowly")
         with contextlib.suppress(SSL.WantReadError):
             while True:

@@ -300,6 +300,20 @@ class SecureTests(PumpCase):
 
 
 class StopTests(PumpCase):
+    def test_an_owner_with_a_defect(self) -> None:
+        """The others are closed all the same."""
+
+        class Owner:
+            def ended(self, link: Link, reason: str) -> None:
+                raise ValueError("a defect")
+
+        for _ in range(2):
+            (_, a), (_, b) = self.ends(), self.ends()
+            self.pump.join(a, b, Owner())
+        self.pump.stop()
+        self.assertEqual(self.pump.links, 0)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
+
     def test_what_lingers(self) -> None:
         ours, fd = self.ends()
         closed: list[int] = []
