@@ -8,6 +8,7 @@ one line on standard error and exit code 1. systemd is told what happens, SIGHUP
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import signal
 import sys
@@ -52,6 +53,15 @@ def or_exit(program: str) -> Iterator[None]:
     except (Layer8Error, OSError) as error:
         complain(program, error)
         raise SystemExit(1) from None
+
+
+def settle() -> None:
+    """Keep what stands now from the garbage collector for good: a daemon has started, and all of it is needed.
+
+    For a process of our own only; a library must not decide this for its host.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class Process(MultiService):

@@ -8,7 +8,7 @@ from twisted.application.service import IService
 
 from layer8.config.twistd import DaemonOptions, options_class
 from layer8.control.frame import Frame
-from layer8.net.process import or_exit
+from layer8.net.process import or_exit, settle
 from layer8.proxy.agent import Agent, read_hosts
 
 Options = options_class("agent")
@@ -25,4 +25,5 @@ def makeService(options: DaemonOptions) -> IService:
         agent = Agent(reactor, config.agent, read_hosts(config.agent, os.environ), served=served)
         agent.show(frame.table, frame.metrics)
         frame.run(agent, agent)
+        reactor.callWhenRunning(settle)
         return frame.process

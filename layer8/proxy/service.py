@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import gc
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -207,9 +206,6 @@ class Server(Service):
         self.carrying.start()
         self.upkeep.startService()
         self._frame.metrics.add(self.metrics)
-        # What stands now stands for good: nothing of it has to be looked at by the garbage collector again.
-        gc.collect()
-        gc.freeze()
 
     def stopService(self) -> Deferred[None]:
         """Close everything, the store last."""

@@ -8,7 +8,7 @@ from twisted.application.service import IService
 
 from layer8.config.twistd import DaemonOptions, options_class
 from layer8.control.frame import Frame
-from layer8.net.process import or_exit
+from layer8.net.process import or_exit, settle
 from layer8.proxy.service import Server
 
 Options = options_class("proxy")
@@ -22,4 +22,5 @@ def makeService(options: DaemonOptions) -> IService:
         frame = Frame(reactor, "proxy", options, os.environ)
         server = Server(frame)
         frame.run(server, server)
+        reactor.callWhenRunning(settle)
         return frame.process
