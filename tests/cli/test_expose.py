@@ -168,8 +168,11 @@ class LocalServerTests(ExposeCase):
         self.assertEqual(running.interrupt(), 0)
         self.assertEqual(running.err, [])
         events = [json.loads(line) for line in running.out]
-        first = [event["event"] for event in events][:5]
-        self.assertEqual(first, ["connected", "serving", "joined", "url", "ended"])
+        names = [event["event"] for event in events]
+        self.assertEqual(names[:3], ["connected", "serving", "joined"])
+        # The probe's answer and the end of its connection are told as they come, in either order.
+        self.assertGreater(names.index("url"), 2)
+        self.assertGreater(names.index("ended"), 2)
         url = next(event for event in events if event["event"] == "url")
         self.assertEqual(url["urls"], [f"http://{HOST}:{self.server.http}"])
         self.assertEqual([event["seconds"] for event in events], sorted(event["seconds"] for event in events))
