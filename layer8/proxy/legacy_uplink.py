@@ -16,7 +16,7 @@ from layer8.net.dial import Where
 from layer8.proxy.carry import Carried
 from layer8.proxy.legacy import LegacyClient, NotSubscribed, Subscribed, Visitor
 from layer8.proxy.limits import LEGACY_IN
-from layer8.proxy.uplink import Address, Errand, Published, open_socket, persist
+from layer8.proxy.uplink import Address, Errand, Published, open_socket, persist, redirect
 from layer8.proxy.wire import Code
 
 
@@ -129,9 +129,7 @@ class LegacyUplink:
 
     def replace(self, published: Published) -> None:
         """Send the next visitors of a host to its new targets."""
-        for number, old in self.subscriptions.items():
-            if old.host == published.host:
-                self.subscriptions[number] = published
+        redirect(self.subscriptions, published)
 
     async def unsubscribe(self, host: str) -> None:
         """Give a host's subscription up; what is joined goes on."""

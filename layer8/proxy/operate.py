@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
+from attrs import evolve
+
 from layer8.control.access import Caller
 from layer8.control.errors import NotFound
 from layer8.control.table import method
@@ -242,14 +244,4 @@ class OperatorRows:
 
 def _blurred(row: ConnectionRow) -> ConnectionRow:
     """Give a row to somebody who may not see addresses and exact sizes."""
-    return ConnectionRow(
-        conn=row.conn,
-        host=row.host,
-        port=row.port,
-        scheme=row.scheme,
-        state=row.state,
-        subscription=row.subscription,
-        seconds=row.seconds,
-        bytes_in=blur_bytes(row.bytes_in),
-        bytes_out=blur_bytes(row.bytes_out),
-    )
+    return evolve(row, bytes_in=blur_bytes(row.bytes_in), bytes_out=blur_bytes(row.bytes_out), address=None)

@@ -265,9 +265,7 @@ class Uplink:
 
     def replace(self, published: Published) -> None:
         """Send the next visitors of a host to its new targets, before the server hears anything."""
-        for number, old in self.subscriptions.items():
-            if old.host == published.host:
-                self.subscriptions[number] = published
+        redirect(self.subscriptions, published)
 
     async def unsubscribe(self, host: str) -> None:
         """Give a host's subscription up; what is joined goes on."""
@@ -379,6 +377,13 @@ class Uplink:
     def ended(self, carried: Carried, reason: str) -> None:
         """Take the end of a visitor."""
         self._told("ended", self, carried.host)
+
+
+def redirect(subscriptions: dict[int, Published], published: Published) -> None:
+    """Let the subscriptions of a host lead to its new targets."""
+    for number, old in subscriptions.items():
+        if old.host == published.host:
+            subscriptions[number] = published
 
 
 async def persist(
