@@ -6,6 +6,7 @@ import ast
 import configparser
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import shutil
@@ -352,3 +353,41 @@ class PeerTests(SynchronousTestCase):
         named -= set(re.findall(r"^[\w-]+", setup_cfg()["options.extras_require"]["test"], re.MULTILINE))
         self.assertIn("openssl", named)
         self.assertEqual(named - set(self.listed()), set())
+
+    def test_what_no_package_holds_is_installed_from_the_list_that_its_skip_names(self) -> None:
+        named = set()
+        for path in (ROOT / "tests").rglob("*.py"):
+            if path != Path(__file__):
+                named |= set(re.findall(r"needs [\w.]+, which \.ci/run installs from (\S+\.txt)", path.read_text()))
+        self.assertEqual(named, {".ci/crossbar.txt"})
+        script = (ROOT / ".ci" / "run").read_text()
+        for name in named:
+            wanted = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+            self.assertTrue(wanted and all("==" in line for line in wanted), wanted)
+            self.assertIn(f"install -q --disable-pip-version-check -r {name}", script)
+            self.assertIn("export LAYER8_CROSSBAR=", script)
+
+    def test_ci_says_in_one_line_what_it_could_not_install(self) -> None:
+        """Where nothing can be downloaded, or the program is not where it is said to be, nothing is tested at all."""
+        tree = Path(tempfile.mkdtemp(prefix="l8-ci-"))
+        self.addCleanup(shutil.rmtree, tree)
+        shutil.copytree(ROOT / ".ci", tree / ".ci")
+        (tree / ".ci" / "packages").write_text("# none\n")
+        (tree / "README.md").write_text("    echo never; tox\n")
+        nowhere = {
+            **os.environ,
+            "XDG_CACHE_HOME": str(tree / "cache"),
+            "PIP_NO_INDEX": "1",
+            "PIP_CONFIG_FILE": os.devnull,
+        }
+        nowhere.pop("PIP_FIND_LINKS", None)
+        for crossbar, said in ("", "CI: Crossbar.io could not be installed"), ("/nowhere", "CI: LAYER8_CROSSBAR names"):
+            ran = subprocess.run(
+                ["bash", str(tree / ".ci" / "run")],
+                env={**nowhere, "LAYER8_CROSSBAR": crossbar},
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            self.assertEqual((ran.returncode, ran.stdout.splitlines()), (1, ["0 passed, 1 failed, 0 skipped"]))
+            self.assertIn(said, ran.stderr)

@@ -71,6 +71,18 @@ def found(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{PATH}")
 
 
+def crossbar() -> str | None:
+    """Give the path of Crossbar.io: what LAYER8_CROSSBAR names, one on the path, or what `.ci/run` has installed."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kept = cache / "layer8-ci" / "crossbar" / "bin" / "crossbar"
+    return os.environ.get("LAYER8_CROSSBAR") or found("crossbar") or (str(kept) if kept.exists() else None)
+
+
+def no_crossbar() -> str | None:
+    """Say that Crossbar.io is missing, which no Debian package holds; None if it is here."""
+    return None if crossbar() else "needs Crossbar.io, which .ci/run installs from .ci/crossbar.txt"
+
+
 def free_port() -> int:
     """Give a port that nobody listens on, for programs that cannot say which one the kernel chose.
 
