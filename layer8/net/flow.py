@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import select
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from layer8.net.care import Care
     from layer8.net.pipes import Pipe
     from layer8.net.pump import Pump
 
+CHUNK = 1 << 16
+"""Bytes of one plain read, and so the most that waits in memory for a direction."""
+SPLICE = 1 << 20
+"""Bytes asked of one splice."""
+SPLICE_GATHER = 1 << 18
+"""A splice of fewer bytes lets the flow wait for the next event, so that data can gather."""
+SPLICE_LEAST = 1 << 14
+"""A splice of fewer bytes turns a bulk flow back into a plain one."""
+SPLICE_HOW = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
 ENDING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 """Events that say that the peer sends no more."""
 BROKEN = select.EPOLLHUP | select.EPOLLERR
@@ -38,6 +49,27 @@ class Secure(Protocol):
 
     def finish(self) -> None:
         """Send close_notify: our direction has ended. Called again after "not now"."""
+
+
+class Filter(Protocol):
+    """Sees the bytes of one direction before they go on.
+
+    It may pause or finish its own flow and close or part its link while it is fed; what it then gives is dropped
+    with the link.
+    """
+
+    @property
+    def free(self) -> int:
+        """Bytes that may go on unseen from here on, so that they can stay in the kernel; 0 means that all are seen."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Give what goes on in place of `data`; nothing is fine."""
+
+    def skipped(self, count: int) -> None:
+        """Take that `count` of the free bytes went on unseen."""
+
+    def ended(self) -> bytes:
+        """Give the last words to the destination: the source has ended. Called once."""
 
 
 REASONS = ("done", "reset", "idle", "half_closed", "killed", "shutdown")
@@ -81,6 +113,7 @@ class Flow:
 
     __slots__ = (
         "bulk",
+        "care",
         "count",
         "dst",
         "ended",
@@ -124,6 +157,7 @@ class Flow:
         self.bulk = False
         self.rearm = False
         self.out_armed = False
+        self.care: Care | None = None
 
     def ready(self, fd: int, events: int) -> None:
         """Take readiness of `src`: ours to read, the opposite flow's to write."""

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from OpenSSL import SSL
 
-from layer8.net.pump import CHUNK, Pump
+from layer8.net.flow import CHUNK
+from layer8.net.pump import Pump
 
 _BOTH = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 

@@ -17,6 +17,9 @@ Rules that each cost somebody a truncated download:
 * a direction ends once; a second shutdown may fail while unread bytes are still queued, which means nothing;
 * a failed write ends its own direction only: what the other side still has to say is delivered to its end;
 * a reset is passed on as a reset, after the bytes that came before it.
+
+A flow with a `Care` is looked at on its way: a filter sees its bytes, all but those it lets go unseen, and a meter
+limits how many move per second by letting the flow rest. Flows without one pay a single test for that.
 """
 
 from __future__ import annotations
@@ -35,18 +38,23 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from layer8.net.care import Care, last_words, read_with_care
 from layer8.net.entries import Address, Dialing, Entry, Listener, dial, linger_none, shut_write
-from layer8.net.flow import Flow, Link, Owner, Secure
+from layer8.net.flow import (
+    CHUNK,
+    SPLICE,
+    SPLICE_GATHER,
+    SPLICE_HOW,
+    SPLICE_LEAST,
+    Filter,
+    Flow,
+    Link,
+    Owner,
+    Secure,
+)
+from layer8.net.meter import Meter
 from layer8.net.pipes import PIPES, PipePool, affordable
 
-CHUNK = 1 << 16
-"""Bytes of one plain read, and so the most that waits in memory for a direction."""
-SPLICE = 1 << 20
-"""Bytes asked of one splice."""
-SPLICE_GATHER = 1 << 18
-"""A splice of fewer bytes lets the flow wait for the next event, so that data can gather."""
-SPLICE_LEAST = 1 << 14
-"""A splice of fewer bytes turns a bulk flow back into a plain one."""
 TURN = 4 << 20
 """Bytes that one direction may move before another gets its turn."""
 ROUNDS = 4
@@ -66,7 +74,6 @@ HAVE_SPLICE = hasattr(os, "splice")
 
 _INWARD = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _BOTH = _INWARD | select.EPOLLOUT
-_SPLICE_HOW = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
 
 
 @implementer(IReadDescriptor)
@@ -94,9 +101,10 @@ class Pump:
         """
         self._reactor = reactor
         self._clock = clock
+        self.clock: IReactorTime = reactor
         self._epoll = select.epoll()
         self._table: dict[int, Entry] = {}
-        self._splice = splice
+        self.splices = splice
         self._again: Any = None
         self._reading = False
         self._stale: set[int] = set()
@@ -189,8 +197,7 @@ class Pump:
 
     def _read_soon(self) -> None:
         if self._again is None or not self._again.active():
-            clock: IReactorTime = self._reactor
-            self._again = clock.callLater(0, self.doRead)
+            self._again = self.clock.callLater(0, self.doRead)
 
     def _turn(self) -> None:
         """Let each flow that used up its turn go on once."""
@@ -277,15 +284,23 @@ class Pump:
         down: bytes = b"",
         first_tls: Secure | None = None,
         second_tls: Secure | None = None,
+        up_filter: Filter | None = None,
+        down_filter: Filter | None = None,
+        meter: Meter | None = None,
     ) -> Link:
         """Carry bytes between two connected descriptors until both directions have ended.
 
-        `up` goes to `second` before anything read from `first`, `down` the other way round. Both descriptors belong
-        to the pump from here on. `owner.ended` may be called before this returns only through `Link.close`.
+        `up` goes to `second` before anything read from `first`, `down` the other way round; filters have seen both
+        already. Both descriptors belong to the pump from here on. `owner.ended` may be called before this returns only
+        through `Link.close`.
         """
         link = Link(self, owner)
         link.up = forth = Flow(link, first, second, up, first_tls, second_tls)
         link.down = back = Flow(link, second, first, down, second_tls, first_tls)
+        if up_filter is not None or meter is not None:
+            forth.care = Care(up_filter, meter)
+        if down_filter is not None or meter is not None:
+            back.care = Care(down_filter, meter)
         forth.other = back
         back.other = forth
         table = self._table
@@ -338,7 +353,7 @@ class Pump:
                     return False
                 try:
                     if pending is None:
-                        sent = os.splice(flow.pipe.read, dst, flow.held, flags=_SPLICE_HOW)  # type: ignore[union-attr]
+                        sent = os.splice(flow.pipe.read, dst, flow.held, flags=SPLICE_HOW)  # type: ignore[union-attr]
                         flow.held -= sent
                         self.spliced += sent
                     else:
@@ -359,6 +374,11 @@ class Pump:
                 turn -= sent
                 continue
             if flow.eof:
+                if flow.care is not None:
+                    if last_words(flow, flow.care):
+                        continue
+                    if flow.link is None:
+                        return False
                 secure = flow.secure_dst
                 if secure is not None and not flow.reset:
                     try:
@@ -374,18 +394,22 @@ class Pump:
             if flow.rearm:
                 flow.rearm = flow.readable = False
                 flow.out_armed = not flow.other.writable
-                self._empty_pipe(flow)
+                self.empty_pipe(flow)
                 self._epoll.modify(src, _BOTH if flow.out_armed else _INWARD)
                 return False
             if not flow.readable:
                 if flow.pipe is not None:
-                    self._empty_pipe(flow)
+                    self.empty_pipe(flow)
                 return False
             if turn <= 0:
                 return True
+            if flow.care is not None:
+                if not read_with_care(self, flow, flow.care):
+                    return False
+                continue
             try:
-                if flow.bulk and self._has_pipe(flow):
-                    size = os.splice(src, flow.pipe.write, SPLICE, flags=_SPLICE_HOW)  # type: ignore[union-attr]
+                if flow.bulk and self.has_pipe(flow):
+                    size = os.splice(src, flow.pipe.write, SPLICE, flags=SPLICE_HOW)  # type: ignore[union-attr]
                     flow.held = size
                     if not size:
                         flow.eof = True
@@ -400,7 +424,7 @@ class Pump:
                             flow.eof = True
                             continue
                         if len(data) == CHUNK:
-                            flow.bulk = self._splice and flow.secure_dst is None
+                            flow.bulk = self.splices and flow.secure_dst is None
                         elif not flow.ending:
                             flow.readable = False
                     else:
@@ -414,6 +438,60 @@ class Pump:
             except OSError:
                 flow.eof = flow.reset = True
 
+    def soon(self, flow: Flow) -> None:
+        """Look at a flow again in the next turn."""
+        self.queue(flow)
+        if not self._reading:
+            self._read_soon()
+
+    def pause(self, flow: Flow) -> None:
+        """Read no more of a flow that has a filter until `go_on`."""
+        if flow.care is not None:
+            flow.care.paused = True
+
+    def go_on(self, flow: Flow, data: bytes = b"") -> None:
+        """Read a paused flow again; `data` goes to its destination before anything that is read."""
+        if flow.link is None or flow.care is None:
+            return
+        flow.care.paused = False
+        self.say(flow, data)
+
+    def say(self, flow: Flow, data: bytes) -> None:
+        """Let `data` go to a flow's destination, after what waits there already; no order towards a held pipe."""
+        if flow.link is None or flow.ended:
+            return
+        if data:
+            flow.pending = data if flow.pending is None else flow.pending + data
+        self.soon(flow)
+
+    def finish(self, flow: Flow) -> None:
+        """Act as if a flow's source had ended: what waits goes out, then the end."""
+        if flow.link is not None and not flow.eof:
+            flow.eof = True
+            if flow.care is not None:
+                flow.care.paused = flow.care.resting = False
+            self.soon(flow)
+
+    def part(self, link: Link) -> tuple[int, int]:
+        """Dissolve a link and give both descriptors back, watched by nobody; its owner is told nothing.
+
+        What waits inside is lost: look at `pending` and `held` of both flows first.
+        """
+        up, down = link.up, link.down
+        if up.link is None:
+            raise ValueError("the link is over")
+        for flow in (up, down):
+            if flow.pipe is not None:
+                self.pipes.give_back(flow.pipe, empty=not flow.held)
+                flow.pipe = None
+            flow.link = None
+            flow.held = 0
+            flow.pending = None
+            self.unregister(flow.src)
+        del up.other, down.other
+        self.links -= 1
+        return up.src, down.src
+
     def _arm(self, flow: Flow) -> None:
         """Wait until the destination may be written."""
         flow.writable = False
@@ -422,7 +500,8 @@ class Pump:
             opposite.out_armed = True
             self._epoll.modify(flow.dst, _BOTH)
 
-    def _has_pipe(self, flow: Flow) -> bool:
+    def has_pipe(self, flow: Flow) -> bool:
+        """Say whether a flow has a pipe to splice through, and borrow one if it has none."""
         if flow.pipe is None:
             flow.pipe = self.pipes.borrow()
             if flow.pipe is None:
@@ -430,7 +509,8 @@ class Pump:
                 return False
         return True
 
-    def _empty_pipe(self, flow: Flow) -> None:
+    def empty_pipe(self, flow: Flow) -> None:
+        """Give a flow's pipe back."""
         if flow.pipe is not None:
             self.pipes.give_back(flow.pipe, empty=not flow.held)
             flow.pipe = None
@@ -441,7 +521,7 @@ class Pump:
         if link is None:
             return
         flow.ended = True
-        self._empty_pipe(flow)
+        self.empty_pipe(flow)
         flow.held = 0
         flow.pending = None
         if flow.reset:

@@ -31,6 +31,7 @@ from layer8.core.errors import ConfigError, RemoteProtocolError
 from layer8.crypto.x509 import Identity, certificate_pin
 
 CIPHERS_1_2 = b"ECDHE+AESGCM:ECDHE+CHACHA20"  # forward secret and authenticated; TLS 1.3 has no others
+TICKET_LIFE = 7200  # seconds for which a session may be resumed
 ALPN_MOST = 255  # bytes of one protocol name (RFC 7301)
 
 
@@ -69,13 +70,16 @@ class Named:
 Expectation = Pinned | Named
 
 
-def server_context(identity: Identity, alpn: Sequence[str] = (), *, ask: bool = False) -> SSL.Context:
+def server_context(
+    identity: Identity, alpn: Sequence[str] = (), *, ask: bool = False, resume: bool = False
+) -> SSL.Context:
     """Make the listening side's context.
 
     `alpn` are protocol names in our order of preference; a client that offers none of them gets none, and whoever
     uses the connection decides. `ask` asks the client for a certificate and takes any: its `peer_pin` says who it is.
+    `resume` gives out tickets, sealed with a key that lives and dies with this context; not together with `ask`.
     """
-    context = _context(SSL.TLS_SERVER_METHOD)
+    context = _context(SSL.TLS_SERVER_METHOD, resume=resume)
     _use(context, identity)
     if alpn:
         ours = _alpn(alpn)
@@ -209,12 +213,17 @@ class TlsClient:
         return open_client(self.context, None, self.server_name)
 
 
-def _context(method: int) -> SSL.Context:
+def _context(method: int, *, resume: bool = False) -> SSL.Context:
     context = SSL.Context(method)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
     context.set_cipher_list(CIPHERS_1_2)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+    if resume:
+        context.set_session_id(b"layer8")
+        context.set_timeout(TICKET_LIFE)
+    else:
+        context.set_options(SSL.OP_NO_TICKET)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)  # an idle connection keeps no 32 KiB of buffers
     return context
 

@@ -18,10 +18,10 @@ from twisted.trial.unittest import SkipTest, TestCase
 
 from layer8.crypto.x509 import self_signed
 from layer8.net.entries import listening
-from layer8.net.flow import Link
+from layer8.net.flow import CHUNK, Link
 from layer8.net.leg import Leg
 from layer8.net.pipes import PipePool
-from layer8.net.pump import CHUNK, HAVE_SPLICE, Pump
+from layer8.net.pump import HAVE_SPLICE, Pump
 
 P = ParamSpec("P")
 T = TypeVar("T")

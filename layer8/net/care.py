@@ -1,0 +1,112 @@
+"""Flows that are looked at on their way: a filter sees their bytes, a meter makes them rest.
+
+Everything here is called by the pump for flows that have a `Care`; the others never come here.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from layer8.net.flow import CHUNK, SPLICE, SPLICE_GATHER, SPLICE_HOW, SPLICE_LEAST, Filter, Flow
+from layer8.net.meter import Meter
+
+if TYPE_CHECKING:
+    from layer8.net.pump import Pump
+
+
+class Care:
+    """What a flow needs beyond being carried: a filter, a meter, or both.
+
+    `paused` is the filter's wish, `resting` the meter's.
+    """
+
+    __slots__ = ("filter", "meter", "paused", "resting")
+
+    def __init__(self, seen: Filter | None = None, meter: Meter | None = None) -> None:
+        """Begin without a pause."""
+        self.filter = seen
+        self.meter = meter
+        self.paused = False
+        self.resting = False
+
+
+def read_with_care(pump: Pump, flow: Flow, care: Care) -> bool:
+    """Read some of a flow, as much as filter and meter allow; False when it must wait."""
+    if care.paused or care.resting:
+        pump.empty_pipe(flow)
+        return False
+    meter, seen = care.meter, care.filter
+    most = SPLICE
+    if meter is not None:
+        most = min(SPLICE, meter.room(pump.now))
+        if not most:
+            _rest(pump, flow, care, meter)
+            return False
+    free = most if seen is None else min(most, seen.free)
+    try:
+        if flow.bulk and free >= SPLICE_LEAST and pump.has_pipe(flow):
+            size = os.splice(flow.src, flow.pipe.write, free, flags=SPLICE_HOW)  # type: ignore[union-attr]
+            flow.held = size
+            if not size:
+                flow.eof = True
+            elif size < min(SPLICE_GATHER, free):
+                flow.rearm = True
+                flow.bulk = size >= SPLICE_LEAST
+            if seen is not None:
+                seen.skipped(size)
+            if meter is not None:
+                meter.spend(size)
+            return True
+        asked = min(CHUNK, most)
+        secure = flow.secure_src
+        data = os.read(flow.src, asked) if secure is None else secure.recv(asked)
+    except BlockingIOError:
+        flow.readable = flow.ending = False
+        return False
+    except OSError:
+        flow.eof = flow.reset = True
+        return True
+    if not data:
+        flow.eof = True
+        return True
+    if secure is None:
+        if len(data) == asked:
+            flow.bulk = pump.splices and flow.secure_dst is None
+        elif not flow.ending:
+            flow.readable = False
+    if meter is not None:
+        meter.spend(len(data))
+    if seen is not None:
+        data = seen.feed(data)
+        if flow.link is None:
+            return False  # the filter has ended or parted the link
+    if data:
+        flow.pending = data if flow.pending is None else flow.pending + data
+    return True
+
+
+def last_words(flow: Flow, care: Care) -> bool:
+    """Ask a filter for what it still has to say at the end; False if nothing."""
+    if care.filter is None or flow.reset:
+        return False
+    seen, care.filter = care.filter, None
+    words = seen.ended()
+    if flow.link is None:
+        return False
+    flow.pending = words or None
+    return bool(words)
+
+
+def _rest(pump: Pump, flow: Flow, care: Care, meter: Meter) -> None:
+    """Let a flow wait until its meter has room again."""
+    care.resting = True
+    pump.empty_pipe(flow)
+
+    def rested() -> None:
+        care.resting = False
+        if flow.link is not None:
+            flow.link.last = pump.look_at_clock()  # it was made to wait, so it was not idle
+            pump.soon(flow)
+
+    pump.clock.callLater(meter.wait(), rested)
