@@ -163,7 +163,7 @@ def _from_line(line: bytes) -> Header | Refused:
         ]
     except (ValueError, ConfigError):
         return _REFUSED
-    return Header(*ends) if max(end.port for end in ends) < 1 << 16 else _REFUSED
+    return Header(ends[0], ends[1]) if max(end.port for end in ends) < 1 << 16 else _REFUSED
 
 
 def _from_bytes(header: bytes) -> Header | Refused:
