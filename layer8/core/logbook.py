@@ -40,6 +40,8 @@ EVENTS: Mapping[str, Logged] = {
     "listen.opened": Logged("something listens; says what and where"),
     "config.reloaded": Logged("the configuration was read again and is used from now on"),
     "config.refused": Logged("the configuration was read again and cannot be used; the old one stands"),
+    "certs.loaded": Logged("a certificate for visitors was read and is served"),
+    "certs.refused": Logged("a certificate for visitors cannot be used; what its files held before is served on"),
     "proxy.data_kept": Logged("no other data port could be opened; the old one stays"),
     "proxy.draining": Logged("no new visitors are let in"),
     "proxy.counts_kept": Logged("byte counts could not be written and stay in memory"),

@@ -38,6 +38,7 @@ PINS_MOST = 16
 
 CertificateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
+_ACME = x509.ObjectIdentifier("1.3.6.1.5.5.7.1.31")  # id-pe-acmeIdentifier (RFC 8737)
 _PIN = re.compile(r"[A-Za-z0-9_-]{43}\Z")
 
 
@@ -88,11 +89,38 @@ class Identity:
         """Give key and chain as one file's content."""
         return self.key_pem.rstrip(b"\n") + b"\n" + self.chain_pem
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The host names that the certificate is for, lower-case, wildcards as they stand; its subject says nothing."""
+        try:
+            found = self.chain[0].extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except (x509.ExtensionNotFound, ValueError):
+            return ()
+        return tuple(name.lower() for name in found.get_values_for_type(x509.DNSName))
 
-def self_signed(names: str | Sequence[str], now: datetime.datetime | None = None) -> tuple[bytes, bytes]:
+    @property
+    def life(self) -> tuple[float, float]:
+        """The seconds since 1970 between which the certificate is good."""
+        certificate = self.chain[0]
+        return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+
+
+def new_key() -> bytes:
+    """Make an ECDSA P-256 key, as PEM."""
+    return ec.generate_private_key(ec.SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def self_signed(
+    names: str | Sequence[str],
+    now: datetime.datetime | None = None,
+    *,
+    lifetime: datetime.timedelta = LIFETIME,
+    acme: bytes | None = None,
+) -> tuple[bytes, bytes]:
     """Make an ECDSA P-256 key and a certificate for host names and IP addresses: `(key_pem, cert_pem)`.
 
-    `now` is an aware time (default: the clock's). Raises `ConfigError` for a name that no certificate can hold.
+    `now` is an aware time (default: the clock's); `acme` is the digest that answers a tls-alpn-01 challenge (RFC 8737
+    section 3). Raises `ConfigError` for a name that no certificate can hold.
     """
     wanted = [names] if isinstance(names, str) else list(names)
     if not wanted:
@@ -101,22 +129,25 @@ def self_signed(names: str | Sequence[str], now: datetime.datetime | None = None
     key = ec.generate_private_key(ec.SECP256R1())
     title = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, wanted[0][:64])])
     try:
-        certificate = (
+        builder = (
             x509.CertificateBuilder()
             .subject_name(title)
             .issuer_name(title)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(moment - CLOCK_SLACK)
-            .not_valid_after(moment + LIFETIME)
+            .not_valid_after(moment + lifetime)
             .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in wanted]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
                 critical=False,
             )
-            .sign(key, hashes.SHA256())
         )
+        if acme is not None:
+            # an OCTET STRING of 32 bytes in DER
+            builder = builder.add_extension(x509.UnrecognizedExtension(_ACME, b"\x04\x20" + acme), critical=True)
+        certificate = builder.sign(key, hashes.SHA256())
     except ValueError as error:
         raise ConfigError(f"no certificate can be made for {', '.join(wanted)}: {error}") from error
     return (

@@ -1,6 +1,7 @@
 """Certificates, pairs and pins; the openssl program is the second opinion."""
 
 import base64
+import datetime
 import hashlib
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from layer8.core.errors import ConfigError
-from layer8.crypto.x509 import Identity, certificate_pin, parse_pins, self_signed
+from layer8.crypto.x509 import Identity, certificate_pin, new_key, parse_pins, self_signed
 
 
 def _openssl(*arguments: str, feed: bytes = b"") -> bytes:
@@ -43,6 +44,20 @@ class Certificates(SynchronousTestCase):
     def test_no_name(self) -> None:
         self.assertRaises(ConfigError, self_signed, [])
         self.assertRaises(ConfigError, self_signed, "b\u00fccher.example")
+
+    def test_names_and_life(self) -> None:
+        now = datetime.datetime.fromtimestamp(1_700_000_000, datetime.UTC)
+        day = datetime.timedelta(days=1)
+        made = Identity.from_pem(*self_signed(["A.example", "*.b.example", "127.0.0.1"], now, lifetime=day))
+        self.assertEqual(made.names, ("a.example", "*.b.example"))
+        self.assertEqual(made.life, (1_700_000_000 - 86400, 1_700_000_000 + 86400))
+        self.assertIn(b"PRIVATE KEY", new_key())
+        self.assertNotEqual(new_key(), new_key())
+
+    def test_openssl_sees_the_answer_to_a_challenge(self) -> None:
+        _, certificate = self_signed("a.example", acme=bytes(range(32)))
+        text = _openssl("x509", "-noout", "-text", feed=certificate).decode()
+        self.assertRegex(text, r"1\.3\.6\.1\.5\.5\.7\.1\.31: critical")
 
 
 class Pairs(SynchronousTestCase):
