@@ -19,7 +19,8 @@ class Option:
     """What is known about one key besides its name, type and default.
 
     `unit` is the unit of a plain number ("s", "bytes", ...). `hot` keys change on reload, the others need a restart.
-    `file` says what a path stands for, so that the loader can look at it: "secret", "read" or "write" ("" = no path).
+    `file` says what a path stands for, so that the loader can look at it: "secret", "read", "write", "socket" or
+    "folder" ("" = no path).
     """
 
     doc: str

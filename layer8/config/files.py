@@ -29,12 +29,15 @@ def resolve(value: str, base: Path, environ: Mapping[str, str], kind: str) -> Pa
 
 
 def why_not(path: Path, kind: str, environ: Mapping[str, str]) -> str | None:
-    """Give the reason why `path` cannot be used as `kind` ("secret", "read", "write" or "socket"), or None."""
+    """Give why `path` cannot be used as `kind` ("secret", "read", "write", "socket" or "folder"), or None."""
     try:
         if reason := behind_symlink(path):
             return reason
         if kind == "socket":
             return None if path.parent.is_dir() else f"there is no folder {path.parent}"
+        if kind == "folder":
+            usable = path.is_dir() and os.access(path, os.R_OK | os.X_OK)
+            return None if usable else "it is not a folder that this user can read"
         return _why_not_write(path) if kind == "write" else _why_not_read(path, kind, environ)
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error)

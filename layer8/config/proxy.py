@@ -54,6 +54,23 @@ class ProxyLimits:
     half_closed: float = option(60.0, doc="The same once one side has ended its half.", check=_time, unit="s")
     hosts: int = option(100_000, doc="Registrations.", check=_count)
     policy_rules: int = option(64, doc="allow and deny rules of one host.", check=_count)
+    pool: int = option(
+        32, doc="Pre-dialled connections of one subscription, whatever its agent wishes.", check=accept.between(0, 1024)
+    )
+    pools: int = option(5000, doc="Pre-dialled connections of all subscriptions together.", check=_count)
+    pool_time: float = option(
+        60.0, doc="How long a pre-dialled connection may wait before it is renewed.", check=_time, unit="s"
+    )
+    host_rate: float = option(
+        0.0,
+        doc="New connections per second of a host that names no rate; 0 is off.",
+        check=accept.between(0, 1e6),
+    )
+    bandwidth: int = option(
+        0,
+        doc="Bytes per second of a host that names no bandwidth, both ways together; 0 is off.",
+        check=accept.between(0, 1e12),
+    )
     host_conns: int = option(
         0, doc="Open connections of a host that names none; 0 is off.", check=accept.between(0, 1e7)
     )
@@ -82,12 +99,21 @@ class ProxyHostConfig:
     ports: tuple[int, ...] = option(
         (), doc="Public ports on which this host is served; empty: all.", check=accept.ports
     )
-    mode: Literal["raw", "guard", "proxy"] = option(
-        "raw", doc="raw: routed by the first request.", check=accept.not_built("raw", "a mode other than raw")
+    mode: Literal["", "raw", "guard", "proxy"] = option("", doc="How HTTP is carried; empty: as the server's `mode`.")
+    tls: Literal["passthrough", "terminate"] = option(
+        "passthrough", doc="terminate: the server itself ends TLS for this host, with a certificate of `certs` or acme."
     )
     allow: tuple[str, ...] = option((), doc="Networks that may visit; empty: all.", check=accept.networks)
     deny: tuple[str, ...] = option((), doc="Networks that may not, whatever `allow` says.", check=accept.networks)
     max_conns: int = option(0, doc="Open connections; 0: the limit host_conns.", check=accept.between(0, 1e7))
+    rate: float = option(0.0, doc="New connections per second; 0: the limit host_rate.", check=accept.between(0, 1e6))
+    bandwidth: int = option(
+        0, doc="Bytes per second, both ways together; 0: the limit bandwidth.", check=accept.between(0, 1e12)
+    )
+    visitor: Literal["none", "full"] = option(
+        "none", doc="full: agent and target learn visitors' addresses, if the server's `visitor` agrees."
+    )
+    proxy_protocol: Literal["none", "v1", "v2"] = option("none", doc="PROXY header sent to `target`.")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Give keys that do not go together, with the reason."""
@@ -142,8 +168,24 @@ class ProxyConfig:
         "", doc="Certificate chain (PEM) for that name; empty: self-signed and pinned.", file="read"
     )
     tls_key_file: str = option("", doc="Its private key (PEM).", file="secret")
-    workers: int = option(
-        1, doc="Processes that share the listeners.", check=accept.not_built(1, "more than one worker"), hot=False
+    workers: int = option(1, doc="Processes that share the listeners.", check=accept.between(1, 256), hot=False)
+    takeover: str = option(
+        "",
+        doc="Unix socket by which a newly started server gets the listeners of the one that runs; empty: none.",
+        file="socket",
+        hot=False,
+    )
+    certs: str = option(
+        "", doc="Folder with certificates (PEM) for hosts whose TLS the server ends; empty: none.", file="folder"
+    )
+    acme: str = option(
+        "",
+        doc="Directory URL of a certificate authority (RFC 8555) for hosts whose TLS the server ends; empty: none.",
+        example="https://acme-v02.api.letsencrypt.org/directory",
+    )
+    acme_email: str = option("", doc="Address that the authority may write to.")
+    acme_ca_file: str = option(
+        "", doc="Root certificate (PEM) of the authority's own API; empty: the system's.", file="read"
     )
     public_http: int = option(
         0,
@@ -173,22 +215,27 @@ class ProxyConfig:
     default_host: str = option("", doc="Host for visitors that name none.", check=accept.host_name)
     sni_dot: Literal["close", "strip"] = option("close", doc="What to do about a dot at the end of a TLS server name.")
     mode: Literal["raw", "guard", "proxy"] = option(
-        "raw", doc="raw: routed by the first request.", check=accept.not_built("raw", "a mode other than raw")
+        "raw",
+        doc="HTTP of hosts that name no mode. raw: routed by the first request; guard: a later request for "
+        "another host is refused; proxy: every request is routed, its forwarding headers are ours.",
     )
     visitor: Literal["none", "full"] = option(
-        "none", doc="What agents learn of a visitor's address.", check=accept.not_built("none", "passing on addresses")
+        "none", doc="full: a host's policy may pass visitors' addresses on to its agents."
     )
     proxy_from: tuple[str, ...] = option(
-        (),
-        doc="Networks whose connections begin with a PROXY header.",
-        check=accept.not_built((), "the PROXY protocol"),
+        (), doc="Networks whose connections have to begin with a PROXY header, v1 or v2.", check=accept.networks
     )
     allow: tuple[str, ...] = option((), doc="Networks that may visit; empty: all.", check=accept.networks)
     deny: tuple[str, ...] = option((), doc="Networks that may not, whatever `allow` says.", check=accept.networks)
     bus: Literal["local", "wamp"] = option(
         "local",
-        doc="How several nodes find each other.",
-        check=accept.not_built("local", "a bus between nodes"),
+        doc="How several nodes find each other; wamp: by a router ([control.wamp]) and the database of database_file.",
+        hot=False,
+    )
+    database_file: str = option(
+        "",
+        doc="File with the PostgreSQL connection string that all nodes of a `wamp` bus share.",
+        file="secret",
         hot=False,
     )
     drain_s: int = option(
@@ -240,13 +287,10 @@ class AgentHostConfig:
     max_conns: int = option(
         0, doc="Connections this agent takes at the same time; 0: any.", check=accept.between(0, 1e7)
     )
-    pool: int = option(0, doc="Connections dialled ahead.", check=accept.not_built(0, "the pool"))
-    check: Literal["none", "tcp", "http"] = option(
-        "none", doc="How the target's health is watched.", check=accept.not_built("none", "the health check")
-    )
-    proxy_protocol: Literal["none", "v1", "v2"] = option(
-        "none", doc="Header sent to the target.", check=accept.not_built("none", "the PROXY protocol")
-    )
+    pool: int = option(2, doc="Connections dialled ahead, at least; 0: none.", check=accept.between(0, 32))
+    check: Literal["none", "tcp", "http"] = option("none", doc="How the target's health is watched.")
+    check_path: str = option("/", doc="What `check = http` asks for.")
+    proxy_protocol: Literal["none", "v1", "v2"] = option("none", doc="PROXY header sent to the target.")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Give keys that do not go together, with the reason."""

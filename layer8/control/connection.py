@@ -216,7 +216,7 @@ class Connection:
             return
         if running.method == "auth.token":
             self.known()
-        if len(message) > self.rules.message:
+        if len(message) > self.rules.most:
             message = encode_error(running.id, NoCapacity("MESSAGE"))
         self._effects.append(Send(message))
 
@@ -259,7 +259,7 @@ class Connection:
         """
         if self.state is State.CLOSED:
             raise CallUnavailable("the connection is closed")
-        ident, message = self._ours.start(method, params, now + timeout, self.rules.message)
+        ident, message = self._ours.start(method, params, now + timeout, self.rules.most)
         self._effects.append(Send(message))
         return ident
 
@@ -271,7 +271,7 @@ class Connection:
     def notify(self, method: str, params: Mapping[str, Any]) -> None:
         """Send a notification; raises NoCapacity if it is over the message cap."""
         message = encode_notification(method, params)
-        if len(message) > self.rules.message:
+        if len(message) > self.rules.most:
             raise NoCapacity("MESSAGE")
         if self.state is not State.CLOSED:
             self._effects.append(Send(message))
@@ -373,7 +373,7 @@ class Connection:
 
     def _refuse(self, ident: Id | None, error: ControlError) -> None:
         message = encode_error(ident, error)
-        if len(message) > self.rules.message:
+        if len(message) > self.rules.most:
             message = encode_error(ident, NoCapacity("MESSAGE"))
         self._effects.append(Send(message))
 

@@ -147,7 +147,7 @@ class Conversation:
         if self._socket is None or self.reason:
             return False
         message = _head(method) + encode(params) + b"}"
-        if len(message) > self.rules.message:
+        if len(message) > self.rules.most:
             raise NoCapacity("MESSAGE")
         self.counts.notifications += 1
         return self._socket.send(message)
@@ -201,7 +201,7 @@ class Conversation:
     def subscriber(self) -> Subscriber:
         """Give the queue of the events that this connection subscribed to."""
         if self._subscriber is None:
-            self._subscriber = Subscriber(self._deliver_soon, self.rules.message)
+            self._subscriber = Subscriber(self._deliver_soon, self.rules.most)
         return self._subscriber
 
     def caller(self) -> Caller:

@@ -18,9 +18,8 @@ from typing import Final
 from layer8.control.conversation import Known
 from layer8.control.errors import RateLimited
 from layer8.control.tokens import SECRET_SIZE, Token, Tokens, digest_of, dump_tokens, parse_tokens, token_text
-from layer8.core.address import source_key
-from layer8.core.bans import Bans
 from layer8.core.errors import ConfigError
+from layer8.core.guesses import Guesses
 from layer8.crypto.keyfile import read_private, write_private
 
 TOKENS_FILE: Final = "tokens.toml"
@@ -45,7 +44,7 @@ class Keyring:
         self._path = folder / TOKENS_FILE
         self._seconds = seconds
         self._wall = wall
-        self._bans = Bans()
+        self._guesses = Guesses()
         self._certificates = dict(certificates or {})
         self.cookie = token_text(token_bytes(SECRET_SIZE))
         self._cookie_digest = digest_of(self.cookie)
@@ -60,9 +59,8 @@ class Keyring:
 
         Both comparisons are always made, in constant time over SHA-256.
         """
-        source = source_key(address or "")
         now = self._seconds()
-        wait = self._bans.banned(source, now) if source else 0.0
+        wait = self._guesses.wait(address, now)
         if wait:
             raise RateLimited(int(wait * 1000) + 1)
         token = self.tokens.check(text, self._wall())
@@ -70,8 +68,7 @@ class Keyring:
             return Known("cookie", ADMIN)
         if token is not None:
             return Known(token.name, token.roles, token.hosts)
-        if source:
-            self._bans.failed(source, now)
+        self._guesses.wrong(address, now)
         return None
 
     def by_certificate(self, pin: str | None) -> Known | None:

@@ -8,7 +8,8 @@ from typing import Final
 from attrs import frozen
 
 MESSAGE: Final = 64 * 1024  # bytes of one message, local and admin listeners
-MESSAGE_AGENT: Final = 16 * 1024  # on the agent listener
+MESSAGE_AGENT: Final = 16 * 1024  # on the agent listener, from its peers
+ANSWER_AGENT: Final = 32 * 1024  # on the agent listener, to its peers: our own description is longer than any call
 MESSAGE_LEGACY: Final = 1024  # on the listener for webgw agents
 CALLS_OPEN: Final = 64  # running at once
 CALL_RATE: Final = 200.0  # per second
@@ -39,19 +40,26 @@ CLOSE_CODES: Final[Mapping[str, int]] = {
 class Rules:
     """What one kind of connection takes.
 
-    `message` is the largest message in bytes, both ways. `serves`: the peer's calls are run, else they get
-    method_not_found. `runs_notifications`: they are run like calls, else they are told. `positional`: parameters may
-    come in an array. `must_prove`: nothing here is public, so AUTH_TIME applies until the caller is known.
+    `message` is the largest message in bytes that is taken, `answer` that is sent, 0 being the same. `serves`: the
+    peer's calls are run, else they get method_not_found. `runs_notifications`: they are run like calls, else they are
+    told. `positional`: parameters may come in an array. `must_prove`: nothing here is public, so AUTH_TIME applies
+    until the caller is known.
     """
 
     message: int = MESSAGE
+    answer: int = 0
     serves: bool = True
     runs_notifications: bool = True
     positional: bool = False
     must_prove: bool = False
 
+    @property
+    def most(self) -> int:
+        """The largest message that is sent."""
+        return self.answer or self.message
+
 
 SERVER: Final = Rules()
-AGENTS: Final = Rules(message=MESSAGE_AGENT)
+AGENTS: Final = Rules(message=MESSAGE_AGENT, answer=ANSWER_AGENT)
 LEGACY: Final = Rules(message=MESSAGE_LEGACY, positional=True)
 CLIENT: Final = Rules(serves=False, runs_notifications=False)

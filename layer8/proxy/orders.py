@@ -14,9 +14,11 @@ from layer8.core.members import Bounds, member
 from layer8.proxy.limits import GRACE, PAGE, TTL_MOST
 from layer8.proxy.wire import NAME_MOST, Alternatives, Hex32, Host, Port, Up
 
-Mode = Literal["raw"]
+Mode = Literal["raw", "guard", "proxy"]
+Tls = Literal["passthrough", "terminate"]
 Ports = Annotated[tuple[Port, ...], Bounds(0, 64)]
 Cidr = Annotated[str, Bounds(2, 49)]
+Users = Annotated[tuple[Annotated[str, Bounds(3, 256)], ...], Bounds(0, 64)]
 Cidrs = Annotated[tuple[Cidr, ...], Bounds(0, 4096)]
 
 
@@ -24,13 +26,19 @@ Cidrs = Annotated[tuple[Cidr, ...], Bounds(0, 4096)]
 class Policy:
     """Who may visit a host and how much; empty and 0 mean everybody and the server's own limit.
 
-    `deny` beats `allow`.
+    `deny` beats `allow`. `rate` is new connections per second, `bandwidth` bytes per second both ways together.
+    `visitor` says whether agents learn visitors' addresses, `tls` who ends TLS: the target or the server. `users` are
+    lines `name:hash` (`layer8.crypto.password`) of those who may come in, in mode proxy.
     """
 
     allow: Cidrs = ()
     deny: Cidrs = ()
     max_conns: int = member(0, least=0, most=10_000_000)
-    visitor: Literal["none"] = "none"
+    rate: float = member(0.0, least=0, most=1_000_000)
+    bandwidth: int = member(0, least=0, most=10**12)
+    visitor: Literal["none", "full"] = "none"
+    tls: Tls = "passthrough"
+    users: Users = ()
 
 
 EVERYBODY: Final = Policy()

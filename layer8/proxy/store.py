@@ -16,7 +16,7 @@ from layer8.control.shape import ShapeError, from_json, to_json
 from layer8.core.errors import StorageError
 from layer8.net.storage import Drop, Put, Storage, Value
 from layer8.proxy.bans import Banned
-from layer8.proxy.orders import Policy
+from layer8.proxy.orders import Mode, Policy
 from layer8.proxy.registration import Ownership, Registration, StoredSecret, gate
 from layer8.proxy.wire import Denied
 
@@ -138,14 +138,12 @@ class Store:
         host = str(found["host"])
         try:
             policy = from_json(Policy, json.loads(str(found["policy"])))
-            ports = from_json(_Ports, {"ports": json.loads(str(found["ports"]))}).ports
-            if found["mode"] != "raw":
-                raise ValueError(f"mode {found['mode']!r} is not built")
+            read = from_json(_Said, {"ports": json.loads(str(found["ports"])), "mode": found["mode"]})
             return Registration(
                 host=host,
                 owner=str(found["owner"]),
-                ports=ports,
-                mode="raw",
+                ports=read.ports,
+                mode=read.mode,
                 policy=policy,
                 state=Ownership(str(found["state"])),
                 created=_number(found["created"]),
@@ -159,8 +157,9 @@ class Store:
 
 
 @frozen
-class _Ports:
+class _Said:
     ports: tuple[int, ...]
+    mode: Mode
 
 
 def _number(value: Value) -> float:

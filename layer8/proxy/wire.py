@@ -27,6 +27,9 @@ lower-case hex. Camel-case names are webgw's.
 A data connection, from the agent: ``secret: 32 bytes`` and then the target's bytes; from the server: the visitor's
 bytes from the first one, exactly once. Nothing is framed, so one end's FIN is the other end's FIN.
 
+With the feature `pool` an agent also dials ahead: `proxy.pool` gives it secrets, and what the server says first on
+such a connection, when a visitor gets it, is one PROXY v2 header (`layer8.proxy.pp`) that says who the visitor is for.
+
 The `host` inside a proof is the registered form: lower-case A-labels, a wildcard with its star.
 
 Source: proxy.md sections 3, 4, 10 and 14.
@@ -46,7 +49,8 @@ from layer8.proxy.limits import PRIORITY_MOST, WEIGHT_MOST
 VERSION: Final = 1  # the only protocol version there is
 SECRET_SIZE: Final = 32  # bytes of a one-time secret on a data connection
 NONCE_SIZE: Final = 32  # bytes; one per control connection
-FEATURES: Final[tuple[str, ...]] = ()  # optional parts of this build; used if both ends name them
+POOLED: Final = "pool"  # the feature: the agent dials ahead, see `Pool`
+FEATURES: Final[tuple[str, ...]] = (POOLED,)  # optional parts of this build; used if both ends name them
 SUBPROTOCOL: Final = "jsonrpc.layer8.v1"
 AGENT_PATH: Final = "/agent"  # where the agent listener takes WebSockets
 DATA_ALPN: Final = "layer8-data/1"  # of a dial-back inside TLS, which tells it from a control connection
@@ -240,7 +244,7 @@ class Call:
     """A visitor waits: dial back with `secret` within `expires_ms`.
 
     `port` is the public port the visitor came to. `data_host`, if present, must be one of the announced `data`
-    addresses. `remote` is the visitor's address and present only where the host's policy and the server agree.
+    addresses. `remote` is the visitor's `ADDRESS:PORT` and present only where the host's policy and the server agree.
     """
 
     secret: Hex32 = field(repr=False)
@@ -262,6 +266,25 @@ class Connection:
 
     subscription: int
     result: Call
+
+
+@frozen
+class Token:
+    """A secret for a connection that is dialled ahead: to be shown on it within `expires_ms`, good for one."""
+
+    secret: Hex32 = field(repr=False)
+    expires_ms: Number
+    data_port: Port = field(metadata={MEMBER: Member(name="serverListeningPort")})
+    tls: bool
+    data_host: str | None = member(None, name="serverListeningHost")
+
+
+@frozen
+class Pool:
+    """`proxy.pool`, a notification: dial back with each of these now and wait; a visitor's header starts the rest."""
+
+    subscription: int
+    tokens: Annotated[tuple[Token, ...], Bounds(1, 32)]
 
 
 @frozen

@@ -130,7 +130,7 @@ class PrecedenceTests(ConfigCase):
 class ProblemTests(ConfigCase):
     def test_all_in_one_go_with_file_line_key_value_and_reason(self) -> None:
         lines = self.problems(
-            '[proxy]\nhtp = "x"\nhttp = ["tcp:80", "tcp:99999"]\nworkers = 4\n'
+            '[proxy]\nhtp = "x"\nhttp = ["tcp:80", "tcp:99999"]\nworkers = 999\n'
             '[proxy.limits]\nidle = "1h"\n[[proxy.host]]\nhost = "a.example"\ntarget = "tcp:1.2.3.4"\n[prxy]\n',
             {"LAYER8_LOG__LEVEL": "loud"},
             proxy__drain_s="soon",
@@ -140,7 +140,7 @@ class ProblemTests(ConfigCase):
             "LAYER8_LOG__LEVEL: log.level = 'loud': it has to be one of debug, info, warn, error",
             "layer8.toml:2: proxy.htp: unknown key; the nearest known one is proxy.http",
             "layer8.toml:3: proxy.http = ['tcp:80', 'tcp:99999']: 'tcp:99999': port has to be",
-            "layer8.toml:4: proxy.workers = 4: more than one worker is not built yet; only 1 works",
+            "layer8.toml:4: proxy.workers = 999: it has to be from 1 to 256",
             "--drain-s: proxy.drain_s = 'soon': it has to be a whole number",
             "layer8.toml:6: proxy.limits.idle = '1h': it has to be a number, not text",
             "layer8.toml:9: proxy.host[0].target = 'tcp:1.2.3.4': tcp: needs host and port",
@@ -178,8 +178,7 @@ class ProblemTests(ConfigCase):
         self.refused("[proxy]\ndrain_s = 9223372036854775808", "too large")
 
     def test_not_built_yet(self) -> None:
-        for text in ("mode = 'guard'", "mode = 'proxy'", "workers = 2", "bus = 'wamp'", "proxy_from = ['10.0.0.0/8']"):
-            self.refused("[proxy]\n" + text, "not built yet")
+        self.refused("[debug]\nlisten = 'tcp:9009:interface=127.0.0.1'", "not built yet")
 
     def test_networks_and_hosts(self) -> None:
         self.refused("[proxy]\nallow = ['10.0.0.1/8']", "10.0.0.1/8")

@@ -84,7 +84,7 @@ class OptionTests(SynchronousTestCase):
         self.assertIn("PORT=ENDPOINT", self.refused("agent", "--host", "a.example", "--target", "80"))
 
     def test_wrong_values_name_the_option(self) -> None:
-        text = self.refused("proxy", "--http", "bla", "--drain-s", "x", "--workers", "2")
+        text = self.refused("proxy", "--http", "bla", "--drain-s", "x", "--workers", "0")
         self.assertEqual(len(text.splitlines()), 3)
         self.assertIn("layer8-proxy: --http: proxy.http = 'bla': it has to begin with", text)
 

@@ -17,7 +17,6 @@ from layer8.control.tokens import (
     parse_tokens,
     token_text,
 )
-from layer8.core.bans import FIRST_BAN, LONGEST_BAN, SOURCES, Bans
 from layer8.core.errors import ConfigError
 from tests.control.callers import caller
 
@@ -161,48 +160,3 @@ class TokenSets(SynchronousTestCase):
         written = dump_tokens(Tokens([a_token()]))
         with self.assertRaises(ConfigError):
             parse_tokens(written + written)
-
-
-class Guessing(SynchronousTestCase):
-    """AUTH_FAILS: 20 a minute per source, then 1, 2, 4 ... 60 minutes."""
-
-    def guess(self, bans: Bans, now: float, times: int = 20, source: str = "a") -> list[bool]:
-        return [bans.failed(source, now) for _ in range(times)]
-
-    def test_the_twentieth_bans_and_others_are_let_alone(self) -> None:
-        bans = Bans()
-        self.assertEqual(self.guess(bans, 10.0), [False] * 19 + [True])
-        self.assertEqual(bans.banned("a", 10.0), FIRST_BAN)
-        self.assertEqual(bans.banned("b", 10.0), 0.0)
-        self.assertEqual(bans.banned("a", 10.0 + FIRST_BAN), 0.0)
-
-    def test_a_slow_guesser_is_not_banned(self) -> None:
-        bans = Bans()
-        self.assertFalse(any(bans.failed("a", 10.0 * turn) for turn in range(1000)))
-
-    def test_bans_double_up_to_an_hour(self) -> None:
-        bans, now, lasted = Bans(), 0.0, []
-        for _ in range(9):
-            self.guess(bans, now)
-            lasted.append(bans.banned("a", now))
-            now += lasted[-1]
-        self.assertEqual(lasted, [60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 3600.0, 3600.0, 3600.0])
-
-    def test_an_hour_without_failing_is_forgiven(self) -> None:
-        bans = Bans()
-        self.guess(bans, 0.0)
-        later = FIRST_BAN + LONGEST_BAN
-        self.guess(bans, later)
-        self.assertEqual(bans.banned("a", later), FIRST_BAN)
-
-    def test_a_million_sources_cost_no_more_than_ten_thousand(self) -> None:
-        bans = Bans()
-        for source in range(SOURCES + 5_000):
-            bans.failed(str(source), 0.0)
-        self.assertEqual(len(bans), SOURCES)
-
-    def test_pardon(self) -> None:
-        bans = Bans()
-        self.guess(bans, 0.0)
-        bans.pardon("a")
-        self.assertEqual(bans.banned("a", 0.0), 0.0)

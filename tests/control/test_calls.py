@@ -26,8 +26,8 @@ from layer8.control.events import Delivery, Note
 from layer8.control.jsonrpc import encode_result
 from layer8.control.limits import (
     AGENTS,
+    ANSWER_AGENT,
     CLIENT,
-    MESSAGE_AGENT,
     SERVER,
 )
 from layer8.core.session import Send, Tell
@@ -105,13 +105,13 @@ class Ours(SynchronousTestCase):
 
     def test_not_too_many_and_not_too_large(self) -> None:
         connection = Connection(AGENTS, 0.0)
-        for size, limit in ((MESSAGE_AGENT, "MESSAGE"), (0, "CALLS_OPEN")):
+        for size, limit in ((ANSWER_AGENT, "MESSAGE"), (0, "CALLS_OPEN")):
             with self.assertRaises(NoCapacity) as raised:
                 for _ in range(CALLS_OUT + 1):
                     connection.call("a.b", {"x": "y" * size}, 0.0, 30.0)
             self.assertEqual(raised.exception.data, {"limit": limit})
         self.assertEqual(len(connection.effects()), CALLS_OUT)
-        self.assertRaises(NoCapacity, connection.notify, "a.b", {"x": "y" * MESSAGE_AGENT})
+        self.assertRaises(NoCapacity, connection.notify, "a.b", {"x": "y" * ANSWER_AGENT})
 
     def test_an_error_that_is_about_no_call(self) -> None:
         connection = Connection(CLIENT, 0.0)

@@ -28,6 +28,7 @@ from layer8.control.events import Delivery, Note
 from layer8.control.jsonrpc import encode_call, encode_notification, encode_result, parse
 from layer8.control.limits import (
     AGENTS,
+    ANSWER_AGENT,
     AUTH_FAILS,
     AUTH_TIME,
     CALL_BURST,
@@ -38,7 +39,6 @@ from layer8.control.limits import (
     DEAD,
     ERRORS,
     LEGACY,
-    MESSAGE_AGENT,
     SERVER,
     Rules,
 )
@@ -180,7 +180,7 @@ class Calls(SynchronousTestCase):
         connection = Connection(AGENTS, 0.0)
         connection.received(call(1), 1.0)
         connection.effects()
-        connection.answered(1, "x" * MESSAGE_AGENT, 1.0)
+        connection.answered(1, "x" * ANSWER_AGENT, 1.0)
         (message,) = sent(connection)
         self.assertEqual((message["error"]["code"], message["error"]["data"]), (-32006, {"limit": "MESSAGE"}))
 

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.control.callers import Callers
-from layer8.control.limits import MESSAGE, MESSAGE_AGENT
+from layer8.control.limits import ANSWER_AGENT, MESSAGE
 from layer8.control.node import Node
 from layer8.control.openrpc import document
 from layer8.control.settings import Settings
@@ -54,7 +54,7 @@ class FrozenTests(SynchronousTestCase):
             who = caller(role, ceiling=frozenset({"agent", "owner"}))
             for module in {name.partition(".")[0] for name in table.methods}:
                 described = json.dumps(document(table, who, module), separators=(",", ":"))
-                self.assertLess(len(described), MESSAGE_AGENT - 100, (role, module))
+                self.assertLess(len(described), ANSWER_AGENT - 100, (role, module))
 
     def test_every_row_is_described(self) -> None:
         for row in whole_table().methods.values():

@@ -21,7 +21,7 @@ from layer8.config.sections import ControlConfig
 from layer8.control.client import connect
 from layer8.control.conversation import Known
 from layer8.control.errors import CallRefused, Forbidden, NoCapacity, RateLimited, Unauthenticated
-from layer8.control.limits import AGENTS, MESSAGE_AGENT
+from layer8.control.limits import AGENTS, ANSWER_AGENT, MESSAGE_AGENT
 from layer8.control.metrics import Metrics
 from layer8.control.service import ControlService, wall_clock
 from layer8.control.table import Table
@@ -230,7 +230,7 @@ class AgentListenerTests(TestCase):
         client = await connect(made.reactor, url, pin=pin)
         made.clients.append(client)
         await client.call("test.echo", {"text": "x" * (MESSAGE_AGENT - 100)})
-        await raises(NoCapacity, client.call("test.long", {"size": MESSAGE_AGENT}))
+        await raises(NoCapacity, client.call("test.long", {"size": ANSWER_AGENT}))
         client._socket.send(b" " * (MESSAGE_AGENT + 1))  # type: ignore[union-attr]
         await until(made.reactor, lambda: client.reason)
 

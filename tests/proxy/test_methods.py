@@ -300,7 +300,7 @@ class OwnerTests(Rows):
             ("secret", {"host": HOST, "secret_hash": "0" * 64, "secret": SECRET.hex()}),
             ("ports[1]", {"host": HOST, "secret_hash": "0" * 64, "ports": [80, 0]}),
             ("ports", {"host": HOST, "secret_hash": "0" * 64, "ports": [80] * 65}),
-            ("mode", {"host": HOST, "secret_hash": "0" * 64, "mode": "guard"}),
+            ("mode", {"host": HOST, "secret_hash": "0" * 64, "mode": "glass"}),
             ("ttl_s", {"host": HOST, "secret_hash": "0" * 64, "ttl_s": 0}),
             ("policy.allow[0]", {"host": HOST, "secret_hash": "0" * 64, "policy": {"allow": [1]}}),
             ("policy.visitor", {"host": HOST, "secret_hash": "0" * 64, "policy": {"visitor": "some"}}),

@@ -96,7 +96,7 @@ class StoreTests(TestCase):
             ("ports", "80"),
             ("policy", '{"allow": ["nowhere"]}'),
             ("policy", "["),
-            ("mode", "proxy"),
+            ("mode", "glass"),
             ("state", "sold"),
         ):
             await self.storage.write(Put("registration", good | {column: wrong}))
