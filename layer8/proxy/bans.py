@@ -1,15 +1,14 @@
-"""Who is kept out: networks that an operator banned, and sources that guess secrets."""
+"""Who is kept out: networks that an operator banned."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 
-from attrs import define, frozen
+from attrs import frozen
 
-from layer8.core.address import Networks, canonical, source_key
+from layer8.core.address import Networks, canonical
 from layer8.core.errors import ConfigError
-from layer8.proxy.limits import FAIL_WINDOW, SOURCES, SubscriberLimits
+from layer8.proxy.limits import SOURCES
 from layer8.proxy.wire import Code, Denied
 
 
@@ -69,58 +68,3 @@ class Bans:
         if over:
             self._networks = Networks.parse(self._until)
         return over
-
-
-@define(eq=False)
-class _Source:
-    started: float  # of the window
-    wrong: int = 0
-    bans: int = 0
-    until: float = 0.0
-
-
-class Guesses:
-    """Wrong secrets by source: so many within a minute and the source has to wait, twice as long each time.
-
-    Times are monotonic seconds. A source that was good for as long as its last ban starts anew.
-    """
-
-    def __init__(self, limits: SubscriberLimits) -> None:
-        """Start with no suspicion."""
-        self.limits = limits
-        self._sources: OrderedDict[str, _Source] = OrderedDict()
-
-    def __len__(self) -> int:
-        """Count the sources that are remembered."""
-        return len(self._sources)
-
-    def wait(self, address: str | None, now: float) -> float:
-        """Give the seconds that an address has to wait before it may try again."""
-        source = self._sources.get(source_key(address)) if address else None
-        return 0.0 if source is None else max(0.0, source.until - now)
-
-    def wrong(self, address: str | None, now: float) -> None:
-        """Count a wrong secret; whoever comes by a Unix socket has no address and is not counted."""
-        if not address:
-            return
-        key = source_key(address)
-        source = self._sources.pop(key, None)
-        if source is None or now > source.until + self._length(source) + FAIL_WINDOW:
-            source = _Source(now, until=now)
-        self._sources[key] = source
-        if now - source.started > FAIL_WINDOW:
-            source.started, source.wrong = now, 0
-        source.wrong += 1
-        if source.wrong >= self.limits.subscribe_fails:
-            source.bans += 1
-            source.until = now + self._length(source)
-            source.started, source.wrong = source.until, 0
-        if len(self._sources) > SOURCES:
-            self._sources.popitem(last=False)
-
-    def _length(self, source: _Source) -> float:
-        """Give the seconds of a source's latest ban."""
-        if not source.bans:
-            return 0.0
-        doubled = self.limits.ban_shortest * float(2 ** min(source.bans - 1, 16))
-        return min(self.limits.ban_longest, doubled)

@@ -10,8 +10,7 @@ from typing import Final, Protocol
 
 LEASE: Final = 60.0  # seconds a subscription lives without any message from its agent
 HEARTBEAT: Final = 15.0  # seconds between messages that an agent is asked for: one may be lost
-SOURCES: Final = 10_000  # addresses watched for wrong secrets, and the same of bans; oldest forgotten first: memory
-FAIL_WINDOW: Final = 60.0  # seconds in which wrong secrets are counted together
+SOURCES: Final = 10_000  # networks banned by hand
 CALL_LIFE: Final = 5.0  # seconds a one-time secret is good for
 
 OWNER_HOSTS: Final = 1_000  # registrations of one owner token: one tenant cannot take all
@@ -59,15 +58,3 @@ class SubscriberLimits(Protocol):
     @property
     def subscriptions_per_host(self) -> int:
         """Of one host."""
-
-    @property
-    def subscribe_fails(self) -> int:
-        """Wrong secrets from one source in a minute."""
-
-    @property
-    def ban_shortest(self) -> float:
-        """Seconds of the first ban; each further one is twice as long."""
-
-    @property
-    def ban_longest(self) -> float:
-        """Seconds that no ban exceeds."""

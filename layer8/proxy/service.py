@@ -33,6 +33,7 @@ from layer8.control.frame import Frame
 from layer8.control.limits import AGENTS, LEGACY
 from layer8.control.service import wall_clock
 from layer8.core.errors import ConfigError
+from layer8.core.guesses import Guesses
 from layer8.crypto.secret import HostSecret
 from layer8.crypto.x509 import Identity
 from layer8.net.dial import Dialer
@@ -43,7 +44,7 @@ from layer8.net.storage import ThreadedStorage
 from layer8.net.tasks import TaskSet
 from layer8.proxy.accesslog import AccessLog
 from layer8.proxy.accounts import Accounts
-from layer8.proxy.bans import Bans, Guesses
+from layer8.proxy.bans import Bans
 from layer8.proxy.bus_local import LocalBus
 from layer8.proxy.choose import Seats
 from layer8.proxy.counting import Carrying, ProxyMetrics
@@ -118,7 +119,7 @@ class Server(Service):
             prover or NetworkProver(reactor, _SystemResolver()),
             wall_clock,
         )
-        self.guesses = Guesses(config.limits)
+        self.guesses = Guesses(config.limits.subscribe_fails, config.limits.ban_shortest, config.limits.ban_longest)
         self._house = house = House(
             self.registry,
             self.seats,
@@ -268,7 +269,8 @@ class Server(Service):
         limits = fresh.limits
         self.pump.idle, self.pump.half_closed = limits.idle, limits.half_closed
         self.pump.pipes.most = affordable(limits.pipes)
-        self.registry.limits = self._house.limits = self.guesses.limits = limits
+        self.registry.limits = self._house.limits = limits
+        self.guesses.allow(limits.subscribe_fails, limits.ban_shortest, limits.ban_longest)
 
     def listening(self) -> Sequence[str]:
         """Say where visitors, agents and dial-backs may come."""

@@ -17,9 +17,9 @@ from collections.abc import Callable
 
 from attrs import define, field, frozen
 
+from layer8.core.guesses import Guesses
 from layer8.crypto.keys import id_text
 from layer8.crypto.proof import same
-from layer8.proxy.bans import Guesses
 from layer8.proxy.choose import Seat, Seats, Voice
 from layer8.proxy.limits import HEARTBEAT, LEASE, SubscriberLimits
 from layer8.proxy.registration import Ownership

@@ -11,9 +11,9 @@ from attrs import define, field
 from twisted.internet.task import Clock
 
 from layer8.config.proxy import ProxyLimits
+from layer8.core.guesses import Guesses
 from layer8.crypto.proof import subscribe_proof
 from layer8.net.sqlite import Database
-from layer8.proxy.bans import Guesses
 from layer8.proxy.bus_local import LocalBus
 from layer8.proxy.choose import Seat, Seats
 from layer8.proxy.ledger import Ledger
@@ -102,7 +102,7 @@ class Desk:
         self.house = House(
             self.registry,
             self.seats,
-            Guesses(self.limits),
+            Guesses(),
             self.limits,
             NODE,
             self.wall,

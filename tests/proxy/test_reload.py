@@ -80,7 +80,9 @@ class ReloadTests(ReloadCase):
         await self.reload("hosts = 10\npipes = 4", "hosts = 11\npipes = 2\ndata_unauthenticated_per_source = 3")
         self.assertEqual((server.pump.idle, server.pump.half_closed, server.pump.pipes.most), (70, 7, 2))
         self.assertEqual((server.door.data.seconds, server.door.data.places.most_per_source), (1, 3))
-        self.assertEqual((server.registry.limits.hosts, server.guesses.limits), (11, server.config.limits))
+        self.assertEqual(
+            (server.registry.limits.hosts, server.guesses.fails), (11, server.config.limits.subscribe_fails)
+        )
 
     async def test_what_needs_a_restart_says_so(self) -> None:
         self.start()
