@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from typing import Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -20,7 +21,7 @@ from layer8.crypto.keys import NodeKey
 
 # RFC 9180, A.1.1 (AES-128-GCM) and A.2.1 (ChaCha20-Poly1305), base setup
 INFO = bytes.fromhex("4f6465206f6e2061204772656369616e2055726e")
-PRINTED = (
+PRINTED: tuple[dict[str, Any], ...] = (
     {
         "aead": 1,
         "skRm": "4612c550263fc8ad58375df3f557aac531d26850903e55a9f23f21d8534e8ac8",
@@ -73,8 +74,8 @@ class LibraryTests(SynchronousTestCase):
 
     def test_the_schedule_is_the_printed_one(self) -> None:
         for row in PRINTED:
-            private = X25519PrivateKey.from_private_bytes(bytes.fromhex(str(row["skRm"])))
-            key, nonce = schedule(int(row["aead"]), private, bytes.fromhex(str(row["enc"])), INFO)
+            private = X25519PrivateKey.from_private_bytes(bytes.fromhex(row["skRm"]))
+            key, nonce = schedule(row["aead"], private, bytes.fromhex(row["enc"]), INFO)
             self.assertEqual((key.hex(), nonce.hex()), (row["key"], row["nonce"]))
 
     def test_the_library_goes_by_that_schedule(self) -> None:
