@@ -29,7 +29,7 @@ class Seat:
     """One live subscription. `key` is the hash that its agent proved; `since` is monotonic seconds.
 
     `open` and `calling` count the visitors joined to it and those that wait for its dial-back: whoever has the
-    visitors keeps them through `Seats`.
+    visitors keeps them through `Seats`. A `remote` one is held by another node (`layer8.proxy.remote`).
     """
 
     number: int
@@ -44,6 +44,7 @@ class Seat:
     max_conns: int
     since: float
     legacy: bool = False
+    remote: bool = False
     state: Up = "up"
     open: int = 0
     calling: int = 0
@@ -67,6 +68,8 @@ class Seats:
     def __init__(self, gone: Callable[[Seat, bool], None]) -> None:
         """Start with nobody."""
         self._gone = gone
+        self.elsewhere: Callable[[str], Collection[Seat]] | None = None
+        """Gives the subscriptions that other nodes hold for a registered name."""
         self._by_number: dict[int, Seat] = {}
         self._by_host: dict[str, list[Seat]] = {}
         self._turn = 0
@@ -93,16 +96,19 @@ class Seats:
         return self._by_host.get(host, ())
 
     def best(self, host: str, tried: Collection[Seat] = ()) -> Seat | None:
-        """Choose for one visitor of a registered name among those not tried yet; None if nobody is left."""
-        seats = self._by_host.get(host)
-        if seats is None:
-            return None
+        """Choose for one visitor of a registered name among those not tried yet; None if nobody is left.
+
+        Of the same priority, one of ours comes before any that another node holds.
+        """
+        seats: Collection[Seat] = self._by_host.get(host, ())
+        if self.elsewhere is not None and (away := self.elsewhere(host)):
+            seats = [*seats, *away]
         chosen: Seat | None = None
-        rank = (0, 0.0, 0)
+        rank = (0, False, 0.0, 0)
         for seat in seats:
             if not seat.free() or seat in tried:
                 continue
-            this = (seat.priority, (seat.open + seat.calling + 1) / seat.weight, seat.turn)
+            this = (seat.priority, seat.remote, (seat.open + seat.calling + 1) / seat.weight, seat.turn)
             if chosen is None or this < rank:
                 chosen, rank = seat, this
         if chosen is not None:
