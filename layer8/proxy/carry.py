@@ -7,7 +7,8 @@
                               either fails ──▶ proxy.reject, and both are closed
 
 The secret is sent only when the target has answered, so a target that is down costs the visitor nothing but one more
-question to the next agent.
+question to the next agent. A connection that was dialled ahead (`layer8.proxy.reserve`) has shown its secret already:
+only the target is dialled, and if it does not answer the connection stays open until the server takes its visitor back.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from layer8.net.flow import Link
 from layer8.net.leg import Leg
 from layer8.net.pump import Pump
 from layer8.proxy.limits import CALL_LIFE
-from layer8.proxy.wire import SECRET_SIZE, Code
+from layer8.proxy.wire import Code
 
 
 class Teller(Protocol):
@@ -38,6 +39,31 @@ class Teller(Protocol):
 
     def ended(self, carried: Carried, reason: str) -> None:
         """Take the end of a joined visitor; `bytes_in` and `bytes_out` are final."""
+
+
+class Late(Protocol):
+    """What may take `CALL_LIFE` seconds at most."""
+
+    def late(self) -> None:
+        """Take that the time is over."""
+
+
+class Ahead(Protocol):
+    """A connection to a server that was dialled ahead, and is a visitor's now."""
+
+    def take(self) -> int:
+        """Give the descriptor; its owner still watches it."""
+
+    @property
+    def leg(self) -> Leg | None:
+        """The TLS session on it."""
+
+    @property
+    def rest(self) -> bytes:
+        """What the visitor has said already."""
+
+    def left(self, joined: bool) -> None:
+        """Take that the descriptor is joined or closed; or else that the visitor was refused and it is yours again."""
 
 
 @define(eq=False)
@@ -68,7 +94,7 @@ class Carrier:
     outward: Dialer
     totals: Totals = field(factory=Totals, init=False)
     open: set[Carried] = field(factory=set, init=False)
-    _lane: Lane[Carried] = field(factory=lambda: Lane(CALL_LIFE), init=False)
+    _lane: Lane[Late] = field(factory=lambda: Lane(CALL_LIFE), init=False)
 
     def carry(
         self,
@@ -85,14 +111,27 @@ class Carrier:
         self.totals.called += 1
         carried = Carried(self, teller, subscription, conn, host, secret, secured)
         self.open.add(carried)
-        self._lane.add(carried, self.pump.look_at_clock())
+        self.limit(carried)
         carried.begin(target, server)
         return carried
 
+    def carry_on(self, teller: Teller, subscription: int, conn: int, host: str, target: Where, ahead: Ahead) -> Carried:
+        """The same on a connection that was dialled ahead; `ahead` gets it back if the target refuses."""
+        self.totals.called += 1
+        carried = Carried(self, teller, subscription, conn, host, b"", None, ahead)
+        self.open.add(carried)
+        self.limit(carried)
+        carried.dial(target)
+        return carried
+
+    def limit(self, what: Late) -> None:
+        """Let something take `CALL_LIFE` at most, from now."""
+        self._lane.add(what, self.pump.look_at_clock())
+
     def tick(self, now: float) -> None:
         """Give up what took too long; `now` is monotonic seconds."""
-        for carried in self._lane.expired(now):
-            carried.late()
+        for what in self._lane.expired(now):
+            what.late()
 
     def close_all(self) -> None:
         """Close everything that is carried or on its way."""
@@ -104,11 +143,13 @@ class Carried:
     """One visitor, from the server's notification to the end of its connection."""
 
     __slots__ = (
+        "_ahead",
         "_carrier",
         "_leg",
         "_secret",
         "_secured",
         "_server",
+        "_shown",
         "_target",
         "_teller",
         "_waiting",
@@ -130,15 +171,18 @@ class Carried:
         host: str,
         secret: bytes,
         secured: Secured | None,
+        ahead: Ahead | None = None,
     ):
-        """Take what the server said."""
+        """Take what the server said; `ahead` is a connection to it that shows no secret any more."""
         self._carrier = carrier
         self._teller = teller
         self._secret = secret
         self._secured = secured
         self._target = -1
-        self._server = -1
-        self._leg: Leg | None = None
+        self._ahead = ahead
+        self._server = -1 if ahead is None else ahead.take()
+        self._shown = len(secret)
+        self._leg: Leg | None = None if ahead is None else ahead.leg
         self._waiting: list[Attempt | Dialing | Leg] = []
         self.subscription = subscription
         self.conn = conn
@@ -150,16 +194,17 @@ class Carried:
 
     def begin(self, target: Where, server: Where) -> None:
         """Dial both ends."""
-        carrier = self._carrier
-        for dialer, where, done in (
-            (carrier.outward, server, self._server_there),
-            (carrier.local, target, self._target_there),
-        ):
-            if self.over:
-                return
-            attempt = dialer.dial(where, done)
-            if attempt is not None:
-                self._waiting.append(attempt)
+        attempt = self._carrier.outward.dial(server, self._server_there)
+        if attempt is not None:
+            self._waiting.append(attempt)
+        if not self.over:
+            self.dial(target)
+
+    def dial(self, target: Where) -> None:
+        """Dial the target."""
+        attempt = self._carrier.local.dial(target, self._target_there)
+        if attempt is not None:
+            self._waiting.append(attempt)
 
     def _target_there(self, fd: int, error: Exception | None) -> None:
         if error is not None:
@@ -207,14 +252,18 @@ class Carried:
         carrier = self._carrier
         carrier.totals.joined += 1
         secret, self._secret = self._secret, b""
-        self.link = carrier.pump.join(self._target, self._server, self, up=secret, second_tls=self._leg)
+        ahead, self._ahead = self._ahead, None
+        rest = b"" if ahead is None else ahead.rest
+        self.link = carrier.pump.join(self._target, self._server, self, up=secret, down=rest, second_tls=self._leg)
+        if ahead is not None:
+            ahead.left(joined=True)
         self._teller.joined(self)
 
     def ended(self, link: Link, reason: str) -> None:
         """Take the end of the joined connection."""
         self.over = True
         self.bytes_in = link.bytes_down
-        self.bytes_out = max(0, link.bytes_up - SECRET_SIZE)
+        self.bytes_out = max(0, link.bytes_up - self._shown)
         totals = self._carrier.totals
         totals.bytes_in += self.bytes_in
         totals.bytes_out += self.bytes_out
@@ -235,9 +284,14 @@ class Carried:
 
     def _refuse(self, code: Code, why: str) -> None:
         if not self.over and self.link is None:
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None:
+                self._server = -1
             self._give_up()
             self._carrier.totals.rejected += 1
             self._teller.refused(self, code, why)
+            if ahead is not None:
+                ahead.left(joined=False)
 
     def _give_up(self) -> None:
         self.over = True
@@ -249,3 +303,6 @@ class Carried:
             if fd >= 0:
                 self._carrier.pump.close_fd(fd)
         self._target = self._server = -1
+        if self._ahead is not None:
+            self._ahead.left(joined=True)
+            self._ahead = None
