@@ -16,6 +16,7 @@ import click
 from attrs import frozen
 
 from layer8.cli.output import columns, json_option, print_json, printable
+from layer8.cli.policy import policy_of, policy_options, shown
 from layer8.config.home import home, run_dir
 from layer8.core.errors import ConfigError, Layer8Error, Unavailable
 
@@ -119,6 +120,11 @@ secret_option = click.option(
 )
 
 
+mode_option = click.option(
+    "--mode", type=click.Choice(["raw", "guard", "proxy"]), help="How requests are looked at (the server's default)."
+)
+
+
 @click.group()
 def proxy() -> None:
     """Look after the registrations of a proxy server."""
@@ -127,7 +133,8 @@ def proxy() -> None:
 @proxy.command()
 @click.argument("host")
 @click.option("--port", "ports", type=click.IntRange(1, 65535), multiple=True, help="Public port (all); repeatable.")
-@click.option("--mode", type=click.Choice(["raw"]), help="How requests are looked at (the server's default).")
+@mode_option
+@policy_options
 @click.option("--ttl", type=Duration(), help="How long the registration lasts (for ever): 12h, 30d.")
 @click.option("--owner", help="Whose it is, if not yours; for admins.")
 @click.option("--prove", is_flag=True, help="Show that the name is yours, once its DNS record or page is there.")
@@ -146,6 +153,7 @@ def register(
     token_file: Path | None,
     pin: str | None,
     as_json: bool,
+    **policy: Any,
 ) -> int:
     """Register HOST and make its secret, in a private file for the agent."""
     where, name = Where(server, token_file, pin), host_name(host)
@@ -156,6 +164,7 @@ def register(
         found, proven = where.talk(partial(_proved, "proxy.get", {"host": name}, True))
     else:
         params: dict[str, Any] = {"host": name, "ports": list(ports), "mode": mode, "owner": owner, "ttl_s": ttl}
+        params["policy"] = policy_of(policy) or None
 
         def use(key: str) -> Any:
             return where.talk(partial(_proved, "proxy.register", _given(params | {"secret_hash": key}), prove))
@@ -165,6 +174,48 @@ def register(
     if not proven:
         click.echo("layer8: the proof is not there yet: set it up, then run this again", err=True)
     return 0 if proven else 1
+
+
+@proxy.command()
+@click.argument("host")
+@click.option("--port", "ports", type=click.IntRange(1, 65535), multiple=True, help="Public port; repeatable.")
+@mode_option
+@policy_options
+@click.option("--ttl", type=Duration(), help="How long it lasts from now on: 12h, 30d.")
+@where_options
+@json_option
+def update(
+    host: str,
+    ports: tuple[int, ...],
+    mode: str | None,
+    ttl: int | None,
+    server: str | None,
+    token_file: Path | None,
+    pin: str | None,
+    as_json: bool,
+    **policy: Any,
+) -> None:
+    """Change what is said, and only that, of HOST's registration; an empty --allow, --deny or --user empties the list.
+
+    What is joined already goes on; a new bandwidth holds for it too.
+    """
+    name, asked = host_name(host), policy_of(policy)
+    params: dict[str, Any] = _given({"host": name, "ports": list(ports), "mode": mode, "ttl_s": ttl})
+
+    async def main(client: Any) -> Any:
+        if not asked:
+            return await client.call("proxy.update", params)
+        row = await client.call("proxy.get", {"host": name})
+        changed = {"policy": {**row["policy"], **asked}, "version": row["version"]}
+        return await client.call("proxy.update", {**params, **changed})
+
+    if len(params) == 1 and not asked:
+        raise click.UsageError("say what is to be changed")
+    row = Where(server, token_file, pin).talk(main)
+    if as_json:
+        print_json(row)
+    else:
+        _show_row(row)
 
 
 @proxy.command("list")
@@ -285,7 +336,7 @@ def _show(row: Mapping[str, Any], path: Path, as_json: bool) -> None:
     if as_json:
         print_json({**row, "secret_file": str(path)})
         return
-    click.echo(f"{printable(str(row['host']))}  {row['state']}")
+    _show_row(row)
     click.echo(f"secret file  {path}")
     proof = row.get("proof")
     if proof:
@@ -293,6 +344,12 @@ def _show(row: Mapping[str, Any], path: Path, as_json: bool) -> None:
         click.echo(f"  TXT record  {printable(proof['txt_name'])}  {printable(proof['txt_value'])}")
         if proof["url"]:
             click.echo(f"  page        {printable(proof['url'])}  with the text  {printable(proof['body'])}")
+
+
+def _show_row(row: Mapping[str, Any]) -> None:
+    click.echo(f"{printable(str(row['host']))}  {row['state']}")
+    for key, value in shown(row["policy"]):
+        click.echo(f"{key:<11}  {printable(value)}")
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from layer8.cli.main import run
 from layer8.control.tokens import Token, Tokens, digest_of, dump_tokens
 from layer8.crypto.keyfile import write_private
 from layer8.crypto.secret import HostSecret
-from layer8.proxy.orders import ProofWanted
+from layer8.proxy.orders import Policy, ProofWanted
 from layer8.proxy.registration import proof_wanted
 from tests.proxy.desk import row
 from tests.proxy.pair import PairCase
@@ -114,6 +114,43 @@ class AdminTests(CommandCase):
         (only,) = (await self.json("proxy", "list"))["hosts"]
         self.assertEqual((only["host"], only["owner"], only["ports"]), (HOST, "bob", [443]))
 
+    async def test_policy(self) -> None:
+        out, _ = await self.layer8(
+            "proxy", "register", HOST, "--mode", "raw", "--allow", "192.0.2.0/24", "--allow", "2001:db8::/32",
+            "--deny", "192.0.2.9", "--rate", "0.5", "--bandwidth", "200k", "--visitor", "full", "--max-conns", "7",
+        )  # fmt: skip
+        wanted = Policy(("192.0.2.0/24", "2001:db8::/32"), ("192.0.2.9",), 7, 0.5, 200_000, "full")
+        row = self.server.registry.row(HOST)
+        assert row is not None
+        self.assertEqual((row.mode, row.policy), ("raw", wanted))
+        for line in ("allow        192.0.2.0/24, 2001:db8::/32", "rate         0.5", "bandwidth    200000"):
+            self.assertIn(line, out)
+        kept = next(one for one in self.server.store.load().rows if one.host == HOST)
+        self.assertEqual((kept.mode, kept.policy), (row.mode, row.policy))
+
+    async def test_update_changes_what_is_said_and_only_that(self) -> None:
+        await self.layer8("proxy", "register", HOST, "--port", "443", "--allow", "192.0.2.0/24", "--rate", "5")
+        out, _ = await self.layer8("proxy", "update", HOST, "--bandwidth", "1.5M", "--tls", "terminate")
+        self.assertNotIn("secret", out)
+        row = self.server.registry.row(HOST)
+        assert row is not None
+        self.assertEqual(row.policy, Policy(("192.0.2.0/24",), rate=5, bandwidth=1_500_000, tls="terminate"))
+        told = await self.json(
+            "proxy", "update", HOST, "--allow", "", "--deny", "10.0.0.0/8", "--rate", "0", "--mode", "raw",
+            "--port", "80", "--ttl", "1h",
+        )  # fmt: skip
+        row = self.server.registry.row(HOST)
+        assert row is not None
+        self.assertEqual(row.policy, Policy((), ("10.0.0.0/8",), bandwidth=1_500_000, tls="terminate"))
+        self.assertEqual((row.ports, row.mode, told["ports"]), ((80,), "raw", [80]))
+        self.assertIsNotNone(row.expires)
+
+    async def test_update_of_nothing(self) -> None:
+        _, why = await self.layer8("proxy", "update", HOST, "--rate", "1", code=1)
+        self.assertIn("no such registration", why)
+        _, why = await self.layer8("proxy", "register", HOST, "--allow", "nonsense", code=1)
+        self.assertIn("nonsense", why)
+
     async def test_a_long_list(self) -> None:
         for number in range(120):
             self.server.registry.put(row(f"h{number:03}.example.com"))
@@ -161,7 +198,9 @@ class AdminTests(CommandCase):
             ("proxy", "register", HOST, "--port", "0"),
             ("proxy", "register", HOST, "--ttl", "soon"),
             ("proxy", "register", HOST, "--ttl", "999999999d"),
-            ("proxy", "register", HOST, "--mode", "guard"),
+            ("proxy", "register", HOST, "--mode", "watch"),
+            ("proxy", "register", HOST, "--bandwidth", "fast"),
+            ("proxy", "update", HOST),
             ("proxy", "rotate", HOST, "--grace", "-1"),
             ("proxy", "list", "--pin", "x"),
             ("proxy", "sell", HOST),
