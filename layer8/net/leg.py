@@ -155,6 +155,18 @@ class Leg:
             self._collect()
         self._flush()
 
+    def goodbye(self, words: bytes) -> bytes:
+        """Give the ciphertext of some last words and close_notify, for whoever writes it and closes; b"" if broken."""
+        try:
+            if words:
+                self._tls.send(words)
+            self._tls.shutdown()
+        except SSL.Error:
+            return b""
+        self._collect()
+        out, self._out = self._out, b""
+        return out
+
     def _collect(self) -> None:
         """Fetch the ciphertext that OpenSSL wants to send."""
         try:

@@ -53,6 +53,7 @@ class AccessLog:
         bytes_out: int,
         seconds: float,
         address: str | None,
+        pooled: bool = False,
     ) -> None:
         """Append one line; times in milliseconds are None for what never happened."""
         if self._exact:
@@ -63,7 +64,8 @@ class AccessLog:
         self.lines.append(
             (
                 f'{self._start}"conn":"c{conn}","host":"{host}","port":{port},"scheme":"{scheme}","mode":"{mode}",'
-                f'"subscriber":{"null" if subscriber is None else subscriber},"pooled":false,"reason":"{reason}",'
+                f'"subscriber":{"null" if subscriber is None else subscriber},"pooled":{"true" if pooled else "false"},'
+                f'"reason":"{reason}",'
                 f'"sniff_ms":{"null" if sniff_ms is None else sniff_ms},'
                 f'"call_ms":{"null" if call_ms is None else call_ms},'
                 f'"ttfb_ms":{"null" if ttfb_ms is None else ttfb_ms},'

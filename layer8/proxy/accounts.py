@@ -38,7 +38,7 @@ class Accounts:
         up = down = 0
         ttfb: int | None = None
         if link is not None:
-            up, down = link.up.count, link.down.count
+            up, down = max(0, link.up.count - visit.head), link.down.count
             totals.bytes_in += up
             totals.bytes_out += down
             tally = visit.tally
@@ -69,6 +69,7 @@ class Accounts:
                 down,
                 now - visit.opened,
                 self._show(visit.address, now),
+                visit.pooled,
             )
 
     @property

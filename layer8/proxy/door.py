@@ -86,8 +86,8 @@ class Door:
         self.draining = False
         limits = config.limits
         places = Places(limits.data_unauthenticated, limits.data_unauthenticated_per_source)
-        self.data = DataPort(pump, places, traffic.answered, limits.secret_time, self._context)
-        traffic.caller = self
+        self.data = DataPort(pump, places, traffic.reach.answered, limits.secret_time, self._context)
+        traffic.reach.caller = self
         traffic.own = self
         traffic.own_names = frozenset([config.name] if config.name else [])
 

@@ -141,7 +141,9 @@ class Server(Service):
         self.traffic = Traffic(
             reactor, self.pump, Dialer(reactor, self.pump), config, self.registry, self.seats, self.bans, accounts
         )
-        self._agent_rows = AgentRows(house, reactor, lambda: secrets.token_bytes(NONCE_SIZE), self.traffic.rejected)
+        self._agent_rows = AgentRows(
+            house, reactor, lambda: secrets.token_bytes(NONCE_SIZE), self.traffic.reach.rejected
+        )
         agents = frame.control.site(
             "agents",
             CEILING,

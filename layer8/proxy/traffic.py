@@ -3,9 +3,8 @@
 Everything here is on the path of each connection. A visitor is never a Twisted transport: its descriptor is watched by
 the pump, its conversation is a `Visitor` session, and a `Visit` carries out what the session asks for::
 
-    accepted ──read──▶ Visitor ──Found──▶ lookup ──static target──▶ dial ───────────▶ join
-                                             └─────subscribers────▶ notify an agent,
-                                                                    wait for the secret ▶ join
+    accepted ──read──▶ Visitor ──Found──▶ route ──▶ Reach: dial a target, or call an agent ──▶ join ──▶ books
+                                         └─ TLS ends here: Terminator ──▶ HTTP head ─┘
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from itertools import count
 from sys import intern
 from typing import Any, Protocol
 
+from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -24,23 +24,25 @@ from twisted.logger import Logger
 from layer8.config.proxy import ProxyConfig
 from layer8.core.lanes import Lane
 from layer8.core.session import Close, Send, Tell
-from layer8.net.dial import Dialer, Where
+from layer8.net.dial import Dialer
 from layer8.net.factory import Places
-from layer8.net.flow import Secure
+from layer8.net.flow import Filter, Secure
+from layer8.net.leg import Leg
 from layer8.net.linger import answer_and_close
 from layer8.net.pump import Pump
 from layer8.proxy.accounts import Accounts
 from layer8.proxy.bans import Bans
 from layer8.proxy.choose import Seat, Seats
 from layer8.proxy.orders import Policy
-from layer8.proxy.registration import gate
+from layer8.proxy.reach import Reach
+from layer8.proxy.registration import Registration, gate
 from layer8.proxy.registry import Registry
 from layer8.proxy.sniff import UNKNOWN, Found, Sniffer, answer
 from layer8.proxy.sniff_http import HttpSniffer
 from layer8.proxy.sniff_tls import TlsSniffer
 from layer8.proxy.visit import Visit
 from layer8.proxy.visitor import Ask, State, Times, Visitor, reason_for
-from layer8.proxy.wire import SECRET_SIZE, Reason
+from layer8.proxy.wire import Reason
 
 FIRST_READ = 16384
 """Bytes of a visitor's first read: a whole request head or ClientHello, nearly always."""
@@ -61,11 +63,31 @@ _UNSERVED = {
 }
 
 
-class Caller(Protocol):
-    """Tells an agent that a visitor waits."""
+class Terminator(Protocol):
+    """Ends TLS for hosts that want it so."""
 
-    def call(self, visit: Visit, seat: Seat, secret: bytes) -> bool:
-        """Notify the agent of `seat`; False when it cannot be told now."""
+    def begin(self, visit: Visit, row: Registration, first: bytes) -> None:
+        """Shake hands with a visitor whose ClientHello is in `first`; then `Traffic.secured` hears of it."""
+
+
+class Modes(Protocol):
+    """Sees to it that HTTP is carried as its host's mode says."""
+
+    def filters(self, visit: Visit, row: Registration, first: bytes, rest: bytes) -> Filters | None:
+        """Give the filters for a visitor that is about to be joined, with what they make of what was said already.
+
+        None if its bytes need not be seen.
+        """
+
+
+@frozen
+class Filters:
+    """Filters of a visitor's link, and what of its first bytes goes on: `first` to the host, `rest` to the visitor."""
+
+    first: bytes
+    rest: bytes
+    up: Filter | None
+    down: Filter | None
 
 
 class Own(Protocol):
@@ -98,25 +120,23 @@ class Traffic:
         self.accounts = accounts
         self.totals = accounts.totals
         self.tallies = accounts.tallies
-        self.pending: dict[bytes, Visit] = {}
         self.waiting: dict[Visit, None] = {}
         self.visits: set[Visit] = set()
-        self.caller: Caller | None = None
+        self.reach = Reach(pump, dialer, seats, self, accounts.totals, config.limits.call_step)
+        self.terminator: Terminator | None = None
+        self.modes: Modes | None = None
         self.own: Own | None = None
         self.own_names: frozenset[str] = frozenset()
         self.bans = bans
         self.draining = False
-        self._dialer = dialer
         self._seats = seats
         self._numbers = count(1)
-        self._targets: dict[str, Where] = {}
         self._drained: list[Deferred[None]] = []
         self._ticker = LoopingCall(self.tick)
         self._ticker.clock = reactor
         self.open = Places(EVERYBODY, config.limits.per_source_open)
         self.sniffing = Places(config.limits.sniffing, config.limits.per_source_sniffing)
         self._sniff_lane: Lane[Visit] = Lane(config.limits.sniff_time)
-        self._call_lane: Lane[Visit] = Lane(config.limits.call_step)
         self.configure(config)
 
     def configure(self, config: ProxyConfig) -> None:
@@ -131,7 +151,12 @@ class Traffic:
         self._strip_dot = config.sni_dot == "strip"
         self._answers = config.unknown == "answer"
         self._sniff_lane.seconds = limits.sniff_time
-        self._call_lane.seconds = limits.call_step
+        self.reach.lane.seconds = limits.call_step
+
+    @property
+    def pending(self) -> Collection[object]:
+        """Give those who wait for an agent."""
+        return self.reach.pending
 
     def start(self) -> None:
         """Begin to look at deadlines."""
@@ -183,7 +208,7 @@ class Traffic:
     def _enter(self, visit: Visit, sniffer: Sniffer) -> None:
         """Read what is there already, which nearly always is all that is needed."""
         try:
-            data = os.read(visit.fd, FIRST_READ)
+            data = os.read(visit.fd, FIRST_READ) if visit.leg is None else visit.leg.recv(FIRST_READ)
         except BlockingIOError:
             outcome = None
         except OSError:
@@ -199,10 +224,11 @@ class Traffic:
         elif outcome is not None:
             self._close(visit, reason_for(outcome, visit.scheme), outcome.answer)
         else:
-            visit.session = Visitor(sniffer, visit.scheme, self._times, visit.opened)
-            self._wait_for_name(visit)
+            began = visit.opened if visit.leg is None else self.pump.now
+            visit.session = Visitor(sniffer, visit.scheme, self._times, began)
+            self._wait_for_name(visit, began)
 
-    def _wait_for_name(self, visit: Visit) -> None:
+    def _wait_for_name(self, visit: Visit, began: float) -> None:
         limits = self.config.limits
         if visit.source and self.sniffing.of(visit.address) >= limits.per_source_sniffing:
             self._refuse(visit, Reason.SOURCE_LIMIT)
@@ -213,7 +239,7 @@ class Traffic:
             self._refuse(oldest, Reason.CROWDED_OUT)
         self.waiting[visit] = None
         self.sniffing.take(visit.address)
-        self._sniff_lane.add(visit, visit.opened)
+        self._sniff_lane.add(visit, began)
         self.pump.watch(visit.fd, visit)
 
     def readable(self, visit: Visit, events: int) -> None:
@@ -221,7 +247,7 @@ class Traffic:
         session = visit.session
         while session is not None and session.state is State.SNIFFING:
             try:
-                data = os.read(visit.fd, FIRST_READ)
+                data = os.read(visit.fd, FIRST_READ) if visit.leg is None else visit.leg.recv(FIRST_READ)
             except BlockingIOError:
                 return
             except OSError:
@@ -230,7 +256,7 @@ class Traffic:
                 session.received(data, self.pump.now)
             else:
                 session.lost(self.pump.now)
-            self._perform(visit, session)
+            self.perform(visit, session)
         # A half-closed visitor may still want its answer; one that was reset or has closed both ways does not.
         if events & _GONE and visit.link is None and not visit.over:
             self._refuse(visit, Reason.VISITOR_LEFT)
@@ -244,7 +270,7 @@ class Traffic:
             self._close(visit, reason, answer)
         else:
             session.refuse(reason, answer)
-            self._perform(visit, session)
+            self.perform(visit, session)
 
     def _turn_away(self, fd: int, reason: Reason) -> None:
         self.totals.ended[reason] += 1
@@ -252,7 +278,8 @@ class Traffic:
 
     # What sessions ask for.
 
-    def _perform(self, visit: Visit, session: Visitor) -> None:
+    def perform(self, visit: Visit, session: Visitor) -> None:
+        """Carry out what a visitor's session asks for."""
         farewell = b""
         while effects := session.effects():
             for effect in effects:
@@ -260,7 +287,7 @@ class Traffic:
                     if isinstance(effect.what, Found):
                         self._named(visit, effect.what, session.sniffer)
                     elif isinstance(effect.what, Ask):
-                        self._ask(visit, session, effect.what)
+                        self.reach.ask(visit, session, effect.what)
                 elif isinstance(effect, Send):
                     farewell = effect.data
                 elif isinstance(effect, Close):
@@ -284,6 +311,9 @@ class Traffic:
             reason = Reason.SUSPENDED if self.registry.suspended(host) else Reason.UNKNOWN_HOST
             self._refuse(visit, reason, UNKNOWN[scheme] if self._answers else b"")
             return
+        if visit.leg is not None and row is not visit.row:
+            self._refuse(visit, Reason.MISDIRECTED, answer(421))  # it has shown a certificate for another one
+            return
         visit.row = row
         visit.host = host if row.host != host else row.host
         if row.ports and visit.port not in row.ports:
@@ -291,6 +321,10 @@ class Traffic:
             return
         if row.gate is not None and not row.gate.admits(visit.address):
             self._refuse(visit, Reason.DENIED)
+            return
+        if row.policy.tls == "terminate" and scheme == "https" and visit.leg is None and self.terminator is not None:
+            visit.session = None
+            self.terminator.begin(visit, row, sniffer.data)
             return
         tally = self.tallies.get(row.host) or self.accounts.tally(row.host)
         limits = self.config.limits
@@ -300,8 +334,8 @@ class Traffic:
         elif row.target is not None:
             visit.tally = tally
             tally.calling += 1
-            self._serve(visit, row.target, sniffer.data)
-        elif tally.calling >= limits.pending_per_host or len(self.pending) >= limits.pending:
+            self.reach.serve(visit, row.target, sniffer.data)
+        elif tally.calling >= limits.pending_per_host or len(self.reach.pending) >= limits.pending:
             self._refuse(visit, Reason.PENDING_LIMIT)
         else:
             visit.tally = tally
@@ -312,7 +346,12 @@ class Traffic:
             name = row.host
             pump.watch(visit.fd, visit)
             session.call(lambda tried: self._seats.best(name, tried), pump.now)
-            self._perform(visit, session)
+            self.perform(visit, session)
+
+    def secured(self, visit: Visit, leg: Leg) -> None:
+        """Take a visitor whose TLS ends here: what it says inside is plain HTTP."""
+        visit.leg = leg
+        self._enter(visit, HttpSniffer())
 
     def _named_late(self, visit: Visit) -> None:
         del self.waiting[visit]
@@ -326,91 +365,38 @@ class Traffic:
         if self.own is not None:
             self.own.adopt(fd, address, first, found.alpn)
 
-    def _serve(self, visit: Visit, target: str, first: bytes) -> None:
-        """Dial the target of a static host."""
-        visit.session = None
-        visit.first = first
-        where = self._targets.get(target)
-        if where is None:
-            where = self._targets[target] = Where.of(target)
-        attempt = self._dialer.dial(where, visit.dialled)
-        if attempt is not None:
-            visit.attempt = attempt
-            self.pump.watch(visit.fd, visit)
-
-    def dialled(self, visit: Visit, fd: int, error: Exception | None) -> None:
-        """Take the end of dialling a static host's target."""
-        visit.attempt = None
-        if visit.over:
-            if fd >= 0:
-                self.pump.close_fd(fd)
-        elif error is not None:
-            self._close(visit, Reason.TARGET_REFUSED, b"")
-        else:
-            first, visit.first = visit.first, b""
-            self._join(visit, first, fd, b"", None)
-
-    def _ask(self, visit: Visit, session: Visitor, ask: Ask) -> None:
-        """Call the agent of a subscription, and let no other one answer."""
-        self._uncall(visit)
-        seat = ask.seat
-        visit.seat = seat
-        visit.secret = secret = os.urandom(SECRET_SIZE)
-        self.pending[secret] = visit
-        self._seats.called(seat)
-        if self.caller is None or not self.caller.call(visit, seat, secret):
-            session.rejected(seat, self.pump.now)
-            return
-        self._call_lane.add(visit, self.pump.now)
-
-    def _uncall(self, visit: Visit) -> None:
-        """Make what an agent was told void."""
-        if visit.secret is not None:
-            self.pending.pop(visit.secret, None)
-            visit.secret = None
-        seat, visit.seat = visit.seat, None
-        if seat is not None:
-            self._seats.uncalled(seat)
-
     # From outside: agents.
-
-    def answered(self, secret: bytes, fd: int, rest: bytes, secure: Secure | None) -> bool:
-        """Take a data connection that showed `secret`; False, and `fd` stays the caller's, if nobody waits for it."""
-        visit = self.pending.pop(secret, None)
-        if visit is None or visit.session is None:
-            return False
-        visit.secret = None  # good for one connection
-        self._join(visit, visit.session.data, fd, rest, secure)
-        return True
-
-    def rejected(self, seat: Seat, conn: int) -> None:
-        """Take an agent's no for one visitor; one that it was not called for is ignored and counted."""
-        for visit in self.pending.values() if seat.calling else ():
-            if visit.conn == conn and visit.seat is seat and visit.session is not None:
-                self._next(visit, visit.session, seat)
-                return
-        self.totals.rejects_ignored += 1
 
     def seat_gone(self, seat: Seat, kill: bool) -> None:
         """Fail over what waits for an agent that is gone; close what it carries only with `kill`."""
-        called = [visit for visit in self.pending.values() if visit.seat is seat] if seat.calling else ()
-        for visit in called:
-            if visit.session is not None:
-                self._next(visit, visit.session, seat)
+        self.reach.seat_gone(seat)
         if kill:
             for visit in [visit for visit in self.visits if visit.seat is seat and visit.link is not None]:
                 self._kill(visit)
 
-    def _next(self, visit: Visit, session: Visitor, seat: Seat) -> None:
-        session.rejected(seat, self.pump.now)
-        self._perform(visit, session)
-
     # Joined, and the end.
 
-    def _join(self, visit: Visit, first: bytes, fd: int, rest: bytes, secure: Secure | None) -> None:
-        pump = self.pump
+    def join(self, visit: Visit, first: bytes, fd: int, rest: bytes, secure: Secure | None, head: bytes = b"") -> None:
+        """Join a visitor with `fd`, which gets `head` and then `first`; `rest` has come from it already."""
+        pump, row, modes = self.pump, visit.row, self.modes
+        up = down = None
         try:
-            visit.link = pump.join(visit.fd, fd, visit, up=first, down=rest, second_tls=secure)
+            if modes is not None and row is not None and row.mode != "raw" and visit.speaks_http:
+                filters = modes.filters(visit, row, first, rest)
+                if filters is not None:
+                    first, rest, up, down = filters.first, filters.rest, filters.up, filters.down
+            visit.head = len(head)
+            visit.link = pump.join(
+                visit.fd,
+                fd,
+                visit,
+                up=head + first if head else first,
+                down=rest,
+                first_tls=visit.leg,
+                second_tls=secure,
+                up_filter=up,
+                down_filter=down,
+            )
         except Exception:
             pump.close_fd(fd)
             self.abandon(visit)
@@ -430,13 +416,19 @@ class Traffic:
         totals.sniff_ms += visit.sniff_ms or 0
         totals.call_ms += visit.call_ms
 
+    def close(self, visit: Visit, reason: Reason) -> None:
+        """End a visitor that was never joined, without an answer but the one that `unknown` says."""
+        self._close(visit, reason, b"")
+
     def _close(self, visit: Visit, reason: str, farewell: bytes) -> None:
         """End a visitor that was never joined, once: whatever went wrong, no number is closed twice."""
         why = Reason(reason)
-        if not farewell and self._answers and visit.scheme == "http":
+        if not farewell and self._answers and visit.speaks_http:
             farewell = _UNSERVED.get(why, b"")
         fd, visit.fd = visit.fd, -1
         if fd >= 0:
+            if visit.leg is not None:
+                farewell = visit.leg.goodbye(farewell)
             if farewell:
                 # It keeps its place until it is closed, or a scanner could have any number of these.
                 self.open.take_again(visit.source)
@@ -446,7 +438,7 @@ class Traffic:
         if visit.attempt is not None:
             visit.attempt.cancel()
             visit.attempt = None
-        self._uncall(visit)
+        self.reach.uncall(visit)
         tally, visit.tally = visit.tally, None
         if tally is not None:
             tally.calling -= 1
@@ -470,7 +462,7 @@ class Traffic:
         if visit.over:
             return
         visit.over = True
-        visit.session = visit.link = visit.attempt = None
+        visit.session = visit.link = visit.attempt = visit.leg = None
         visit.first = b""
         self.visits.discard(visit)
         self.open.give(visit.source)
@@ -486,7 +478,7 @@ class Traffic:
     def tick(self) -> None:
         """Look at deadlines and write the access log."""
         now = self.pump.look_at_clock()
-        for lane in (self._sniff_lane, self._call_lane):
+        for lane in (self._sniff_lane, self.reach.lane):
             for visit in lane.expired(now):
                 try:
                     self._wake(visit, now)
@@ -502,7 +494,7 @@ class Traffic:
     def _wake(self, visit: Visit, now: float) -> None:
         if visit.session is not None:
             visit.session.wake(now)
-            self._perform(visit, visit.session)
+            self.perform(visit, visit.session)
 
     def _drop_silent(self, before: float) -> None:
         """Under pressure, those who have said nothing at all for `first_byte` seconds make room."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from layer8.net.dial import Attempt
 from layer8.net.entries import Dialing
 from layer8.net.flow import Link
+from layer8.net.leg import Leg
 from layer8.proxy.choose import Seat
 from layer8.proxy.registration import Registration
 from layer8.proxy.tally import HostTally
@@ -29,8 +30,9 @@ class Visit:
     """One visitor's connection: an entry of the pump until it is joined, then the owner of its link.
 
     `session` is there while it waits for its name or for an agent; `first` is what it has said, while the target of a
-    static host is dialled. Times are monotonic seconds; `sniff_ms` and `call_ms` are what was taken until named and
-    until joined.
+    static host is dialled. `leg` is its TLS if that ends here, `head` counts the bytes that went to the other side
+    before its own, `pooled` says that the other side had been dialled ahead. Times are monotonic seconds; `sniff_ms`
+    and `call_ms` are what was taken until named and until joined.
     """
 
     __slots__ = (
@@ -40,10 +42,13 @@ class Visit:
         "conn",
         "fd",
         "first",
+        "head",
         "host",
+        "leg",
         "link",
         "opened",
         "over",
+        "pooled",
         "port",
         "row",
         "scheme",
@@ -77,6 +82,9 @@ class Visit:
         self.link: Link | None = None
         self.sniff_ms: int | None = None
         self.call_ms: int | None = None
+        self.leg: Leg | None = None
+        self.head = 0
+        self.pooled = False
         self.over = False
 
     def ready(self, fd: int, events: int) -> None:
@@ -89,12 +97,17 @@ class Visit:
 
     def dialled(self, fd: int, error: Exception | None) -> None:
         """Take the end of dialling the target of a static host."""
-        self.traffic.dialled(self, fd, error)
+        self.traffic.reach.dialled(self, fd, error)
 
     def ended(self, link: Link, reason: str) -> None:
         """Take the end of the joined connection."""
         reset = Reason.VISITOR_RESET if link.up.reset else Reason.AGENT_RESET
         self.traffic.finish(self, _BY_LINK.get(reason, reset))
+
+    @property
+    def speaks_http(self) -> bool:
+        """Whether what is carried is plain HTTP, on its own port or inside TLS that ends here."""
+        return self.leg is not None or self.scheme == "http"
 
     @property
     def state(self) -> State:

@@ -210,7 +210,7 @@ class EndTests(TrafficCase):
         self.assertEqual(server.traffic.totals.ended[Reason.VISITOR_LEFT], 1)
         self.nothing_left(server)
         _, fd = self.ends()
-        self.assertFalse(server.traffic.answered(calls[0], fd, b"", None))
+        self.assertFalse(server.traffic.reach.answered(calls[0], fd, b"", None))
         os.close(fd)
 
     async def test_a_secret_is_good_once(self) -> None:
@@ -220,8 +220,8 @@ class EndTests(TrafficCase):
         calls = self.unanswered(server)
         self.enter(server, get("app.test"))
         (_, one), (_, two) = self.ends(), self.ends()
-        self.assertTrue(server.traffic.answered(calls[0], one, b"", None))
-        self.assertFalse(server.traffic.answered(calls[0], two, b"", None))
+        self.assertTrue(server.traffic.reach.answered(calls[0], one, b"", None))
+        self.assertFalse(server.traffic.reach.answered(calls[0], two, b"", None))
         os.close(two)
         server.traffic.close_all()
         self.nothing_left(server)
