@@ -24,6 +24,7 @@ from layer8.net.entries import Dialing
 from layer8.net.flow import Link
 from layer8.net.leg import Leg
 from layer8.net.pump import Pump
+from layer8.proxy.inspect import Watch
 from layer8.proxy.limits import CALL_LIFE
 from layer8.proxy.wire import Code
 
@@ -66,6 +67,13 @@ class Ahead(Protocol):
         """Take that the descriptor is joined or closed; or else that the visitor was refused and it is yours again."""
 
 
+class Looks(Protocol):
+    """Whoever looks at what is carried."""
+
+    def watch(self, host: str, target: Where) -> Watch:
+        """Give the filters for one visitor."""
+
+
 @define(eq=False)
 class Totals:
     """What an agent has carried since its start."""
@@ -93,6 +101,7 @@ class Carrier:
     local: Dialer
     outward: Dialer
     totals: Totals = field(factory=Totals, init=False)
+    looks: Looks | None = field(default=None, init=False)
     open: set[Carried] = field(factory=set, init=False)
     _lane: Lane[Late] = field(factory=lambda: Lane(CALL_LIFE), init=False)
 
@@ -106,19 +115,29 @@ class Carrier:
         target: Where,
         server: Where,
         secured: Secured | None,
+        intro: bytes = b"",
     ) -> Carried:
-        """Begin; everything else is told to `teller`."""
+        """Begin; everything else is told to `teller`. The target hears `intro` before the visitor."""
         self.totals.called += 1
-        carried = Carried(self, teller, subscription, conn, host, secret, secured)
+        carried = Carried(self, teller, subscription, conn, host, secret, secured, intro=intro)
         self.open.add(carried)
         self.limit(carried)
         carried.begin(target, server)
         return carried
 
-    def carry_on(self, teller: Teller, subscription: int, conn: int, host: str, target: Where, ahead: Ahead) -> Carried:
+    def carry_on(
+        self,
+        teller: Teller,
+        subscription: int,
+        conn: int,
+        host: str,
+        target: Where,
+        ahead: Ahead,
+        intro: bytes = b"",
+    ) -> Carried:
         """The same on a connection that was dialled ahead; `ahead` gets it back if the target refuses."""
         self.totals.called += 1
-        carried = Carried(self, teller, subscription, conn, host, b"", None, ahead)
+        carried = Carried(self, teller, subscription, conn, host, b"", None, ahead, intro)
         self.open.add(carried)
         self.limit(carried)
         carried.dial(target)
@@ -145,6 +164,7 @@ class Carried:
     __slots__ = (
         "_ahead",
         "_carrier",
+        "_intro",
         "_leg",
         "_secret",
         "_secured",
@@ -153,6 +173,7 @@ class Carried:
         "_target",
         "_teller",
         "_waiting",
+        "_watch",
         "bytes_in",
         "bytes_out",
         "conn",
@@ -172,6 +193,7 @@ class Carried:
         secret: bytes,
         secured: Secured | None,
         ahead: Ahead | None = None,
+        intro: bytes = b"",
     ):
         """Take what the server said; `ahead` is a connection to it that shows no secret any more."""
         self._carrier = carrier
@@ -179,11 +201,13 @@ class Carried:
         self._secret = secret
         self._secured = secured
         self._target = -1
+        self._intro = intro
         self._ahead = ahead
         self._server = -1 if ahead is None else ahead.take()
         self._shown = len(secret)
         self._leg: Leg | None = None if ahead is None else ahead.leg
         self._waiting: list[Attempt | Dialing | Leg] = []
+        self._watch: Watch | None = None
         self.subscription = subscription
         self.conn = conn
         self.host = host
@@ -202,6 +226,8 @@ class Carried:
 
     def dial(self, target: Where) -> None:
         """Dial the target."""
+        if self._carrier.looks is not None:
+            self._watch = self._carrier.looks.watch(self.host, target)
         attempt = self._carrier.local.dial(target, self._target_there)
         if attempt is not None:
             self._waiting.append(attempt)
@@ -253,8 +279,20 @@ class Carried:
         carrier.totals.joined += 1
         secret, self._secret = self._secret, b""
         ahead, self._ahead = self._ahead, None
-        rest = b"" if ahead is None else ahead.rest
-        self.link = carrier.pump.join(self._target, self._server, self, up=secret, down=rest, second_tls=self._leg)
+        rest = self._intro if ahead is None else self._intro + ahead.rest
+        watch = self._watch
+        if watch is not None and rest:
+            watch.requests.feed(rest)
+        self.link = carrier.pump.join(
+            self._target,
+            self._server,
+            self,
+            up=secret,
+            down=rest,
+            second_tls=self._leg,
+            up_filter=None if watch is None else watch.answers,
+            down_filter=None if watch is None else watch.requests,
+        )
         if ahead is not None:
             ahead.left(joined=True)
         self._teller.joined(self)
@@ -262,7 +300,9 @@ class Carried:
     def ended(self, link: Link, reason: str) -> None:
         """Take the end of the joined connection."""
         self.over = True
-        self.bytes_in = link.bytes_down
+        if self._watch is not None:
+            self._watch.closed()
+        self.bytes_in = max(0, link.bytes_down - len(self._intro))
         self.bytes_out = max(0, link.bytes_up - self._shown)
         totals = self._carrier.totals
         totals.bytes_in += self.bytes_in

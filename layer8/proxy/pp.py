@@ -27,7 +27,7 @@ from __future__ import annotations
 import re
 from ipaddress import IPv4Address, IPv6Address
 from struct import Struct
-from typing import Final
+from typing import Final, Literal
 
 from attrs import define, field, frozen
 
@@ -42,6 +42,8 @@ LONGEST_2: Final = 16 + 0xFFFF  # bytes of a v2 header: its sender is trusted, o
 TLV_CRC: Final = 0x03  # CRC-32C of the whole header, counted with this value as zeros (section 2.2.3)
 TLV_CLAIM: Final = 0xE0
 TLV_SCHEME: Final = 0xE1
+
+Kind = Literal["none", "v1", "v2"]
 
 _SIGNATURE: Final = b"\r\n\r\n\0\r\nQUIT\n"
 _LINE: Final = b"PROXY "
@@ -214,6 +216,11 @@ def _text(packed: bytes) -> str:
 
 
 # Writing.
+
+
+def introduction(kind: Kind, source: HostPort | None, destination: HostPort | None) -> bytes:
+    """Write what a target that wants such a header hears first; nothing for `none`."""
+    return b"" if kind == "none" else (v1 if kind == "v1" else v2)(source, destination)
 
 
 def v1(source: HostPort | None, destination: HostPort | None = None) -> bytes:

@@ -97,6 +97,32 @@ class PlainTests(CarryCase):
         self.assertEqual((totals.bytes_in, totals.bytes_out), (8, 6))
         self.nothing_left()
 
+    async def test_the_target_is_told_who_comes(self) -> None:
+        """What it hears of us is not counted as the visitor's."""
+        self.carrier.carry(
+            self.teller,
+            1,
+            7,
+            "app.test",
+            SECRET,
+            self.at(self.target),
+            self.at(self.server),
+            None,
+            b"PROXY UNKNOWN\r\n",
+        )
+        server, target = self.accept(self.server), self.accept(self.target)
+        await self.told()
+        await self.turn()
+        self.assertEqual(target.recv(100), b"PROXY UNKNOWN\r\n")
+        server.sendall(b"question")
+        await self.turn()
+        self.assertEqual(target.recv(100), b"question")
+        target.close()
+        server.close()
+        await self.told(2)
+        self.assertEqual((self.carrier.totals.bytes_in, self.carrier.totals.bytes_out), (8, 0))
+        self.nothing_left()
+
     async def test_target_refused(self) -> None:
         """The server hears no secret, and the reject comes at once."""
         self.carry(Where("127.0.0.1", self.closed_port()), self.at(self.server))

@@ -285,3 +285,12 @@ class ClaimTests(SynchronousTestCase):
             ((0xE0, good + b"a" * NAME_MOST), (0xE1, b"\1")),
         ):
             self.assertIsNone(read_claim(Header(tlvs=tlvs)), tlvs)
+
+
+class IntroductionTests(SynchronousTestCase):
+    def test_what_targets_hear(self) -> None:
+        self.assertEqual(pp.introduction("none", ONE, TWO), b"")
+        self.assertEqual(pp.introduction("v1", ONE, TWO), V1)
+        self.assertEqual(pp.introduction("v2", ONE, TWO), V2)
+        self.assertEqual(pp.introduction("v1", None, TWO), b"PROXY UNKNOWN\r\n")
+        self.assertEqual(pp.introduction("v2", None, TWO), binary(0x20, 0))
