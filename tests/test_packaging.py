@@ -215,6 +215,9 @@ class WheelTests(SynchronousTestCase):
         self.assertNotEqual(plugins, set())
         self.assertEqual({name for name in names if name.startswith("twisted/")}, plugins)
         self.assertIn("layer8/py.typed", names)
+        pages = {str(path.relative_to(self.tree)) for path in (self.tree / "layer8" / "web").rglob("*.*")}
+        self.assertNotEqual(pages, set())
+        self.assertEqual(pages - names, set())
         units = {path.name for path in (ROOT / "share" / "layer8" / "systemd").iterdir()}
         self.assertNotEqual(units, set())
         folder = f"layer8-{layer8.__version__}.data/data/share/layer8/systemd/"

@@ -13,7 +13,7 @@ only the target is dialled, and if it does not answer the connection stays open 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from attrs import define, field
 from OpenSSL import SSL
@@ -24,9 +24,11 @@ from layer8.net.entries import Dialing
 from layer8.net.flow import Link
 from layer8.net.leg import Leg
 from layer8.net.pump import Pump
-from layer8.proxy.inspect import Watch
 from layer8.proxy.limits import CALL_LIFE
 from layer8.proxy.wire import Code
+
+if TYPE_CHECKING:
+    from layer8.proxy.inspect import Watch
 
 
 class Teller(Protocol):
