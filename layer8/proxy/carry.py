@@ -72,8 +72,8 @@ class Ahead(Protocol):
 class Looks(Protocol):
     """Whoever looks at what is carried."""
 
-    def watch(self, host: str, target: Where) -> Watch:
-        """Give the filters for one visitor."""
+    def watch(self, host: str, target: Where, intro: bytes) -> Watch:
+        """Give the filters for one visitor, of whom the target hears `intro` first."""
 
 
 @define(eq=False)
@@ -229,7 +229,7 @@ class Carried:
     def dial(self, target: Where) -> None:
         """Dial the target."""
         if self._carrier.looks is not None:
-            self._watch = self._carrier.looks.watch(self.host, target)
+            self._watch = self._carrier.looks.watch(self.host, target, self._intro)
         attempt = self._carrier.local.dial(target, self._target_there)
         if attempt is not None:
             self._waiting.append(attempt)
@@ -281,7 +281,7 @@ class Carried:
         carrier.totals.joined += 1
         secret, self._secret = self._secret, b""
         ahead, self._ahead = self._ahead, None
-        rest = self._intro if ahead is None else self._intro + ahead.rest
+        rest = b"" if ahead is None else ahead.rest
         watch = self._watch
         if watch is not None and rest:
             watch.requests.feed(rest)
@@ -290,7 +290,7 @@ class Carried:
             self._server,
             self,
             up=secret,
-            down=rest,
+            down=self._intro + rest,
             second_tls=self._leg,
             up_filter=None if watch is None else watch.answers,
             down_filter=None if watch is None else watch.requests,

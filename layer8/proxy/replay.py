@@ -19,6 +19,7 @@ from layer8.net.dial import Dialer, Where, reason
 from layer8.net.flow import CHUNK
 from layer8.net.pump import Pump
 from layer8.proxy.inspect import Watch
+from layer8.proxy.pp import v1, v2
 from layer8.proxy.record import Record
 
 TIME: Final = 15.0
@@ -39,12 +40,13 @@ class Inspection:
         self._pump = pump
         self._local = local
         self._wall = wall
-        self._targets: dict[str, Where] = {}
+        self._targets: dict[str, tuple[Where, bytes]] = {}
 
-    def watch(self, host: str, target: Where, replay_of: int | None = None) -> Watch:
-        """Give the filters for a connection to a target."""
+    def watch(self, host: str, target: Where, intro: bytes = b"", replay_of: int | None = None) -> Watch:
+        """Give the filters for a connection to a target, which hears `intro` first: a PROXY header or nothing."""
         words = _words(target)
-        self._targets[words] = target
+        # Who comes again is not the visitor: the header says nothing, but it is there.
+        self._targets[words] = target, intro and (v1(None) if intro.startswith(b"PROXY") else v2(None))
         return Watch(self.record, self._pump.look_at_clock, self._wall, host, words, replay_of)
 
     async def replay(self, number: int) -> tuple[int, str]:
@@ -57,13 +59,14 @@ class Inspection:
             raise Refused("it is not kept any more")
         if exchange.no_replay:
             raise Refused(exchange.no_replay)
-        target = self._targets[exchange.target]
+        target, intro = self._targets[exchange.target]
         words = exchange.head + bytes(exchange.body)
-        watch = self.watch(exchange.host, target, exchange.id if exchange.replay_of is None else exchange.replay_of)
+        first = exchange.id if exchange.replay_of is None else exchange.replay_of
+        watch = self.watch(exchange.host, target, intro, first)
         fd = await _dialled(self._local, self._pump, target)
         watch.requests.feed(words)
         ended: Deferred[str] = Deferred()
-        sending = _Sending(self._reactor, self._pump, fd, words, watch, ended)
+        sending = _Sending(self._reactor, self._pump, fd, intro + words, watch, ended)
         try:
             why = await ended
         finally:
