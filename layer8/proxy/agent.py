@@ -354,7 +354,16 @@ def _published(host: AgentHostConfig, environ: Mapping[str, str]) -> Published:
     path = Path(host.secret_file)
     secret = HostSecret.load(path, forbidden=files.forbidden(path, environ))
     targets = {int(port): _where(text) for port, text in host.targets.items()}
-    return Published(host.host, secret.key, targets, host.weight, host.priority, host.max_conns, secret.value)
+    return Published(
+        host.host,
+        secret.key,
+        targets,
+        host.weight,
+        host.priority,
+        host.max_conns,
+        secret.value,
+        host.proxy_protocol,
+    )
 
 
 def _where(text: str) -> Where:

@@ -112,13 +112,16 @@ class LegacyUplink:
     def _visited(self, visitor: Visitor) -> None:
         published = self.subscriptions.get(visitor.subscription)
         target = None if published is None else published.target(visitor.port, "http")
-        if target is None:
+        if published is None or target is None:
             self.calls_ignored += 1  # there is no way to say no
             return
         self._called += 1
         server = Where(self.address.host, visitor.data_port)
         number = visitor.subscription
-        self._errand.carrier.carry(self, number, self._called, visitor.host, visitor.secret, target, server, None)
+        intro = published.introduce(None, visitor.port)
+        self._errand.carrier.carry(
+            self, number, self._called, visitor.host, visitor.secret, target, server, None, intro
+        )
 
     # What the agent asks for.
 

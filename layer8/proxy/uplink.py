@@ -18,6 +18,7 @@ from layer8.control.client import Client, connect
 from layer8.control.errors import ControlError
 from layer8.control.shape import ShapeError, from_json, from_result, to_json
 from layer8.control.table import Table
+from layer8.core.address import HostPort, canonical
 from layer8.core.errors import ConfigError, Layer8Error
 from layer8.crypto.keys import parse_id
 from layer8.crypto.proof import subscribe_proof
@@ -27,6 +28,7 @@ from layer8.net.pump import Pump
 from layer8.net.tls import Named, Pinned, client_context
 from layer8.proxy.carry import Carried, Carrier, Secured
 from layer8.proxy.names import covers
+from layer8.proxy.pp import Kind, introduction
 from layer8.proxy.wire import (
     AGENT_PATH,
     DATA_ALPN,
@@ -109,6 +111,7 @@ class Published:
     priority: int = 0
     max_conns: int = 0
     secret: bytes = field(default=b"", repr=False)
+    proxy_protocol: Kind = "none"
 
     def asks_the_same(self, other: Published) -> bool:
         """Say whether a server would hear the same of both: targets are ours alone."""
@@ -119,6 +122,10 @@ class Published:
         """Give where visitors of a public port go, or None."""
         found = self.targets.get(port)
         return self.targets.get(ANY_PORT) if found is None and scheme == "http" else found
+
+    def introduce(self, remote: HostPort | None, port: int) -> bytes:
+        """Give what the target hears before a visitor of a public port, whose own end is known if we were told."""
+        return introduction(self.proxy_protocol, remote, HostPort("", port))
 
 
 class ServerLink(Protocol):
@@ -300,7 +307,8 @@ class Uplink:
             host, scheme, secure = call["host"], call["scheme"], call["tls"]
             published = self._subscribed(number, host) if type(number) is int else None
             data_host = call.get("serverListeningHost")
-        except (KeyError, TypeError, ValueError, AttributeError):
+            remote = _end(call.get("remote"))
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError):
             self.calls_ignored += 1
             return
         if (
@@ -329,7 +337,8 @@ class Uplink:
         except ConfigError:  # the server's own name or pin, which nobody can check
             self._reject(number, conn, Code.FORBIDDEN_BY_POLICY)
             return
-        self._errand.carrier.carry(self, number, conn, host, secret, target, server, secured)
+        intro = published.introduce(remote, port)
+        self._errand.carrier.carry(self, number, conn, host, secret, target, server, secured, intro)
 
     def _subscribed(self, number: int, host: str) -> Published | None:
         """Find what a call is for: a subscription may be called before its number is here, or after another's is."""
@@ -440,6 +449,15 @@ async def _sleep(reactor: Any, seconds: float) -> None:
     finally:
         if timer.active():
             timer.cancel()
+
+
+def _end(text: str | None) -> HostPort | None:
+    """Read the visitor's own end; raises ConfigError, or AttributeError for what is no text."""
+    if text is None:
+        return None
+    # A balancer in front may have told the server an address without a port.
+    end = HostPort(text[:-2].strip("[]"), 0) if text.endswith(":0") else HostPort.parse(text)
+    return HostPort(canonical(end.host), end.port)
 
 
 def _is_port(number: object) -> bool:

@@ -6,8 +6,10 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from layer8.core.address import HostPort
 from layer8.core.errors import ConfigError, Unavailable
 from layer8.net.dial import Where
+from layer8.proxy.pp import v2
 from layer8.proxy.uplink import ANY_PORT, CONTEXTS, Address, Errand, Published, Uplink, persist
 from layer8.proxy.wire import DataAddress
 
@@ -67,9 +69,29 @@ class CalledTests(SynchronousTestCase):
 
     def test_right(self) -> None:
         self.call()
-        ((_, number, conn, host, secret, target, server, secured),) = self.carrier.asked
+        ((_, number, conn, host, secret, target, server, secured, intro),) = self.carrier.asked
         self.assertEqual((number, conn, host, secret), (1, 7, "one.app.test", bytes.fromhex("ab" * 32)))
         self.assertEqual((target, server, secured), (Where("127.0.0.1", 80), Where("127.0.0.1", 5000), None))
+        self.assertEqual(intro, b"")
+
+    def introduced(self, **more: object) -> bytes:
+        """What the target hears first."""
+        self.call(**more)
+        intro = self.carrier.asked.pop()[-1]
+        assert isinstance(intro, bytes)
+        return intro
+
+    def test_the_target_hears_who_comes_if_the_server_says(self) -> None:
+        published = self.uplink.subscriptions[1]
+        self.assertEqual(self.introduced(remote="192.0.2.1:40000"), b"")
+        published.proxy_protocol = "v1"
+        self.assertEqual(self.introduced(), b"PROXY UNKNOWN\r\n")
+        self.assertEqual(self.introduced(remote="192.0.2.1:40000"), b"PROXY TCP4 192.0.2.1 0.0.0.0 40000 80\r\n")
+        self.assertEqual(self.introduced(remote="[2001:DB8::1]:40000"), b"PROXY TCP6 2001:db8::1 :: 40000 80\r\n")
+        self.assertEqual(self.introduced(remote="[2001:db8::1]:0"), b"PROXY TCP6 2001:db8::1 :: 0 80\r\n")
+        published.proxy_protocol = "v2"
+        self.assertEqual(self.introduced(), v2(None))
+        self.assertEqual(self.introduced(remote="192.0.2.1:40000"), v2(HostPort("192.0.2.1", 40000), HostPort("", 80)))
 
     def test_nonsense(self) -> None:
         cases: list[dict[str, object]] = [
@@ -93,6 +115,13 @@ class CalledTests(SynchronousTestCase):
             {"host": None},
             {"host": "other.test"},
             {"host": "one.app.test\n\x1b[2J"},
+            {"remote": ""},
+            {"remote": 7},
+            {"remote": ["192.0.2.1:1"]},
+            {"remote": "192.0.2.1"},
+            {"remote": "example.com:80"},
+            {"remote": "192.0.2.1:80 1.1.1.1 1 1"},
+            {"remote": "[2001:db8::1%1]:80\r\n"},
             {"number": 2},
             {"number": [1]},
             {"number": None},
