@@ -100,6 +100,10 @@ class LocalBus:
 
     async def release(self, lease: Lease) -> None:
         """End a lease now."""
+        self.end(lease)
+
+    def end(self, lease: Lease) -> None:
+        """End a lease now; one that is over or fenced out already is left alone."""
         standing = self._leases.get(_key(lease.presence))
         if standing is not None and standing[0] == lease:
             self._forget(lease.presence)
