@@ -107,7 +107,10 @@ class SetupCfgTests(SynchronousTestCase):
         self.assertEqual(required - found, set())
 
     def requires(self) -> str:
-        return setup_cfg()["options"]["install_requires"].strip()
+        """Give what every installation needs, and what extras for users bring."""
+        extras = setup_cfg()["options.extras_require"]
+        users = [text for name, text in extras.items() if name not in ("test", "lint", "docs", "dev")]
+        return "\n".join([setup_cfg()["options"]["install_requires"].strip(), *(text.strip() for text in users)])
 
     def test_txtorcon_s_socks_client_is_not_used(self) -> None:
         users = [

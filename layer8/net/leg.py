@@ -19,14 +19,20 @@ from layer8.net.pump import Pump
 _BOTH = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 
 
+class _Cut(ConnectionResetError):
+    """The TCP stream has ended, and the TLS session has not."""
+
+
 class Leg:
     """One TLS session over `fd`; it is a pump's `Secure` once `done(leg, None)` was called.
 
     `check` looks at the peer after the handshake and raises what `done(leg, error)` then gets. `first` are bytes of
-    the peer that somebody has read already. Until `done`, the leg owns the descriptor and closes it on failure.
+    the peer that somebody has read already. A `lenient` leg takes an end without close_notify for an end: an HTTP
+    server has to (RFC 9112 section 9.8), since requests say themselves where they end. Until `done`, the leg owns
+    the descriptor and closes it on failure.
     """
 
-    __slots__ = ("_accepted", "_check", "_done", "_out", "_pump", "_tls", "fd")
+    __slots__ = ("_accepted", "_check", "_done", "_lenient", "_out", "_pump", "_tls", "fd")
 
     def __init__(
         self,
@@ -39,11 +45,13 @@ class Leg:
         check: Callable[[SSL.Connection], None] | None = None,
         name: bytes | None = None,
         first: bytes = b"",
+        lenient: bool = False,
     ) -> None:
         """Prepare the session; `name` is the SNI to send."""
         self._pump = pump
         self._done: Callable[[Leg, Exception | None], None] | None = done
         self._check = check
+        self._lenient = lenient
         self._out = b""
         self._accepted = 0
         self._tls = SSL.Connection(context, None)
@@ -125,7 +133,12 @@ class Leg:
             try:
                 return self._tls.recv(size)
             except SSL.WantReadError:
-                self._fill()
+                try:
+                    self._fill()
+                except _Cut:
+                    if self._lenient:
+                        return b""
+                    raise
             except SSL.ZeroReturnError:
                 return b""
             except SSL.Error as error:
@@ -182,5 +195,5 @@ class Leg:
     def _fill(self) -> None:
         data = os.read(self.fd, CHUNK)
         if not data:
-            raise ConnectionResetError("the connection ended without close_notify")
+            raise _Cut("the connection ended without close_notify")
         self._tls.bio_write(data)

@@ -296,12 +296,9 @@ class Door:
 
     def call(self, visit: Visit, seat: Seat, secret: bytes) -> bool:
         """Tell the agent of `seat` that a visitor waits; one that reads too slowly to be told is sent away."""
-        if not self._data:
+        port = self._data_port(visit.conn)
+        if not port:
             return False  # nowhere to dial back to: we are being stopped
-        taken, _ = self._data[visit.conn % len(self._data)]
-        port = taken.port
-        if self.config.data_public:
-            port = HostPort.parse(self.config.data_public).port
         told = seat.voice.notify(
             "proxy.connection",
             {
@@ -310,14 +307,45 @@ class Door:
                     "secret": secret.hex(),
                     "port": visit.port,
                     "serverListeningPort": port,
-                    "tls": self.encrypts(visit.scheme),
+                    "tls": self.encrypts(visit.carried),
                     "conn": visit.conn,
                     "host": visit.host,
-                    "scheme": visit.scheme,
+                    "scheme": visit.carried,
                     "expires_ms": int(CALL_LIFE * 1000),
                 },
             },
         )
+        if not told:
+            seat.voice.close("slow_reader")
+        return told
+
+    def _data_port(self, number: int) -> int:
+        """Give the port that agents dial, a different one for each number if there are several; 0 for none."""
+        if not self._data:
+            return 0
+        if self.config.data_public:
+            return HostPort.parse(self.config.data_public).port
+        return self._data[number % len(self._data)][0].port
+
+    def secures(self, visit: Visit) -> bool:
+        """Say whether a visitor is carried inside TLS on its way to the agent."""
+        return self.encrypts(visit.carried)
+
+    def first_kind(self) -> bool:
+        """Say whether connections that agents dial ahead begin with TLS, before anybody knows who comes."""
+        return self.encrypts("http" if self.port_of("http") or not self.port_of("https") else "https")
+
+    def ask_ahead(self, seat: Seat, secure: bool, secrets: list[bytes]) -> bool:
+        """Let the agent of `seat` dial now with each of these; one that reads too slowly is sent away."""
+        port = self._data_port(seat.number)
+        if not port:
+            return False
+        life = int(CALL_LIFE * 1000)
+        tokens = [
+            {"secret": secret.hex(), "expires_ms": life, "serverListeningPort": port, "tls": secure}
+            for secret in secrets
+        ]
+        told = seat.voice.notify("proxy.pool", {"subscription": seat.number, "tokens": tokens})
         if not told:
             seat.voice.close("slow_reader")
         return told
@@ -377,6 +405,8 @@ class Door:
         for taken, listener, _, _ in self._visitors:
             if taken.endpoint.kind == "systemd":
                 listener.pause()  # the next process finds them in the queue; without one nobody would
+        if self._traffic.reach.ahead is not None:
+            self._traffic.reach.ahead.rest()
         self._rows.drain(alternatives, seconds * 1000)
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
@@ -389,6 +419,8 @@ class Door:
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
         self._rows.undrain()
+        if self._traffic.reach.ahead is not None:
+            self._traffic.reach.ahead.go_on()
         for _, listener, _, _ in self._visitors:
             listener.resume()
 

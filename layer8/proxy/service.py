@@ -54,11 +54,13 @@ from layer8.proxy.legacy_listen import METHODS, PATH, LegacyApi, LegacyPage, Leg
 from layer8.proxy.methods import AgentRows, OwnerRows
 from layer8.proxy.operate import OperatorRows
 from layer8.proxy.orders import Policy
+from layer8.proxy.pooling import Pooling
 from layer8.proxy.prove import NetworkProver, Prover
 from layer8.proxy.registration import Registration
 from layer8.proxy.registry import Registry, static
 from layer8.proxy.store import SCHEMA, Store
 from layer8.proxy.subscriber import House
+from layer8.proxy.terminate import Certificates, Terminator
 from layer8.proxy.traffic import Traffic
 from layer8.proxy.upkeep import Presences, Upkeep
 from layer8.proxy.wire import AGENT_PATH, NONCE_SIZE
@@ -141,6 +143,9 @@ class Server(Service):
         self.traffic = Traffic(
             reactor, self.pump, Dialer(reactor, self.pump), config, self.registry, self.seats, self.bans, accounts
         )
+        self.certificates = Certificates(reactor, frame.home, health, self.registry, time.monotonic, wall_clock)
+        self.certificates.prepare(config)()
+        self.traffic.terminator = Terminator(self.certificates, self.traffic)
         self._agent_rows = AgentRows(
             house, reactor, lambda: secrets.token_bytes(NONCE_SIZE), self.traffic.reach.rejected
         )
@@ -163,6 +168,9 @@ class Server(Service):
             owner=lambda request: LegacySocket(house, reactor, getattr(request.getClientAddress(), "host", None)),
         )
         self.door = Door(reactor, self.pump, self.traffic, self._agent_rows, config, self.identity, agents, legacy)
+        self.ahead = Pooling(reactor, self.pump, self.seats, self.traffic, self.door, config.limits)
+        self.traffic.reach.ahead = self.ahead
+        self.seats.changed = self.ahead.changed
         self.carrying = Carrying(reactor, self.traffic, self.store, kept.carried, self.tasks)
         if config.legacy or config.legacy_open:
             api = LegacyApi(self.ledger, self.carrying.of)
@@ -208,6 +216,7 @@ class Server(Service):
         self.traffic.start()
         self.carrying.start()
         self.upkeep.startService()
+        self.certificates.startService()
         self._frame.metrics.add(self.metrics)
 
     def stopService(self) -> Deferred[None]:
@@ -217,6 +226,8 @@ class Server(Service):
 
     async def _stop(self) -> None:
         self._frame.metrics.remove(self.metrics)
+        if self.certificates.running:
+            await self.certificates.stopService()
         if self.upkeep.running:
             await self.upkeep.stopService()
         await self.door.close()
@@ -259,6 +270,7 @@ class Server(Service):
         rows = list(self._static(fresh))
         if fresh.tls_cert_file:
             self._identity_of(fresh)  # raises if it cannot be used
+        certify = self.certificates.prepare(fresh)
         settle = self.door.prepare(fresh)
         try:
             await self.ledger.set_static(rows)
@@ -267,7 +279,9 @@ class Server(Service):
             raise
         self.config = fresh
         settle(True)
+        certify()
         self.traffic.configure(fresh)
+        self.ahead.configure(fresh.limits)
         limits = fresh.limits
         self.pump.idle, self.pump.half_closed = limits.idle, limits.half_closed
         self.pump.pipes.most = affordable(limits.pipes)
@@ -318,6 +332,7 @@ def _registration(host: ProxyHostConfig, environ: Mapping[str, str], config: Pro
             allow=host.allow,
             deny=host.deny,
             max_conns=host.max_conns,
+            tls=host.tls,
         ),
         rules=config.limits.policy_rules,
     )

@@ -66,8 +66,11 @@ _UNSERVED = {
 class Terminator(Protocol):
     """Ends TLS for hosts that want it so."""
 
-    def begin(self, visit: Visit, row: Registration, first: bytes) -> None:
+    def begin(self, visit: Visit, row: Registration, first: bytes, alpn: tuple[bytes, ...]) -> None:
         """Shake hands with a visitor whose ClientHello is in `first`; then `Traffic.secured` hears of it."""
+
+    def answer(self, host: str, said: bytes) -> bytes:
+        """Give the response to a certificate authority that asks for a proof, b"" to everybody else."""
 
 
 class Modes(Protocol):
@@ -166,6 +169,8 @@ class Traffic:
         """Close every visitor that is left."""
         if self._ticker.running:
             self._ticker.stop()
+        if self.reach.ahead is not None:
+            self.reach.ahead.stop()
         self.close_all()
         self.accounts.tick()
 
@@ -175,7 +180,7 @@ class Traffic:
             if visit.link is not None:
                 visit.link.close("shutdown")
             else:
-                self._refuse(visit, Reason.DRAINING)
+                self.refuse(visit, Reason.DRAINING)
 
     # From accept to a name.
 
@@ -229,18 +234,23 @@ class Traffic:
             self._wait_for_name(visit, began)
 
     def _wait_for_name(self, visit: Visit, began: float) -> None:
+        if self._wait(visit, began):
+            self.pump.watch(visit.fd, visit)
+
+    def _wait(self, visit: Visit, began: float) -> bool:
+        """Give a visitor a place and its time among those who are not named yet; False if there is no place."""
         limits = self.config.limits
         if visit.source and self.sniffing.of(visit.address) >= limits.per_source_sniffing:
-            self._refuse(visit, Reason.SOURCE_LIMIT)
-            return
+            self.refuse(visit, Reason.SOURCE_LIMIT)
+            return False
         while len(self.waiting) >= limits.sniffing:
             oldest = next(iter(self.waiting))
             self._named_late(oldest)
-            self._refuse(oldest, Reason.CROWDED_OUT)
+            self.refuse(oldest, Reason.CROWDED_OUT)
         self.waiting[visit] = None
         self.sniffing.take(visit.address)
         self._sniff_lane.add(visit, began)
-        self.pump.watch(visit.fd, visit)
+        return True
 
     def readable(self, visit: Visit, events: int) -> None:
         """Go on sniffing, or notice a visitor who has gone while its other side is reached."""
@@ -259,9 +269,9 @@ class Traffic:
             self.perform(visit, session)
         # A half-closed visitor may still want its answer; one that was reset or has closed both ways does not.
         if events & _GONE and visit.link is None and not visit.over:
-            self._refuse(visit, Reason.VISITOR_LEFT)
+            self.refuse(visit, Reason.VISITOR_LEFT)
 
-    def _refuse(self, visit: Visit, reason: Reason, answer: bytes = b"") -> None:
+    def refuse(self, visit: Visit, reason: Reason, answer: bytes = b"") -> None:
         """Send a visitor away that is not joined; one that has left meanwhile is left alone."""
         session = visit.session
         if visit.over:
@@ -299,44 +309,48 @@ class Traffic:
         visit.sniff_ms = int((pump.now - visit.opened) * 1000)
         if visit.session is not None:
             self._named_late(visit)
-        host = found.host or self.config.default_host
+        host = found.host or (visit.host if visit.leg is not None else None) or self.config.default_host
         if not host:
-            self._refuse(visit, Reason.NO_NAME)
+            self.refuse(visit, Reason.NO_NAME)
             return
         row = self.registry.lookup(host)
+        if visit.leg is not None and (row is None or visit.row is None or row.host != visit.row.host):
+            self.refuse(visit, Reason.MISDIRECTED, answer(421))  # it has shown a certificate for another one
+            return
         if row is None:
             if host in self.own_names and self.own is not None and scheme == "https":
                 self._hand_over(visit, sniffer.data, found)
                 return
             reason = Reason.SUSPENDED if self.registry.suspended(host) else Reason.UNKNOWN_HOST
-            self._refuse(visit, reason, UNKNOWN[scheme] if self._answers else b"")
-            return
-        if visit.leg is not None and row is not visit.row:
-            self._refuse(visit, Reason.MISDIRECTED, answer(421))  # it has shown a certificate for another one
+            self.refuse(visit, reason, UNKNOWN[scheme] if self._answers else b"")
             return
         visit.row = row
         visit.host = host if row.host != host else row.host
+        terminator = self.terminator if row.policy.tls == "terminate" else None
+        if terminator is not None and scheme == "http" and (words := terminator.answer(host, sniffer.data)):
+            self.refuse(visit, Reason.CHALLENGED, words)  # whoever else may come, and wherever
+            return
         if row.ports and visit.port not in row.ports:
-            self._refuse(visit, Reason.WRONG_PORT, UNKNOWN[scheme] if self._answers else b"")
+            self.refuse(visit, Reason.WRONG_PORT, UNKNOWN[scheme] if self._answers else b"")
             return
         if row.gate is not None and not row.gate.admits(visit.address):
-            self._refuse(visit, Reason.DENIED)
+            self.refuse(visit, Reason.DENIED)
             return
-        if row.policy.tls == "terminate" and scheme == "https" and visit.leg is None and self.terminator is not None:
+        if terminator is not None and scheme == "https" and visit.leg is None:
             visit.session = None
-            self.terminator.begin(visit, row, sniffer.data)
+            terminator.begin(visit, row, sniffer.data, found.alpn)
             return
         tally = self.tallies.get(row.host) or self.accounts.tally(row.host)
         limits = self.config.limits
         most = row.policy.max_conns or limits.host_conns
         if most and tally.open + tally.calling >= most:
-            self._refuse(visit, Reason.HOST_LIMIT)
+            self.refuse(visit, Reason.HOST_LIMIT)
         elif row.target is not None:
             visit.tally = tally
             tally.calling += 1
             self.reach.serve(visit, row.target, sniffer.data)
         elif tally.calling >= limits.pending_per_host or len(self.reach.pending) >= limits.pending:
-            self._refuse(visit, Reason.PENDING_LIMIT)
+            self.refuse(visit, Reason.PENDING_LIMIT)
         else:
             visit.tally = tally
             tally.calling += 1
@@ -347,6 +361,15 @@ class Traffic:
             pump.watch(visit.fd, visit)
             session.call(lambda tried: self._seats.best(name, tried), pump.now)
             self.perform(visit, session)
+
+    def shaking(self, visit: Visit) -> bool:
+        """Let a visitor shake hands for as long as it may look for a name; False if it was sent away."""
+        return self._wait(visit, visit.opened)
+
+    def shaken(self, visit: Visit) -> None:
+        """Take the end of a handshake."""
+        if visit in self.waiting:
+            self._named_late(visit)
 
     def secured(self, visit: Visit, leg: Leg) -> None:
         """Take a visitor whose TLS ends here: what it says inside is plain HTTP."""
@@ -416,6 +439,24 @@ class Traffic:
         totals.sniff_ms += visit.sniff_ms or 0
         totals.call_ms += visit.call_ms
 
+    def part(self, visit: Visit, session: Visitor) -> None:
+        """Take a visitor back from an agent that will not carry it after all, and ask the next one."""
+        link, seat, tally = visit.link, visit.seat, visit.tally
+        if link is None:
+            return
+        _, fd = self.pump.part(link)
+        self.pump.close_fd(fd, abort=True)  # the agent keeps it open for as long as we might want the visitor back
+        visit.link, visit.head, visit.pooled, visit.session = None, 0, False, session
+        if tally is not None:
+            tally.open -= 1
+            tally.calling += 1
+        visit.seat = None
+        if seat is not None:
+            self._seats.left(seat)
+        self.pump.watch(visit.fd, visit)
+        session.returned(self.pump.now)
+        self.perform(visit, session)
+
     def close(self, visit: Visit, reason: Reason) -> None:
         """End a visitor that was never joined, without an answer but the one that `unknown` says."""
         self._close(visit, reason, b"")
@@ -462,6 +503,8 @@ class Traffic:
         if visit.over:
             return
         visit.over = True
+        if visit.pooled and self.reach.ahead is not None:
+            self.reach.ahead.over(visit)
         visit.session = visit.link = visit.attempt = visit.leg = None
         visit.first = b""
         self.visits.discard(visit)
@@ -486,6 +529,8 @@ class Traffic:
                     # An exception that left here would end all looks at deadlines, for everybody.
                     self._fault.failure("a visitor's deadline failed", event="pump.failed")
                     self.abandon(visit)
+        if self.reach.ahead is not None:
+            self.reach.ahead.tick(now)
         limits = self.config.limits
         if len(self.waiting) * 2 > limits.sniffing:
             self._drop_silent(now - limits.first_byte)
@@ -495,6 +540,8 @@ class Traffic:
         if visit.session is not None:
             visit.session.wake(now)
             self.perform(visit, visit.session)
+        elif visit in self.waiting and visit.fd < 0:
+            self.refuse(visit, Reason.SNIFF_TIME)  # its handshake has not ended
 
     def _drop_silent(self, before: float) -> None:
         """Under pressure, those who have said nothing at all for `first_byte` seconds make room."""
@@ -505,7 +552,7 @@ class Traffic:
             if visit.session is not None and visit.session.silent:
                 silent.append(visit)
         for visit in silent:
-            self._refuse(visit, Reason.FIRST_BYTE)
+            self.refuse(visit, Reason.FIRST_BYTE)
 
     # Operators.
 
@@ -525,7 +572,7 @@ class Traffic:
         if visit.link is not None:
             visit.link.close("killed")
         else:
-            self._refuse(visit, Reason.KILLED)
+            self.refuse(visit, Reason.KILLED)
 
     def idle(self) -> Deferred[None]:
         """Fire when there is no visitor left."""

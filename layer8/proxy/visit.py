@@ -78,7 +78,7 @@ class Visit:
         self.tally: HostTally | None = None
         self.seat: Seat | None = None
         self.secret: bytes | None = None
-        self.attempt: Attempt | Dialing | None = None
+        self.attempt: Attempt | Dialing | Leg | None = None
         self.link: Link | None = None
         self.sniff_ms: int | None = None
         self.call_ms: int | None = None
@@ -103,6 +103,11 @@ class Visit:
         """Take the end of the joined connection."""
         reset = Reason.VISITOR_RESET if link.up.reset else Reason.AGENT_RESET
         self.traffic.finish(self, _BY_LINK.get(reason, reset))
+
+    @property
+    def carried(self) -> str:
+        """What goes to the other side: https is TLS that nobody here has looked into."""
+        return "http" if self.leg is not None else self.scheme
 
     @property
     def speaks_http(self) -> bool:

@@ -122,6 +122,8 @@ class Reason(StrEnum):
     SUSPENDED = "suspended"  # ownership of the name was lost
     DENIED = "denied"  # the host's policy
     HOST_LIMIT = "host_limit"  # HOST_RATE or HOST_CONNS of the host
+    NO_CERTIFICATE = "no_certificate"  # TLS ends here, and there is no certificate for the name
+    CHALLENGED = "challenged"  # a certificate authority got the answer that we owed it
     NO_SUBSCRIBER = "no_subscriber"  # no live agent has it
     PENDING_LIMIT = "pending_limit"  # PENDING
     REJECTED = "rejected"  # every subscriber said no
@@ -135,7 +137,7 @@ class Reason(StrEnum):
     AGENT_RESET = "agent_reset"
     HALF_CLOSED = "half_closed"  # one side ended, the other made no progress
     IDLE = "idle"
-    MISDIRECTED = "misdirected"  # a later request named another host
+    MISDIRECTED = "misdirected"  # a request named another host than the first, or than TLS
     KILLED = "killed"  # by an operator or by revocation
     DRAINED = "drained"  # the drain's deadline came
     INTERNAL = "internal"  # our own fault; the log has more
