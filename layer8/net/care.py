@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class Care:
     """What a flow needs beyond being carried: a filter, a meter, or both.
 
-    `paused` is the filter's wish, `resting` the meter's.
+    `paused` is the filter's wish, `resting` the meter's, `read` counts what came from the source.
     """
 
-    __slots__ = ("filter", "meter", "paused", "resting")
+    __slots__ = ("filter", "meter", "paused", "read", "resting")
 
     def __init__(self, seen: Filter | None = None, meter: Meter | None = None) -> None:
         """Begin without a pause."""
@@ -29,6 +29,7 @@ class Care:
         self.meter = meter
         self.paused = False
         self.resting = False
+        self.read = 0
 
 
 def read_with_care(pump: Pump, flow: Flow, care: Care) -> bool:
@@ -53,6 +54,7 @@ def read_with_care(pump: Pump, flow: Flow, care: Care) -> bool:
             elif size < min(SPLICE_GATHER, free):
                 flow.rearm = True
                 flow.bulk = size >= SPLICE_LEAST
+            care.read += size
             if seen is not None:
                 seen.skipped(size)
             if meter is not None:
@@ -75,6 +77,7 @@ def read_with_care(pump: Pump, flow: Flow, care: Care) -> bool:
             flow.bulk = pump.splices and flow.secure_dst is None
         elif not flow.ending:
             flow.readable = False
+    care.read += len(data)
     if meter is not None:
         meter.spend(len(data))
     if seen is not None:

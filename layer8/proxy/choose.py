@@ -29,7 +29,8 @@ class Seat:
     """One live subscription. `key` is the hash that its agent proved; `since` is monotonic seconds.
 
     `open` and `calling` count the visitors joined to it and those that wait for its dial-back: whoever has the
-    visitors keeps them through `Seats`. A `remote` one is held by another node (`layer8.proxy.remote`).
+    visitors keeps them through `Seats`. A `remote` one is held by another node (`layer8.proxy.remote`). `pool` is how
+    many connections its agent would dial ahead.
     """
 
     number: int
@@ -45,6 +46,7 @@ class Seat:
     since: float
     legacy: bool = False
     remote: bool = False
+    pool: int = 0
     state: Up = "up"
     open: int = 0
     calling: int = 0
@@ -70,6 +72,8 @@ class Seats:
         self._gone = gone
         self.elsewhere: Callable[[str], Collection[Seat]] | None = None
         """Gives the subscriptions that other nodes hold for a registered name."""
+        self.changed: Callable[[Seat], None] | None = None
+        """Told of one that is new, or whose agent has said how its target is."""
         self._by_number: dict[int, Seat] = {}
         self._by_host: dict[str, list[Seat]] = {}
         self._turn = 0
@@ -86,6 +90,8 @@ class Seats:
         """Let a subscription take visitors."""
         self._by_number[seat.number] = seat
         self._by_host.setdefault(seat.host, []).append(seat)
+        if self.changed is not None:
+            self.changed(seat)
 
     def by_number(self, number: int) -> Seat | None:
         """Find one that is live."""
@@ -139,6 +145,8 @@ class Seats:
         """Take what an agent says of its target; a draining subscription never comes back and leaves when idle."""
         if seat.state != "drain":
             seat.state = state
+            if self.changed is not None:
+                self.changed(seat)
             self._leave_if_idle(seat)
 
     def drop(self, seat: Seat, kill: bool = False) -> None:

@@ -117,6 +117,12 @@ class Pools(Generic[T]):
         """Count the pools."""
         return len(self._pools)
 
+    def limit(self, each: int, most: int, life: float) -> None:
+        """Go by other limits; what is too much by them is not renewed."""
+        self.each, self.most, self.life = each, most, life
+        for pool in self._pools:
+            pool.most = each
+
     def open(self, wish: int) -> Pool[T]:
         """Begin a pool; it is empty until tokens are issued."""
         pool: Pool[T] = Pool(wish, self.each)
@@ -167,6 +173,15 @@ class Pools(Generic[T]):
     def take(self, pool: Pool[T], now: float) -> T | None:
         """Give a visitor the newest idle connection, or None if there is none."""
         pool.visited(now)
+        return self._newest(pool)
+
+    def instead(self, pool: Pool[T], now: float) -> T | None:
+        """Give another one for one that was taken and turned out to have ended."""
+        self.hits -= 1
+        pool.failed(now)
+        return self._newest(pool)
+
+    def _newest(self, pool: Pool[T]) -> T | None:
         if not pool.idle:
             return None
         pool.served()

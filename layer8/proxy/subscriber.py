@@ -26,6 +26,7 @@ from layer8.proxy.registration import Ownership
 from layer8.proxy.registry import Registry, Shown
 from layer8.proxy.wire import (
     FEATURES,
+    POOLED,
     VERSION,
     Code,
     DataAddress,
@@ -80,7 +81,7 @@ class Origin:
 class Agent:
     """The states of one agent's connection."""
 
-    __slots__ = ("_greeted", "_house", "_instance", "_nonce", "_origin", "_seats", "_voice")
+    __slots__ = ("_greeted", "_house", "_instance", "_nonce", "_origin", "_pools", "_seats", "_voice")
 
     def __init__(self, house: House, voice: Voice, origin: Origin, nonce: bytes) -> None:
         """Start on a new connection with a nonce of its own, 32 random bytes."""
@@ -90,6 +91,7 @@ class Agent:
         self._nonce = nonce
         self._greeted = origin.legacy
         self._instance = ""
+        self._pools = False
         self._seats: dict[int, Seat] = {}
 
     @property
@@ -105,6 +107,7 @@ class Agent:
             raise Denied(Code.NO_COMMON_VERSION, f"this server speaks version {VERSION}", versions=str(VERSION))
         self._greeted = True
         self._instance = said.instance
+        self._pools = POOLED in said.features
         limits = self._house.limits
         return HelloResult(
             version=VERSION,
@@ -222,6 +225,7 @@ class Agent:
             max_conns=said.max_conns,
             since=now,
             legacy=self._origin.legacy,
+            pool=said.pool if self._pools else 0,
         )
         for number in [number for number, old in self._seats.items() if old.gone]:
             del self._seats[number]

@@ -3,13 +3,14 @@
 ::
 
     SNIFFING ──found──▶ ROUTED ──call───▶ REACHING ──reached──▶ JOINED
-       │                  │                  │ ▲
-       │ refused, late    │ refuse           │ └─ rejected, silent: the next subscriber
+       │                  │                  │ ▲ ▲              │
+       │ refused, late    │ refuse           │ │ └── returned ──┘
+       │                  │                  │ └─ rejected, silent: the next subscriber
        ▼                  ▼                  ▼
      CLOSED             CLOSED             CLOSED: nobody left, too late, visitor gone
 
-The five words are those of `layer8.core.session`; `call`, `refuse`, `rejected` and `reached` are what its owner
-learns elsewhere. Bytes are kept as they came and handed over with the `Join`, exactly once. A visitor whose first
+The five words are those of `layer8.core.session`; `call`, `refuse`, `rejected`, `reached` and `returned` are what its
+owner learns elsewhere. Bytes are kept as they came and handed over with the `Join`, exactly once. A visitor whose first
 bytes say everything begins as ROUTED, and one whose host the server itself serves needs no session at all.
 Source: proxy.md section 6.
 """
@@ -176,8 +177,16 @@ class Visitor:
         """Take that the other side is there: from here on the pump carries the bytes."""
         if self.state is State.REACHING:
             self.state = State.JOINED
-            self._until = self._next = None
+            self._until = None
             self._ask(Join(0, self.sniffer.data))
+
+    def returned(self, now: float) -> None:
+        """Take that the one who was reached has refused after all, and nothing but `data` had gone there."""
+        if self.state is State.JOINED:
+            self.state = State.REACHING
+            self._asked = None
+            self._refused = True
+            self._on_to_the_next(now)
 
     def _on_to_the_next(self, now: float) -> None:
         choose = self._next

@@ -136,6 +136,25 @@ class PoolsTests(SynchronousTestCase):
         self.pools.take(pool, 1.0)
         self.assertEqual(self.pools.short(pool, 1.0), 32 // BATCH)
 
+    def test_one_that_turns_out_to_have_ended(self) -> None:
+        pool = self.full(2)
+        self.assertEqual(self.pools.take(pool, 1.0), "c2")
+        self.assertEqual(self.pools.instead(pool, 1.0), "c1")
+        self.assertEqual((self.pools.hits, self.counted()), (1, (0, 0)))
+        self.assertIsNone(self.pools.instead(pool, 1.0))
+        self.assertEqual((self.pools.hits, self.pools.short(pool, 1.0)), (0, 0))
+        self.assertAlmostEqual(pool.rate(1.0), 0.1, msg="it is one visitor")
+
+    def test_other_limits(self) -> None:
+        pool = self.full(4)
+        self.pools.limit(2, 100, 10.0)
+        self.assertEqual((pool.size(0.0), self.pools.short(pool, 0.0), pool.held), (2, 0, 4))
+        for _ in range(3):
+            self.pools.take(pool, 0.0)
+        (secret,) = self.issue(pool, 0.0)
+        self.pools.arrived(secret, "new", 0.0, 1.0)
+        self.assertEqual(self.pools.expired(10.0), ["new"])
+
     def test_gone(self) -> None:
         pool = self.full(2)
         oldest = pool.idle[0][1]
