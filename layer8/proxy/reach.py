@@ -1,6 +1,7 @@
 """The ways from a visitor to whoever serves its host: a static target is dialled, an agent is called.
 
-A called agent is told a secret, and the data connection that shows it is the visitor's. Until then the visitor's
+A visitor whose agent has dialled ahead is joined at once (`layer8.proxy.pooling`). Else the agent is told a secret, and
+the data connection that shows it is the visitor's. Until then the visitor's
 `Visitor` session decides when the next subscriber is asked; here is what it decides about.
 """
 
@@ -25,6 +26,37 @@ class Caller(Protocol):
 
     def call(self, visit: Visit, seat: Seat, secret: bytes) -> bool:
         """Notify the agent of `seat`; False when it cannot be told now."""
+
+
+class Ahead(Protocol):
+    """Has connections of agents that were dialled ahead."""
+
+    def carry(self, visit: Visit, session: Visitor, seat: Seat) -> bool:
+        """Join a visitor with one of them; False if none waits."""
+
+    def arrived(self, secret: bytes, fd: int, rest: bytes, secure: Secure | None) -> bool:
+        """Take a data connection that showed `secret`; False, and `fd` stays the caller's, if it is none of them."""
+
+    def rejected(self, seat: Seat, conn: int) -> bool:
+        """Take an agent's no to a visitor that was carried so; False if there is none."""
+
+    def changed(self, seat: Seat) -> None:
+        """Take that a subscription is gone."""
+
+    def over(self, visit: Visit) -> None:
+        """Forget a visitor that was carried so."""
+
+    def rest(self) -> None:
+        """Close all of them: the server drains."""
+
+    def go_on(self) -> None:
+        """Have them again."""
+
+    def tick(self, now: float) -> None:
+        """Look at the clock; monotonic seconds."""
+
+    def stop(self) -> None:
+        """Close all of them for good."""
 
 
 class Keeper(Protocol):
@@ -52,6 +84,7 @@ class Reach:
         self.seats = seats
         self.pending: dict[bytes, Visit] = {}
         self.caller: Caller | None = None
+        self.ahead: Ahead | None = None
         self.lane: Lane[Visit] = Lane(step)
         self._totals = totals
         self._dialer = dialer
@@ -91,9 +124,11 @@ class Reach:
         self.uncall(visit)
         seat = ask.seat
         visit.seat = seat
+        self.seats.called(seat)
+        if self.ahead is not None and self.ahead.carry(visit, session, seat):
+            return
         visit.secret = secret = os.urandom(SECRET_SIZE)
         self.pending[secret] = visit
-        self.seats.called(seat)
         if self.caller is None or not self.caller.call(visit, seat, secret):
             session.rejected(seat, self.pump.now)
             return
@@ -112,7 +147,7 @@ class Reach:
         """Take a data connection that showed `secret`; False, and `fd` stays the caller's, if nobody waits for it."""
         visit = self.pending.pop(secret, None)
         if visit is None or visit.session is None:
-            return False
+            return self.ahead is not None and self.ahead.arrived(secret, fd, rest, secure)
         visit.secret = None  # good for one connection
         self._keeper.join(visit, visit.session.data, fd, rest, secure)
         return True
@@ -123,10 +158,13 @@ class Reach:
             if visit.conn == conn and visit.seat is seat and visit.session is not None:
                 self._next(visit, visit.session, seat)
                 return
-        self._totals.rejects_ignored += 1
+        if self.ahead is None or not self.ahead.rejected(seat, conn):
+            self._totals.rejects_ignored += 1
 
     def seat_gone(self, seat: Seat) -> None:
         """Fail over what waits for an agent that is gone."""
+        if self.ahead is not None:
+            self.ahead.changed(seat)
         called = [visit for visit in self.pending.values() if visit.seat is seat] if seat.calling else ()
         for visit in called:
             if visit.session is not None:

@@ -1,0 +1,331 @@
+"""The server's side of pools: tokens are told to agents, what comes with them waits, and visitors take it.
+
+::
+
+    proxy.pool {tokens} ──▶ agent dials ──32 bytes of token──▶ Waiting ──a visitor──▶ PROXY v2 header, first bytes,
+                                                                 │                    and both ways from there
+                                                                 └── said or ended: closed
+
+A visitor on such a connection is joined before its agent has answered. Until the agent has had time to say no, the
+visitor's session is kept: with a `proxy.reject`, and if nothing but the first bytes has gone there, the link is parted
+and the next subscriber is asked, so whoever serves gets every byte exactly once.
+"""
+
+from __future__ import annotations
+
+import os
+from struct import Struct
+from typing import Any, Protocol
+
+from attrs import define
+
+from layer8.net.flow import Link, Secure
+from layer8.net.pump import Pump
+from layer8.proxy.choose import Seat, Seats
+from layer8.proxy.limits import CALL_LIFE
+from layer8.proxy.pool import Pool, Pools
+from layer8.proxy.pp import Claim, claim
+from layer8.proxy.visit import Visit
+from layer8.proxy.visitor import Visitor
+from layer8.proxy.wire import LARGEST_ID, SECRET_SIZE
+
+TURN = 1.0
+"""Seconds between two looks at what is too old and what is missing."""
+HEADS = 1000
+"""Beginnings of headers kept, by what they say."""
+_NUMBER = Struct(">Q")
+
+
+class PoolLimits(Protocol):
+    """What an operator sets of pools."""
+
+    @property
+    def pool(self) -> int:
+        """Connections of one subscription and kind."""
+
+    @property
+    def pools(self) -> int:
+        """Of all."""
+
+    @property
+    def pool_time(self) -> float:
+        """Seconds that one may wait."""
+
+
+class Asker(Protocol):
+    """Tells agents to dial ahead."""
+
+    def first_kind(self) -> bool:
+        """Say whether the connections that are needed first have TLS."""
+
+    def secures(self, visit: Visit) -> bool:
+        """Say whether a visitor is carried inside TLS on its way to the agent."""
+
+    def ask_ahead(self, seat: Seat, secure: bool, secrets: list[bytes]) -> bool:
+        """Let the agent of `seat` dial with each of these; False when it cannot be told now."""
+
+
+class Keeper(Protocol):
+    """Who keeps the visitors."""
+
+    def join(self, visit: Visit, first: bytes, fd: int, rest: bytes, secure: Secure | None, head: bytes = b"") -> None:
+        """Join a visitor with `fd`, which gets `head` and `first`; if it raises, both connections are closed."""
+
+    def part(self, visit: Visit, session: Visitor) -> None:
+        """Take a visitor back from the agent that it is joined with, and ask the next one."""
+
+
+@define(eq=False)
+class Given:
+    """A visitor whose agent may still say no. `said` is what had been sent or stood ready when it was joined."""
+
+    visit: Visit
+    session: Visitor
+    seat: Seat
+    link: Link
+    said: int
+    until: float
+
+    def untouched(self) -> bool:
+        """Say whether nothing has moved since, but what the visitor had said before."""
+        up, down = self.link.up, self.link.down
+        if up.link is None or down.count or down.pending or down.held:
+            return False
+        read = up.care.read if up.care is not None else up.count + len(up.pending or b"") + up.held - self.said
+        return not read
+
+
+class Pooling:
+    """See the module; implements what `Reach` asks of a pool."""
+
+    def __init__(self, clock: Any, pump: Pump, seats: Seats, keeper: Keeper, asker: Asker, limits: PoolLimits) -> None:
+        """`clock` calls later; nothing is opened before the first subscription."""
+        self.pools: Pools[Waiting] = Pools(limits.pool, limits.pools, limits.pool_time, CALL_LIFE)
+        self.resting = False
+        self._clock = clock
+        self.pump = pump
+        self._seats = seats
+        self._keeper = keeper
+        self._asker = asker
+        self._by_seat: dict[Seat, dict[bool, Pool[Waiting]]] = {}
+        self._whose: dict[Pool[Waiting], tuple[Seat, bool]] = {}
+        self._given: dict[int, Given] = {}
+        self._heads: dict[tuple[str, int, str], tuple[bytes, bytes]] = {}
+        self._short: dict[Pool[Waiting], None] = {}
+        self._soon: Any = None
+        self._turned = 0.0
+
+    def configure(self, limits: PoolLimits) -> None:
+        """Go by other limits; what is too much is not renewed."""
+        self.pools.limit(limits.pool, limits.pools, limits.pool_time)
+        self._again()
+
+    # Subscriptions.
+
+    def changed(self, seat: Seat) -> None:
+        """Take that a subscription is new, gone, or of another state: only one that gets visitors has a pool."""
+        if seat.state != "up" or seat.gone or self.resting:
+            self._close(seat)
+        elif seat.pool and not seat.remote and seat not in self._by_seat:
+            self._open(seat, self._asker.first_kind())
+
+    def _open(self, seat: Seat, secure: bool) -> Pool[Waiting]:
+        pool = self._by_seat.setdefault(seat, {})[secure] = self.pools.open(seat.pool)
+        self._whose[pool] = seat, secure
+        self._refill_soon(pool)
+        return pool
+
+    def _close(self, seat: Seat) -> None:
+        for pool in self._by_seat.pop(seat, {}).values():
+            del self._whose[pool]
+            self._short.pop(pool, None)
+            for waiting in self.pools.close(pool):
+                waiting.close()
+
+    def rest(self) -> None:
+        """Close all pools: no visitors will come."""
+        self.resting = True
+        for seat in list(self._by_seat):
+            self._close(seat)
+
+    def go_on(self) -> None:
+        """Have pools again."""
+        self.resting = False
+        for seat in list(self._seats):
+            self.changed(seat)
+
+    def _again(self) -> None:
+        """Begin anew if other kinds of connections are wanted now."""
+        if not self.resting and any(self._asker.first_kind() not in kinds for kinds in self._by_seat.values()):
+            self.rest()
+            self.go_on()
+
+    def stop(self) -> None:
+        """Close everything and do nothing any more."""
+        self.rest()
+        self._given.clear()
+        if self._soon is not None and self._soon.active():
+            self._soon.cancel()
+
+    # Connections that wait.
+
+    def arrived(self, secret: bytes, fd: int, rest: bytes, secure: Secure | None) -> bool:
+        """Keep a connection that showed one of our tokens and nothing else; False, and `fd` stays the caller's."""
+        if rest:
+            return False
+        waiting = Waiting(self, fd, secure)
+        # The token is as random as anything: its first byte says how long the connection may wait.
+        pool = self.pools.arrived(secret, waiting, self.pump.now, secret[0] / 255)
+        if pool is None:
+            return False
+        waiting.pool = pool
+        self.pump.watch(fd, waiting)
+        return True
+
+    def gone(self, waiting: Waiting) -> None:
+        """Forget a connection that has ended before anybody needed it."""
+        if waiting.pool is not None:
+            self.pools.gone(waiting.pool, waiting, self.pump.now)
+
+    # Visitors.
+
+    def carry(self, visit: Visit, session: Visitor, seat: Seat) -> bool:
+        """Join a visitor with a connection of `seat` that waits; False if there is none."""
+        kinds = self._by_seat.get(seat)
+        if kinds is None:
+            return False
+        secure = self._asker.secures(visit)
+        pool = kinds.get(secure) or self._open(seat, secure)
+        now = self.pump.now
+        waiting = self.pools.take(pool, now)
+        while waiting is not None and (fd := waiting.take()) < 0:
+            waiting = self.pools.instead(pool, now)
+        if self.pools.short(pool, now):
+            self._refill_soon(pool)
+        if waiting is None:
+            return False
+        visit.pooled = True
+        self._keeper.join(visit, session.data, fd, b"", waiting.secure, self._head(visit))
+        link = visit.link
+        if link is not None:
+            up = link.up
+            said = up.count + len(up.pending or b"")
+            self._given[visit.conn] = Given(visit, session, seat, link, said, now + CALL_LIFE)
+        return True
+
+    def _head(self, visit: Visit) -> bytes:
+        """Give the header that claims a connection for a visitor."""
+        host, scheme = visit.host or "", visit.carried
+        key = host, visit.port, scheme
+        parts = self._heads.get(key)
+        if parts is None:
+            if len(self._heads) >= HEADS:
+                self._heads.clear()
+            whole = claim(Claim(visit.port, LARGEST_ID, host, "http" if scheme == "http" else "https"))
+            before, _, after = whole.partition(_NUMBER.pack(LARGEST_ID))
+            parts = self._heads[key] = before, after
+        return parts[0] + _NUMBER.pack(visit.conn) + parts[1]
+
+    def rejected(self, seat: Seat, conn: int) -> bool:
+        """Take an agent's no to a visitor that it was given; False if it was not given to it."""
+        given = self._given.get(conn)
+        if given is None or given.seat is not seat:
+            return False
+        del self._given[conn]
+        if given.untouched():
+            self._keeper.part(given.visit, given.session)
+        else:
+            given.link.close("reset")
+        return True
+
+    def over(self, visit: Visit) -> None:
+        """Forget a visitor whose connection has ended."""
+        self._given.pop(visit.conn, None)
+
+    # Refilling, and time.
+
+    def _refill_soon(self, pool: Pool[Waiting]) -> None:
+        """Ask for more once this turn of the reactor is over: several visitors share a notification."""
+        self._short[pool] = None
+        if self._soon is None or not self._soon.active():
+            self._soon = self._clock.callLater(0, self._refill)
+
+    def _refill(self) -> None:
+        short, self._short = self._short, {}
+        now = self.pump.now
+        for pool in short:
+            missing = self.pools.short(pool, now)
+            if not missing:
+                continue
+            random = os.urandom(missing * SECRET_SIZE)
+            secrets = [random[at : at + SECRET_SIZE] for at in range(0, len(random), SECRET_SIZE)]
+            self.pools.issue(pool, secrets, now)
+            if not self._asker.ask_ahead(*self._whose[pool], secrets):
+                self.pools.withdraw(pool, secrets, now)
+
+    def tick(self, now: float) -> None:
+        """Renew what has waited long enough, and let go of what agents can reject no more; monotonic seconds."""
+        if now - self._turned < TURN:
+            return
+        self._turned = now
+        for waiting in self.pools.expired(now):
+            waiting.close()
+        for pool in self.pools.lacking(now):
+            self._refill_soon(pool)
+        over = []
+        for conn, given in self._given.items():  # oldest first
+            if given.until > now:
+                break
+            over.append(conn)
+        for conn in over:
+            del self._given[conn]
+
+
+class Waiting:
+    """A connection without a visitor; an entry of the pump until it is taken."""
+
+    __slots__ = ("_pooling", "fd", "pool", "secure")
+
+    def __init__(self, pooling: Pooling, fd: int, secure: Secure | None) -> None:
+        """Wait on `fd`."""
+        self._pooling = pooling
+        self.fd = fd
+        self.secure = secure
+        self.pool: Pool[Waiting] | None = None
+
+    def _alive(self) -> bool:
+        """Say whether the agent has neither left nor said anything, which it may not."""
+        try:
+            if self.secure is None:
+                os.read(self.fd, 1)
+            else:
+                self.secure.recv(1)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def ready(self, fd: int, events: int) -> None:
+        """Notice that the agent has left."""
+        if self.fd >= 0 and not self._alive():
+            self._pooling.gone(self)
+            self.close()
+
+    def take(self) -> int:
+        """Give the descriptor to a visitor; -1, and it is closed, if its end has not been noticed yet."""
+        if not self._alive():
+            self.close()
+        fd, self.fd = self.fd, -1
+        return fd
+
+    def close(self) -> None:
+        """Close it, once."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            self._pooling.pump.close_fd(fd)
+
+    def abandon(self) -> None:
+        """Close it, unless a visitor has it."""
+        self._pooling.gone(self)
+        self.close()
