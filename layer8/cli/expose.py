@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from attrs import evolve
 
 from layer8.cli.output import json_option
 from layer8.cli.proxy import host_name, secret_path
@@ -82,7 +83,10 @@ class PortTarget(click.ParamType[tuple[int, str]]):
 )
 @click.option("--check", is_flag=True, help="Look at DNS, ports, clock, certificate and dial-back, and leave: 0 or 1.")
 @click.option("--pass-address", is_flag=True, help="Not built yet.")
-@click.option("--inspect", is_flag=True, help="Not built yet.")
+@click.option("--inspect", is_flag=True, help="Show the last requests on a page of this machine, and send them again.")
+@click.option(
+    "--inspect-at", metavar="ENDPOINT", help="Where that page is (tcp:4040:interface=127.0.0.1 or the next free port)."
+)
 @json_option
 @click.pass_context
 def expose(
@@ -97,6 +101,7 @@ def expose(
     check: bool,
     pass_address: bool,
     inspect: bool,
+    inspect_at: str | None,
     as_json: bool,
 ) -> int:
     """Publish LOCAL (a port, HOST:PORT or an endpoint string) as NAME until Ctrl-C.
@@ -104,8 +109,8 @@ def expose(
     The host's secret is read from --secret-file, or made when the host is registered: with an owner's token, or
     beside a server of yours on this machine.
     """
-    if inspect:
-        raise click.UsageError("--inspect is not built yet")
+    if check and (inspect or inspect_at):
+        raise click.UsageError("--check leaves at once: there is nothing to inspect")
     if pass_address:
         raise click.UsageError("--pass-address is not built yet: nobody learns a visitor's address")
     from layer8.cli.expose_show import screen
@@ -115,6 +120,8 @@ def expose(
     if not ctx.ensure_object(dict).get("verbose"):
         show_log("error")
     plan = _plan(local, host_name(host), servers, dict(ports), secret_file)
+    if inspect or inspect_at:
+        plan = evolve(plan, inspect=inspect_at or "")
     registrar = _registrar(plan, owner_token_file, control, secret_file)
     return on_reactor(lambda reactor: run(reactor, plan, registrar, screen(as_json), check))
 

@@ -17,13 +17,17 @@ from twisted.python.failure import Failure
 from layer8.cli import expose_probe as probe
 from layer8.cli.expose_secret import Registrar, from_file
 from layer8.cli.expose_show import Screen
+from layer8.cli.inspector import Inspector
 from layer8.config.endpoint import is_loopback
 from layer8.config.files import forbidden
 from layer8.config.proxy import AgentConfig
+from layer8.control.service import wall_clock
 from layer8.core.errors import Layer8Error, Refused, Unavailable
 from layer8.crypto.secret import HostSecret
 from layer8.net.dial import Where
 from layer8.proxy.agent import Agent
+from layer8.proxy.record import Record
+from layer8.proxy.replay import Inspection
 from layer8.proxy.uplink import ANY_PORT, Published, ServerLink
 
 LOOK = 0.5
@@ -39,13 +43,17 @@ _DEFAULT = {"http": 80, "https": 443}
 
 @frozen
 class Plan:
-    """What is to be published: `targets` by public port, with `ANY_PORT` for plain HTTP."""
+    """What is to be published: `targets` by public port, with `ANY_PORT` for plain HTTP.
+
+    `inspect` is where the page of requests is to be, empty for the usual place and None for no page.
+    """
 
     host: str
     local: str
     targets: dict[int, Where]
     secret_file: Path
     config: AgentConfig
+    inspect: str | None = None
 
     @property
     def visited(self) -> str:
@@ -99,6 +107,7 @@ class Exposure:
     _warned: bool = field(default=False, init=False)
     _away: set[str] = field(factory=set, init=False)
     _looker: LoopingCall | None = field(default=None, init=False)
+    _page: Inspector | None = field(default=None, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Make the agent, which dials nowhere yet."""
@@ -117,6 +126,8 @@ class Exposure:
         what = f"{self.plan.host} -> {', '.join(map(_shown, self._targets.values()))}"
         if not self.checking:
             self.screen.begin(self.agent, what)
+            if self.plan.inspect is not None:
+                self._inspect(what, self.plan.inspect)
             await self._knock()
         self.agent.startService()
         self._looker = LoopingCall(self._look)
@@ -127,10 +138,20 @@ class Exposure:
         """Stop the agent and show the last of it."""
         if self._looker is not None and self._looker.running:
             self._looker.stop()
+        if self._page is not None:
+            await self._page.close()
         if self.agent.running:
             await self.agent.stopService()
         with suppress(BrokenPipeError):
             self.screen.end()
+
+    def _inspect(self, what: str, where: str) -> None:
+        """Keep a record of requests, and open the page that shows it."""
+        carrier = self.agent.carrier
+        carrier.looks = inspection = Inspection(self.reactor, carrier.pump, carrier.local, Record(), wall_clock)
+        self._page = Inspector(self.reactor, inspection.record, what, inspection.replay)
+        self._page.listen(where)
+        self.screen.say("inspect", f"requests are shown at {self._page.url}", url=self._page.url)
 
     def _refuse_loop(self, uplink: ServerLink, ports: Iterable[int]) -> None:
         """Raise Refused if a target is the server itself, by whatever name."""

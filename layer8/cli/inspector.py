@@ -21,7 +21,7 @@ from hmac import compare_digest
 from importlib.resources import files
 from typing import Any, Final
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, maybeDeferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IDelayedCall, IListeningPort
@@ -109,8 +109,9 @@ class Inspector:
         for request in list(self._polls):
             self._tell(request)
         await self._tasks.stop()
-        if self._port is not None:
-            await self._port.stopListening()
+        port, self._port = self._port, None
+        if port is not None:
+            await maybeDeferred(port.stopListening)
 
     # News.
 
@@ -242,7 +243,7 @@ def _number(request: Request) -> int:
 
 def _body(request: Request) -> dict[str, Any]:
     try:
-        found = json.loads(request.content.read())
+        found = json.loads(request.content.read() if request.content is not None else b"")
     except (ValueError, RecursionError):
         raise Refusal(400, "the body is no JSON") from None
     if not isinstance(found, dict):

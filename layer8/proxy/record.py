@@ -94,8 +94,8 @@ class Exchange:
 
 
 def shown(fields: Iterable[tuple[str, str]]) -> list[tuple[str, str | None]]:
-    """Give fields with None for the values that are hidden."""
-    return [(name, None if name.strip().lower() in SECRET_FIELDS else value) for name, value in fields]
+    """Give fields with None for the values that are hidden; to some programs an underscore is a hyphen."""
+    return [(name, None if name.lower().replace("_", "-") in SECRET_FIELDS else value) for name, value in fields]
 
 
 def _ms(begun: float, then: float | None) -> float | None:

@@ -200,6 +200,25 @@ class LocalServerTests(ExposeCase):
                 pass
         self.assertEqual(process.wait(PATIENCE), 0)
 
+    def test_requests_are_shown_on_a_page(self) -> None:
+        port = free_port()
+        where = f"tcp:{port}:interface=127.0.0.1"
+        running = Running(self, self.server.home, *self.words(self.web(b"short"), "--inspect-at", where))
+        url = running.wait("^requests are shown at ").split()[-1]
+        self.assertRegex(url, rf"^http://127\.0\.0\.1:{port}/#[\w-]{{32}}$")
+        running.wait("^http://app")
+        self.get(self.server.http)
+        asker = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        asker.request("GET", "/api/exchanges", headers={"Authorization": f"Bearer {url.partition('#')[2]}"})
+        with contextlib.closing(asker):
+            rows = json.load(asker.getresponse())["exchanges"]
+        self.assertEqual([(row["method"], row["status"]) for row in rows], [("HEAD", 200), ("GET", 200)])
+        self.assertEqual(running.interrupt(), 0)
+        self.assertEqual(running.err, [])
+        code, _, err = self.run_expose(self.server.home, *self.words(1, "--inspect-at", "tcp:0"))
+        self.assertEqual((code, len(err)), (2, 1))
+        self.assertIn("for this machine only", err[0])
+
     def test_a_target_that_comes_up_later(self) -> None:
         port = free_port()
         running = Running(self, self.server.home, *self.words(port))
