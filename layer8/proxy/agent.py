@@ -363,6 +363,7 @@ def _published(host: AgentHostConfig, environ: Mapping[str, str]) -> Published:
         host.max_conns,
         secret.value,
         host.proxy_protocol,
+        host.pool,
     )
 
 

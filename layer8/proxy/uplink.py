@@ -28,10 +28,12 @@ from layer8.net.pump import Pump
 from layer8.net.tls import Named, Pinned, client_context
 from layer8.proxy.carry import Carried, Carrier, Secured
 from layer8.proxy.names import covers
-from layer8.proxy.pp import Kind, introduction
+from layer8.proxy.pp import Claim, Kind, introduction
+from layer8.proxy.reserve import Dials, Kept, Reserve
 from layer8.proxy.wire import (
     AGENT_PATH,
     DATA_ALPN,
+    FEATURES,
     SECRET_SIZE,
     VERSION,
     Code,
@@ -112,11 +114,12 @@ class Published:
     max_conns: int = 0
     secret: bytes = field(default=b"", repr=False)
     proxy_protocol: Kind = "none"
+    pool: int = 2
 
     def asks_the_same(self, other: Published) -> bool:
         """Say whether a server would hear the same of both: targets are ours alone."""
-        mine = (self.key, self.weight, self.priority, self.max_conns)
-        return mine == (other.key, other.weight, other.priority, other.max_conns)
+        mine = (self.key, self.weight, self.priority, self.max_conns, self.pool)
+        return mine == (other.key, other.weight, other.priority, other.max_conns, other.pool)
 
     def target(self, port: int, scheme: str) -> Where | None:
         """Give where visitors of a public port go, or None."""
@@ -180,6 +183,7 @@ class Uplink:
         self.subscriptions: dict[int, Published] = {}
         self.refusals: dict[str, str] = {}
         self.calls_ignored = 0
+        self.reserve = Reserve(errand.carrier, self)
         self._errand = errand
         self._told = errand.told
         self._instance = secrets.token_hex(16)
@@ -216,7 +220,8 @@ class Uplink:
         try:
             client.when_lost(lambda: gone.callback(None) if not gone.called else None)
             hello = from_result(
-                HelloResult, await client.call("proxy.hello", to_json(Hello((VERSION,), self._instance)), CALL_TIME)
+                HelloResult,
+                await client.call("proxy.hello", to_json(Hello((VERSION,), self._instance, FEATURES)), CALL_TIME),
             )
             self._hello, self._data, self.public = hello, hello.data, hello.public
             self._told("connected", self, "")
@@ -229,6 +234,7 @@ class Uplink:
             if again.running:
                 again.stop()
             client.close()
+            self.reserve.close()
             self.client = self._hello = None
             self.subscriptions.clear()
 
@@ -254,6 +260,7 @@ class Uplink:
             weight=published.weight,
             priority=published.priority,
             max_conns=published.max_conns,
+            pool=published.pool,
             resume=self._resume.get(published.host),
         )
         try:
@@ -290,6 +297,8 @@ class Uplink:
     def _notified(self, method: str, params: dict[str, Any]) -> None:
         if method == "proxy.connection":
             self._called(params)
+        elif method == "proxy.pool":
+            self.reserve.told(params)
         elif method == "proxy.nodes":
             try:
                 self._data = from_json(Nodes, params).data
@@ -339,6 +348,42 @@ class Uplink:
             return
         intro = published.introduce(remote, port)
         self._errand.carrier.carry(self, number, conn, host, secret, target, server, secured, intro)
+
+    # What the reserve asks and tells.
+
+    def serves(self, subscription: object) -> bool:
+        """Say whether a subscription is ours."""
+        return subscription in self.subscriptions
+
+    def data_address(self, host: object, port: object, secure: object) -> Dials | None:
+        """Give how an announced data address is dialled, and None for any other."""
+        if not _is_port(port) or type(secure) is not bool or not isinstance(port, int):
+            return None
+        address = self._announced(host, port)
+        if address is None:
+            return None
+        try:
+            return Where(address.host or self.address.host, port), self._secured(address) if secure else None
+        except ConfigError:
+            return None
+
+    def claimed(self, subscription: int, claim: Claim, ahead: Kept) -> bool:
+        """Carry a visitor on a connection that was dialled ahead."""
+        published = self._subscribed(subscription, claim.host)
+        if published is None or not covers(published.host, claim.host):
+            return False
+        target = published.target(claim.port, claim.scheme)
+        if target is None:
+            self._reject(subscription, claim.conn, Code.AGENT_REFUSED)
+            ahead.refuse()
+            return True
+        intro = published.introduce(claim.remote, claim.port)
+        self._errand.carrier.carry_on(self, subscription, claim.conn, claim.host, target, ahead, intro)
+        return True
+
+    def nonsense(self) -> None:
+        """Count what makes no sense."""
+        self.calls_ignored += 1
 
     def _subscribed(self, number: int, host: str) -> Published | None:
         """Find what a call is for: a subscription may be called before its number is here, or after another's is."""
