@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
 from attrs import field, frozen
-from twisted.internet.interfaces import IAddress, IHostResolution, IResolutionReceiver
-from zope.interface import implementer
 
 from layer8.config.endpoint import client
 from layer8.core.errors import ConfigError, Layer8Error, TimedOut, Unavailable
 from layer8.net.entries import Address, Dialing
+from layer8.net.lookup import Asking, Lookups, literal
 from layer8.net.pump import Pump
 from layer8.net.via import Conversation, conversation
 
-NAMES_KEPT = 30.0
-"""Seconds that a looked-up name is believed."""
-NAMES = 1024
-"""Looked-up names kept."""
 VIA_TIME = 10.0
 """Seconds for the talk with a proxy on the way."""
 TOR_PORT = 9050
@@ -47,11 +40,7 @@ class Where:
     def _literal(self) -> Address | None:
         if self.path:
             return socket.AF_UNIX, self.path
-        try:
-            address = ipaddress.ip_address(self.host)
-        except ValueError:
-            return None
-        return (socket.AF_INET if address.version == 4 else socket.AF_INET6), (self.host, self.port)
+        return literal(self.host, self.port)
 
     @classmethod
     def of(cls, endpoint: str) -> Where:
@@ -92,7 +81,7 @@ class Dialer:
         self._reactor = reactor
         self._pump = pump
         self._via = via
-        self._names: dict[str, tuple[float, list[Address]]] = {}
+        self._lookups = Lookups(reactor)
 
     def dial(self, where: Where, done: Done) -> Attempt | Dialing | None:
         """Connect; `done(fd, None)` or `done(-1, error)` comes once, perhaps before this returns.
@@ -122,11 +111,6 @@ class Dialer:
         if where.address is not None:
             self._try_each([where.address], attempt, done)
             return
-        known = self._names.get(where.host)
-        now = time.monotonic()
-        if known is not None and known[0] > now:
-            self._try_each(_with_port(known[1], where.port), attempt, done)
-            return
 
         def resolved(addresses: list[Address]) -> None:
             if attempt.over:
@@ -134,12 +118,11 @@ class Dialer:
             if not addresses:
                 done(-1, Unavailable(f"no address is known for {where.host}"))
                 return
-            if len(self._names) >= NAMES:
-                self._names.clear()
-            self._names[where.host] = (now + NAMES_KEPT, addresses)
             self._try_each(_with_port(addresses, where.port), attempt, done)
 
-        self._reactor.nameResolver.resolveHostName(Resolution(resolved), where.host, where.port)
+        asking = self._lookups.find(where.host, resolved)
+        if asking is not None:
+            attempt.waiting = asking
 
     def _try_each(self, addresses: list[Address], attempt: Attempt, done: Done) -> None:
         first, rest = addresses[0], addresses[1:]
@@ -165,7 +148,7 @@ class Attempt:
         self._pump = pump
         self._done = done
         self.over = False
-        self.waiting: Dialing | Talking | None = None
+        self.waiting: Asking | Dialing | Talking | None = None
 
     def finish(self, fd: int, error: Exception | None) -> None:
         """Tell the end once; a descriptor that nobody wants any more is closed."""
@@ -253,30 +236,6 @@ class Talking:
             if self._timer.active():
                 self._timer.cancel()
             self._pump.close_fd(self._fd)
-
-
-@implementer(IResolutionReceiver)
-class Resolution:
-    """Collects what the resolver finds."""
-
-    def __init__(self, resolved: Callable[[list[Address]], None]) -> None:
-        """`resolved` is told every address, in the resolver's order, once it is complete."""
-        self._resolved = resolved
-        self._found: list[Address] = []
-
-    def resolutionBegan(self, resolution: IHostResolution) -> None:
-        """Nothing to do yet."""
-
-    def addressResolved(self, address: IAddress) -> None:
-        """Keep one."""
-        host, port = getattr(address, "host", ""), getattr(address, "port", 0)
-        found = Where(host, port).address
-        if found is not None:
-            self._found.append(found)
-
-    def resolutionComplete(self) -> None:
-        """Hand over what there is; IPv4 first, which local services listen on most."""
-        self._resolved(sorted(self._found, key=lambda address: address[0] != socket.AF_INET))
 
 
 def reason(error: Exception) -> str:
