@@ -1,14 +1,15 @@
 /* blast: the load of layer8's measurements. One thread, epoll, and every byte is really copied to and from user space.
  *
- * Every connection starts with an HTTP request head, so that a proxy which routes by the Host field and one which looks
- * at nothing carry the same bytes:   GET /MODE HTTP/1.1 CRLF Host: HOST CRLF CRLF
- * The server takes the head off and then does what MODE says:
- *   down  writes 256 KiB blocks for as long as the connection lasts
- *   up    reads and forgets
- *   echo  gives back what comes
- *   one   answers with one byte and waits for the end
+ * Every connection starts with an HTTP request head, and everything after it is lawful HTTP, so that a proxy which routes
+ * by the Host field, one which looks at every request and one which looks at nothing carry the same bytes. With a HOST
+ * of tls:NAME it starts with a TLS ClientHello for NAME instead, as far as somebody can see who has no key.
+ * The server takes the head off and then does what its MODE, the path or the first letter of the hello's random, says:
+ *   down  GET     answers without end, in blocks of 256 KiB
+ *   up    POST    reads a body without end and forgets it
+ *   echo  GET     upgrades the connection, then gives back what comes
+ *   one   GET     answers with one byte and waits for the end
  *
- *   blast serve PORT                            prints "ready" and serves 127.0.0.1:PORT until it is killed
+ *   blast serve PORT [ADDRESS]                  prints "ready" and serves 127.0.0.1:PORT until it is killed
  *   blast down PORT HOST STREAMS SECONDS        bulk towards us; so does `up` away from us
  *   blast ping PORT HOST SECONDS                64 bytes to and fro on one connection
  *   blast rate PORT HOST CONCURRENCY SECONDS    connect, head, one byte back, close, again
@@ -37,6 +38,9 @@
 
 enum { BLOCK = 256 * 1024, HEAD = 1024, PING = 64, BATCH = 256, FDS = 1 << 17, WARM_NS = 300000000 };
 enum mode { READING_HEAD, DOWN, UP, ECHO, ONE };
+
+#define ENDLESS "900000000000000"
+#define ANSWER "HTTP/1.1 200 OK\r\nContent-Length: "
 
 static char block[BLOCK];
 
@@ -101,9 +105,52 @@ static int must_connect(int port)
     return fd;
 }
 
+static size_t number(char *to, size_t at, size_t value, int size)
+{
+    while (size--)
+        to[at++] = (char)(value >> (8 * size));
+    return at;
+}
+
+/* One record with one ClientHello: version, random, no session, one cipher, no compression, the name, TLS 1.3. */
+static size_t make_hello(char *to, char mode, const char *name)
+{
+    size_t length = strlen(name), extensions = 4 + 5 + length + 4 + 3, body = 2 + 32 + 1 + 4 + 2 + 2 + extensions;
+    size_t at = number(to, 0, 0x160301, 3);
+    at = number(to, at, 4 + body, 2);
+    at = number(to, at, 1, 1);
+    at = number(to, at, body, 3);
+    at = number(to, at, 0x0303, 2);
+    memset(to + at, 7, 32);
+    to[at] = mode;
+    at = number(to, at + 32, 0, 1);
+    at = number(to, at, 0x00021301, 4);
+    at = number(to, at, 0x0100, 2);
+    at = number(to, at, extensions, 2);
+    at = number(to, at, 0, 2);
+    at = number(to, at, 5 + length, 2);
+    at = number(to, at, 3 + length, 2);
+    at = number(to, at, 0, 1);
+    at = number(to, at, length, 2);
+    memcpy(to + at, name, length);
+    return number(to, at + length, 0x002b0003020304, 7);
+}
+
+static int is_tls(const char *host)
+{
+    return !strncmp(host, "tls:", 4);
+}
+
 static size_t make_head(char *to, const char *mode, const char *host)
 {
-    return (size_t)snprintf(to, HEAD, "GET /%s HTTP/1.1\r\nHost: %s\r\n\r\n", mode, host);
+    if (is_tls(host))
+        return make_hello(to, *mode, host + 4);
+    const char *method = *mode == 'u' ? "POST" : "GET", *more = "";
+    if (*mode == 'u')
+        more = "Content-Length: " ENDLESS "\r\n";
+    if (*mode == 'e')
+        more = "Connection: Upgrade\r\nUpgrade: echo\r\n";
+    return (size_t)snprintf(to, HEAD, "%s /%s HTTP/1.1\r\nHost: %s\r\n%s\r\n", method, mode, host, more);
 }
 
 static void watch(int ep, int fd, uint32_t events, int op)
@@ -141,18 +188,29 @@ static void answer(int ep, int fd, struct served *s)
             break;
         s->used += (int)n;
         s->head[s->used] = 0;
-        char *end = strstr(s->head, "\r\n\r\n");
-        if (!end) {
+        int tls = s->head[0] == 0x16, size = 0;
+        if (tls && s->used > 11)
+            size = 5 + (uint8_t)s->head[3] * 256 + (uint8_t)s->head[4];
+        char *end = tls ? NULL : strstr(s->head, "\r\n\r\n");
+        if (end)
+            size = (int)(end + 4 - s->head);
+        if (!size || s->used < size) {
             if (s->used == HEAD - 1)
                 break;
             return;
         }
-        char what = s->used > 5 ? s->head[5] : 0;
-        int rest = s->used - (int)(end + 4 - s->head);
+        char *path = tls ? s->head + 11 : strchr(s->head, '/');
+        char what = tls ? *path : path ? path[1] : 0;
+        int rest = s->used - size;
         s->mode = what == 'd' ? DOWN : what == 'u' ? UP : what == 'e' ? ECHO : ONE;
-        if (s->mode == ONE && write(fd, "1", 1) != 1)
+        const char *first = tls ? "" : s->mode == DOWN ? ANSWER ENDLESS "\r\n\r\n" : "";
+        if (s->mode == ONE)
+            first = tls ? "1" : ANSWER "1\r\n\r\n1";
+        if (s->mode == ECHO && !tls)
+            first = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+        if (*first && write(fd, first, strlen(first)) != (ssize_t)strlen(first))
             break;
-        if (s->mode == ECHO && rest && write(fd, end + 4, (size_t)rest) != rest)
+        if (s->mode == ECHO && rest && write(fd, s->head + size, (size_t)rest) != rest)
             break;
         free(s->head);
         s->head = NULL;
@@ -176,9 +234,11 @@ static void answer(int ep, int fd, struct served *s)
     close(fd);
 }
 
-static _Noreturn void serve(int port)
+static _Noreturn void serve(int port, const char *address)
 {
     struct sockaddr_in a = loopback(port);
+    if (*address && inet_pton(AF_INET, address, &a.sin_addr) != 1)
+        die(address);
     struct served *table = need(calloc(FDS, sizeof *table));
     int one = 1, ep = epoll_create1(EPOLL_CLOEXEC), listener = open_socket(SOCK_NONBLOCK);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
@@ -299,6 +359,9 @@ static int ping(int port, const char *host, double seconds)
     int fd = must_connect(port);
     if (write(fd, head, make_head(head, "echo", host)) < 0)
         die("write");
+    for (int have = 0, got; !is_tls(host) && (have < 4 || memcmp(head + have - 4, "\r\n\r\n", 4)); have += got)
+        if (have == HEAD || (got = (int)read(fd, head + have, 1)) <= 0)
+            die("no upgrade");
     uint64_t start = now_ns(), end = start + (uint64_t)(seconds * 1e9), t = start;
     for (int round = 0; t < end && n < MOST; round++) {
         if (write(fd, message, PING) != PING)
@@ -321,13 +384,13 @@ static int ping(int port, const char *host, double seconds)
 static int first(int port, const char *host, int count)
 {
     uint32_t *times = need(malloc((size_t)count * sizeof *times));
-    char head[HEAD], byte;
+    char head[HEAD], got[HEAD];
     size_t size = make_head(head, "one", host);
     uint64_t start = now_ns();
     for (int i = 0; i < count; i++) {
         uint64_t t = now_ns();
         int fd = must_connect(port);
-        if (write(fd, head, size) < 0 || read(fd, &byte, 1) != 1)
+        if (write(fd, head, size) < 0 || read(fd, got, sizeof got) < 1)
             die("no answer");
         times[i] = (uint32_t)(now_ns() - t);
         close(fd);
@@ -354,7 +417,6 @@ static int rate(int port, const char *host, int concurrency, double seconds)
         int n = epoll_wait(ep, events, BATCH, 20);
         for (int i = 0; i < n; i++) {
             int fd = events[i].data.fd;
-            char byte;
             if (!sent[fd]) {
                 sent[fd] = 1;
                 if (write(fd, head, size) == (ssize_t)size) {
@@ -363,10 +425,10 @@ static int rate(int port, const char *host, int concurrency, double seconds)
                 }
                 failed++;
             } else {
-                ssize_t got = read(fd, &byte, 1);
+                ssize_t got = read(fd, block, HEAD);
                 if (got < 0 && errno == EAGAIN)
                     continue;
-                *(got == 1 ? &done : &failed) += 1;
+                *(got > 0 ? &done : &failed) += 1;
             }
             close(fd);
             if ((fd = start_connect(port)) < 0)
@@ -382,16 +444,16 @@ static int rate(int port, const char *host, int concurrency, double seconds)
 
 static int hold(const char *mode, int port, const char *host, int count)
 {
-    char head[HEAD], byte;
+    char head[HEAD], got[HEAD];
     size_t size = make_head(head, "one", host);
     for (int i = 0; i < count; i++) {
         int fd = must_connect(port);
-        if (!strcmp(mode, "idle") && (write(fd, head, size) < 0 || read(fd, &byte, 1) != 1))
+        if (!strcmp(mode, "idle") && (write(fd, head, size) < 0 || read(fd, got, sizeof got) < 1))
             die("no answer");
     }
     printf("{\"count\": %d}\n", count);
     fflush(stdout);
-    while (read(0, &byte, 1) > 0)
+    while (read(0, got, sizeof got) > 0)
         ;
     return 0;
 }
@@ -418,7 +480,8 @@ static int scan(int port, const char *host, double per_second, double seconds)
             int fd = events[i].data.fd;
             if (!sent[fd]) {
                 sent[fd] = 1;
-                snprintf(name, sizeof name, "n%llu-%d.%s", (unsigned long long)opened, fd, host);
+                snprintf(name, sizeof name, "%sn%llu-%d.%s", is_tls(host) ? "tls:" : "", (unsigned long long)opened, fd,
+                         is_tls(host) ? host + 4 : host);
                 size_t size = make_head(head, "one", name);
                 if (write(fd, head, size) == (ssize_t)size) {
                     watch(ep, fd, EPOLLIN, EPOLL_CTL_MOD);
@@ -460,7 +523,7 @@ int main(int argc, char **argv)
     int port = atoi(argv[2]);
     double third = argc > 4 ? atof(argv[4]) : 0, fourth = argc > 5 ? atof(argv[5]) : 0;
     if (!strcmp(mode, "serve"))
-        serve(port);
+        serve(port, host);
     if (!strcmp(mode, "down") || !strcmp(mode, "up"))
         return bulk(mode, port, host, (int)third, fourth);
     if (!strcmp(mode, "ping"))

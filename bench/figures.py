@@ -6,6 +6,9 @@ processes, with what the kernel does in their name.
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
 from collections.abc import Callable
 from statistics import median
@@ -41,9 +44,16 @@ class Figure:
     measure: Callable[[Load, Running, Effort], Values]
     quick: bool = True
     rounds: int = 1000
+    far: bool = False
+    """For systems with a long way between their ends, and no others."""
     fresh: bool = False
     """Right only in a process that has done nothing yet: memory once given out is kept, and would hide the rest."""
     takes: Callable[[System], bool] = lambda system: True
+
+    def of(self, system: System) -> bool:
+        """Say whether `system` is measured by it."""
+        wanted = not system.only or self.name in system.only
+        return wanted and self.far == system.far and self.takes(system)
 
 
 def bulk(mode: str, streams: int) -> Callable[[Load, Running, Effort], Values]:
@@ -79,6 +89,18 @@ def requests(name: str, close: bool) -> Callable[[Load, Running, Effort], Values
         }
 
     return measure
+
+
+def rate(load: Load, running: Running, effort: Effort) -> Values:
+    """Fresh visitors a second by 32 clients that want one byte each, and processor microseconds of each."""
+    before = running.cpu_s()
+    got = load.run("rate", *running.at("ping"), 32, effort.seconds)
+    if got["failed"] or not got["count"]:
+        raise NoLoad(f"{got['failed']} of {got['failed'] + got['count']} visitors got nothing")
+    return {
+        "rate.rate": got["count"] / got["seconds"],
+        "rate.cpu": (running.cpu_s() - before) * 1e6 / got["count"],
+    }
 
 
 def ping(load: Load, running: Running, effort: Effort) -> Values:
@@ -134,11 +156,11 @@ def held(load: Load, running: Running, effort: Effort) -> Values:
 
 
 def scan(load: Load, running: Running, effort: Effort) -> Values:
-    """Processor microseconds for each visitor of an unknown host, and by how much memory such visitors make it grow."""
-    port, _ = running.at("ping")
-    load.run("scan", port, f"scan.{HOSTS}", 1000, 0.3)
+    """Processor microseconds for each TLS visitor of an unknown name, and by how much such visitors make it grow."""
+    where = running.secure, f"tls:scan.{HOSTS}"
+    load.run("scan", *where, 5000, 1)
     memory, before = running.memory("Rss"), running.cpu_s()
-    got = load.run("scan", port, f"scan.{HOSTS}", 5000, 2 if effort.quick else 6)
+    got = load.run("scan", *where, 5000, 2 if effort.quick else 30)
     if got["open"]:
         raise NoLoad(f"{got['open']} of {got['opened']} strangers were not refused")
     return {
@@ -146,6 +168,47 @@ def scan(load: Load, running: Running, effort: Effort) -> Values:
         "scan.rate": got["closed"] / got["seconds"],
         "scan.grown": (running.memory("Rss") - memory) / 1e3,
     }
+
+
+def killed(load: Load, running: Running, effort: Effort) -> Values:
+    """What visitors notice when one agent of two ends without a word: `kill -9` of the last program."""
+    where = running.at("ping")
+    over = threading.Event()
+    seen: list[tuple[float, float, bool]] = []
+
+    def visitors() -> None:
+        while not over.is_set():
+            began = time.monotonic()
+            fine = _one_byte(*where)
+            seen.append((began, time.monotonic(), fine))
+
+    threads = [threading.Thread(target=visitors) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    begun = time.monotonic()
+    running.children[-1].popen.kill()
+    time.sleep(3)
+    over.set()
+    for thread in threads:
+        thread.join()
+    after = [one for one in seen if one[0] >= begun]
+    good = [ended for _, ended, fine in after if fine]
+    if not good:
+        raise NoLoad("no visitor was served any more")
+    return {
+        "killed.first": (min(good) - begun) * 1e3,
+        "killed.longest": max(ended - began for began, ended, _ in after) * 1e3,
+        "killed.failed": len(after) - len(good),
+        "killed.visitors": len(after),
+    }
+
+
+def _one_byte(port: int, host: str) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 10) as sock:
+        sock.sendall(f"GET /one HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        return bool(sock.recv(100))
+    return False
 
 
 def iperf3(load: Load, running: Running, effort: Effort) -> Values:
@@ -168,8 +231,10 @@ FIGURES: tuple[Figure, ...] = (
     Figure("ping", ping),
     Figure("loaded", loaded),
     Figure("first", first),
-    Figure("held", held, quick=False, rounds=2, takes=_proxy),
-    Figure("scan", scan, rounds=2, takes=lambda system: system.sniffs),
+    Figure("held", held, quick=False, rounds=1, takes=_proxy),
+    Figure("scan", scan, rounds=1, takes=lambda system: system.name in ("haproxy-sniff", "layer8")),
+    Figure("rate", rate, takes=lambda system: system.tunnel),
+    Figure("killed", killed, rounds=1, takes=lambda system: "killed" in system.only),
     Figure(
         "iperf3",
         iperf3,

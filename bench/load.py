@@ -128,16 +128,16 @@ class Load:
         return parse_iperf3(ran.stdout)
 
 
-def build(folder: Path) -> Path | None:
-    """Compile blast into `folder`; None if there is no C compiler."""
+def build(folder: Path, name: str = "blast") -> Path | None:
+    """Compile one of our C programs into `folder`; None if there is no C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
-    program = folder / "blast"
-    source = Path(__file__).with_name("blast.c")
+    program = folder / name
+    source = Path(__file__).with_name(f"{name}.c")
     ran = subprocess.run([compiler, "-O2", "-o", program, source], capture_output=True, text=True, check=False)
     if ran.returncode:
-        raise NoLoad(f"blast.c does not compile: {ran.stderr.strip()[-300:]}")
+        raise NoLoad(f"{name}.c does not compile: {ran.stderr.strip()[-300:]}")
     return program
 
 

@@ -39,7 +39,14 @@ class Child:
     output: Path
 
     @classmethod
-    def start(cls, name: str, argv: Sequence[str], folder: Path, environ: Mapping[str, str] | None = None) -> Child:
+    def start(
+        cls,
+        name: str,
+        argv: Sequence[str],
+        folder: Path,
+        environ: Mapping[str, str] | None = None,
+        stdin: int = subprocess.DEVNULL,
+    ) -> Child:
         """Start `argv` in `folder`; what it prints goes to NAME.out there."""
         output = folder / f"{name}.out"
         with output.open("wb") as out:
@@ -47,7 +54,7 @@ class Child:
                 argv,
                 cwd=folder,
                 env=None if environ is None else {**os.environ, **environ},
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -81,13 +88,13 @@ class Child:
         """Open descriptors of all its processes."""
         return sum(len(list(_paths(f"/proc/{pid}/fd", "*"))) for pid in self.pids())
 
-    def listening(self, port: int) -> None:
-        """Wait until 127.0.0.1:`port` takes connections."""
+    def listening(self, port: int, address: str = "127.0.0.1") -> None:
+        """Wait until `address`:`port` takes connections."""
         end = time.monotonic() + START_S
         while time.monotonic() < end:
             if self.popen.poll() is not None:
                 break
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            with contextlib.suppress(OSError), socket.create_connection((address, port), 1):
                 return
             time.sleep(0.05)
         raise DidNotStart(f"{self.name}: {self.last_words()}")
@@ -99,6 +106,9 @@ class Child:
 
     def end(self) -> None:
         """End the whole session by its id and wait."""
+        if self.popen.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.popen.stdin.close()
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.popen.pid, number)

@@ -28,10 +28,14 @@ class Running:
     name: str
     ports: dict[str, int]
     children: list[Child] = field(factory=list)
+    tls: bool = False
+    """Whether its visitors begin with a TLS hello."""
+    secure: int = 0
+    """Another port, where visitors begin with a TLS hello and are routed by its name; 0 if there is none."""
 
     def at(self, route: str) -> tuple[int, str]:
         """Port and host name of a route; raises KeyError if the backend is missing."""
-        return self.ports[route], f"{route}.{HOSTS}"
+        return self.ports[route], f"{'tls:' if self.tls else ''}{route}.{HOSTS}"
 
     def cpu_s(self) -> float:
         """Processor seconds so far."""
@@ -40,6 +44,12 @@ class Running:
     def memory(self, kind: str = "Pss") -> int:
         """Bytes of memory."""
         return sum(child.memory(kind) for child in self.children)
+
+    def add(self, part: str, argv: Sequence[str], folder: Path) -> Child:
+        """Start one more of its programs, with a home of its own."""
+        environ = {"LAYER8_HOME": str(folder / f"{part}.home"), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.children.append(Child.start(part, argv, folder, environ))
+        return self.children[-1]
 
     def end(self) -> None:
         """End its processes."""
@@ -63,6 +73,12 @@ class System:
     """Routes by Host, so it can refuse strangers, and cannot carry iperf3."""
     forks: bool = False
     """One process per connection: left out of what opens thousands."""
+    tunnel: bool = False
+    """Has two ends, a server and an agent."""
+    far: bool = False
+    """With a long way between its two ends, and measured by that alone."""
+    only: tuple[str, ...] = ()
+    """The figures that say something about it; empty: all."""
 
     def absent(self) -> str | None:
         """The program that is not installed; None if nothing is missing."""
@@ -74,8 +90,7 @@ def launch(name: str, programs: Sequence[tuple[str, Sequence[str]]], folder: Pat
     running = Running(name, ports)
     try:
         for part, argv in programs:
-            environ = {"LAYER8_HOME": str(folder / f"{part}.home"), "PYTHONDONTWRITEBYTECODE": "1"}
-            running.children.append(Child.start(part, argv, folder, environ))
+            running.add(part, argv, folder)
         for port in sorted(set(ports.values())):
             running.children[-1].listening(port)
     except BaseException:
@@ -127,18 +142,24 @@ def haproxy(tune: str = "", options: str = "") -> Start:
 
 def haproxy_sniffing(name: str, folder: Path, backends: Mapping[str, int]) -> Running:
     """The same doing layer8's work: it routes by Host, refuses strangers, logs each connection, and splices."""
-    front = free_port()
+    plain, secure = free_port(), free_port()
     text = _haproxy_head(PIPES, SPLICE)
-    text += f"frontend all\n    bind 127.0.0.1:{front} backlog 4096\n    log global\n    option tcplog\n"
-    text += "    tcp-request inspect-delay 10s\n"
     hosts = " ".join(f"{route}.{HOSTS}" for route in backends)
-    text += f"    tcp-request content accept if {{ req.hdr(host) -i {hosts} }}\n"
-    text += "    tcp-request content reject if HTTP or WAIT_END\n"
-    for route in backends:
-        text += f"    use_backend {route} if {{ req.hdr(host) -i {route}.{HOSTS} }}\n"
+    for front, named, known in (
+        (plain, "req.hdr(host)", "HTTP"),
+        (secure, "req.ssl_sni", "{ req.ssl_hello_type 1 }"),
+    ):
+        text += f"frontend f{front}\n    bind 127.0.0.1:{front} backlog 4096\n    log global\n    option tcplog\n"
+        text += "    tcp-request inspect-delay 10s\n"
+        text += f"    tcp-request content accept if {{ {named} -i {hosts} }}\n"
+        text += f"    tcp-request content reject if {known} or WAIT_END\n"
+        for route in backends:
+            text += f"    use_backend {route} if {{ {named} -i {route}.{HOSTS} }}\n"
     for route, port in backends.items():
         text += f"backend {route}\n    server {route} 127.0.0.1:{port}\n"
-    return _haproxy(name, folder, text, dict.fromkeys(backends, front))
+    running = _haproxy(name, folder, text, dict.fromkeys(backends, plain))
+    running.secure = secure
+    return running
 
 
 def _haproxy_head(tune: str, options: str) -> str:
@@ -163,13 +184,13 @@ stream {{
 """
 
 
-def nginx(options: str = "") -> Start:
+def nginx(options: str = "", target: Callable[[], str] = lambda: "127.0.0.1") -> Start:
     """One worker of nginx with its stream module."""
 
     def start(name: str, folder: Path, backends: Mapping[str, int]) -> Running:
         fronts = _fronts(backends)
         servers = "\n    ".join(
-            f"server {{ listen 127.0.0.1:{fronts[route]} backlog=4096; proxy_pass 127.0.0.1:{port}; }}"
+            f"server {{ listen 127.0.0.1:{fronts[route]} backlog=4096; proxy_pass {target()}:{port}; }}"
             for route, port in backends.items()
         )
         found = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
@@ -213,40 +234,73 @@ def twistd(plugin: str, config: Path, *, before: Sequence[str] = ()) -> list[str
     return [sys.executable, "-c", run, "-n", "--pidfile=", *before, plugin, "--config", str(config)]
 
 
-def layer8_config(folder: Path, front: int, backends: Mapping[str, int]) -> Path:
-    """Write the server's configuration: one port, each route's host dialled by the server, the access log on."""
+def layer8_config(
+    folder: Path, front: int, backends: Mapping[str, int], *, secure: int = 0, keys: str = "", host_keys: str = ""
+) -> Path:
+    """Write the server's configuration: each route's host dialled by the server, the access log on."""
     text = f"""[control]
 listen = []
 
 [proxy]
 http = ["tcp:{front}:interface=127.0.0.1"]
-https = []
+https = [{f'"tcp:{secure}:interface=127.0.0.1"' if secure else ""}]
 agents = []
 data = []
 public_http = 80
+public_https = 443
 access_log = "{folder}/access.log"
-{LIMITS}"""
+{keys}{LIMITS}"""
     for route, port in backends.items():
-        text += f'\n[[proxy.host]]\nhost = "{route}.{HOSTS}"\ntarget = "tcp:127.0.0.1:{port}"\n'
+        text += f'\n[[proxy.host]]\nhost = "{route}.{HOSTS}"\ntarget = "tcp:127.0.0.1:{port}"\n{host_keys}'
     path = folder / "layer8.toml"
     path.write_text(text)
     return path
 
 
-def layer8(name: str, folder: Path, backends: Mapping[str, int]) -> Running:
+def layer8(keys: str = "", host_keys: str = "") -> Start:
     """layer8's server with hosts that it dials itself: sniffing, accounting and access log on."""
-    front = free_port()
-    config = layer8_config(folder, front, backends)
-    return launch(name, [("layer8-proxy", twistd("layer8-proxy", config))], folder, dict.fromkeys(backends, front))
 
+    def start(name: str, folder: Path, backends: Mapping[str, int]) -> Running:
+        front, secure = free_port(), free_port()
+        config = layer8_config(folder, front, backends, secure=secure, keys=keys, host_keys=host_keys)
+        programs = [("layer8-proxy", twistd("layer8-proxy", config))]
+        running = launch(name, programs, folder, dict.fromkeys(backends, front))
+        running.secure = secure
+        return running
+
+    return start
+
+
+_BULK = ("down1", "down8", "down64", "up8", "iperf3")
+_WORK = ("idle", "down8", "close", "keep", "ping", "first", "held", "scan")
 
 ONE_HOP: tuple[System, ...] = (
     System("direct", "direct, no proxy", direct),
-    System("haproxy-best", "haproxy, splice, 1 MiB pipes", haproxy(PIPES, SPLICE), ("haproxy",)),
+    System(
+        "haproxy-best",
+        "haproxy, splice, 1 MiB pipes",
+        haproxy(PIPES, SPLICE),
+        ("haproxy",),
+        only=(*_BULK, "idle", "close", "ping", "loaded"),
+    ),
     System("haproxy", "haproxy, mode tcp as shipped", haproxy(), ("haproxy",)),
-    System("haproxy-sniff", "haproxy, splice + Host + log", haproxy_sniffing, ("haproxy",), sniffs=True),
-    System("nginx", "nginx stream as shipped", nginx(), ("nginx",)),
-    System("nginx-256k", "nginx stream, 256k buffer", nginx("proxy_buffer_size 256k;"), ("nginx",)),
-    System("socat", "socat, fork", socat, ("socat",), forks=True),
-    System("layer8", "layer8 (Host, limits, log)", layer8, sniffs=True),
+    System("haproxy-sniff", "haproxy, splice + Host + log", haproxy_sniffing, ("haproxy",), sniffs=True, only=_WORK),
+    System("nginx", "nginx stream as shipped", nginx(), ("nginx",), only=_WORK),
+    System("nginx-256k", "nginx stream, 256k buffer", nginx("proxy_buffer_size 256k;"), ("nginx",), only=_BULK),
+    System("socat", "socat, fork", socat, ("socat",), forks=True, only=("down8", "close", "first")),
+    System("layer8", "layer8 (guard, limits, log)", layer8(), sniffs=True),
+    System(
+        "layer8-raw",
+        "layer8, mode raw",
+        layer8(host_keys='mode = "raw"\n'),
+        sniffs=True,
+        only=("down8", "close", "keep", "ping", "first"),
+    ),
+    System(
+        "layer8-2",
+        "layer8, 2 workers",
+        layer8("workers = 2\n"),
+        sniffs=True,
+        only=("down8", "close", "keep", "first"),
+    ),
 )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from bench.delay import Delay, far_figures, far_systems
+from bench.figures import FIGURES
 from bench.hotspots import perf_lines
 from bench.load import Load, NoLoad, build, parse_iperf3, parse_wrk
 from bench.machine import Foreign, busy_s
@@ -21,6 +24,7 @@ from bench.systems import ONE_HOP, layer8_config
 from bench.tunnels import TUNNELS
 from layer8.cli.bench import checkout
 from layer8.core.errors import Unavailable
+from tests.names import ROOT
 
 WRK = """Running 1s test @ http://127.0.0.1:9/
   1 threads and 32 connections
@@ -148,13 +152,16 @@ class ReportTests(SynchronousTestCase):
 
     def test_names(self) -> None:
         """Every name that a target or a base speaks of is a row."""
-        from bench.report import ONE_HOP_LAYOUTS, TARGETS
+        from bench.report import LAYOUTS, TARGETS
 
-        known = {system.name for system in (*ONE_HOP, *TUNNELS)}
-        spoken = {name for target in TARGETS for name in (target.ours, target.theirs)}
-        spoken |= {name for layout in ONE_HOP_LAYOUTS for name in layout.base}
+        link = Delay()
+        known = {system.name for system in (*ONE_HOP, *TUNNELS, *far_systems(link))}
+        spoken = {name for target in TARGETS for name in (target.ours, target.theirs) if name}
+        spoken |= {name for layout in LAYOUTS for name in layout.base}
         self.assertEqual(spoken - known, set())
-        values = {column.value for layout in ONE_HOP_LAYOUTS for column in layout.columns}
+        figures = {figure.name for figure in (*FIGURES, *far_figures(link))}
+        self.assertEqual({name for system in (*ONE_HOP, *TUNNELS) for name in system.only} - figures, set())
+        values = {column.value for layout in LAYOUTS for column in layout.columns}
         self.assertEqual({target.value for target in TARGETS} - values, set())
 
 
@@ -232,6 +239,24 @@ class BlastTests(SynchronousTestCase):
         self.assertGreater(got["count"], 0)
         self.assertEqual(got["failed"], 0)
 
+    def test_hello(self) -> None:
+        """What a visitor of tls:NAME begins with is a ClientHello with that name, and no byte of HTTP is in the way."""
+        from layer8.proxy.sniff import Found
+        from layer8.proxy.sniff_tls import TlsSniffer
+
+        server = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(server.close)
+        with self.load.running("first", server.getsockname()[1], "tls:one.bench.test", 1):
+            visitor, _ = server.accept()
+            with visitor:
+                found = TlsSniffer(strip_dot=False).feed(visitor.recv(4096))
+                visitor.sendall(b"1")
+        assert isinstance(found, Found)
+        self.assertEqual((found.scheme, found.host), ("https", "one.bench.test"))
+        for mode in ("down", "up"):
+            self.assertEqual(self.load.run(mode, self.port, "tls:x.test", 2, 0.1)["failed"], 0)
+        self.assertGreater(self.load.run("ping", self.port, "tls:x.test", 0.1)["count"], 0)
+
     def test_held(self) -> None:
         """Connections are there while the holder is, and the strangers that nobody turns away are told apart."""
         with self.load.running("idle", self.port, "x", 20) as holder:
@@ -243,6 +268,25 @@ class BlastTests(SynchronousTestCase):
     def test_nobody_there(self) -> None:
         with self.assertRaisesRegex(NoLoad, "connect"):
             self.load.run("first", free_port(), "x", 1)
+
+
+class DelayTests(SynchronousTestCase):
+    """The link with a long way, in a network of its own."""
+
+    skip = None if shutil.which("cc") and shutil.which("nsenter") else "needs Debian's gcc, util-linux"
+
+    def test_round_trips(self) -> None:
+        """nginx alone needs two round trips to the first byte, and hardly more."""
+        code = "import sys; from bench.proxy import main; main(prog_name='bench')"
+        argv = [sys.executable, "-c", code, "--quick", "--json", "--only", "far-nginx"]
+        ran = subprocess.run(argv, capture_output=True, text=True, timeout=90, check=False, cwd=ROOT)
+        found = json.loads(ran.stdout)
+        if "far-nginx" in found["missing"]:
+            raise SkipTest(f"no link here: {found['missing']['far-nginx']}")
+        self.assertEqual(found["missing"], {})
+        trips = found["systems"]["far-nginx"]["far40.trips"]
+        self.assertGreater(trips["least"], 1.99)
+        self.assertLess(trips["least"], 2.5)
 
 
 class CommandTests(SynchronousTestCase):
