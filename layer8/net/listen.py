@@ -1,19 +1,25 @@
-"""Listening sockets for the pump, opened by Twisted's endpoint strings and then taken over."""
+"""Listening sockets: opened by Twisted's endpoint strings, or by another process, for the pump or for a factory."""
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from attrs import define
+from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.protocol import Factory
 
 from layer8.config.endpoint import Endpoint, server
-from layer8.net.entries import listening
+from layer8.core.errors import Unavailable
+from layer8.net.entries import BACKLOG, listening
 from layer8.net.process import listening as one_line
+
+FIRST_DESCRIPTOR = 3
+"""Where descriptors begin that systemd has opened (sd_listen_fds(3))."""
 
 
 @define(eq=False)
@@ -23,6 +29,7 @@ class Taken:
     sock: socket.socket
     endpoint: Endpoint
     port: int
+    asked: str = ""
 
     @property
     def text(self) -> str:
@@ -33,20 +40,145 @@ class Taken:
         return f"[{where[0]}]:{where[1]}" if ":" in where[0] else f"{where[0]}:{where[1]}"
 
 
-def take(reactor: Any, text: str, option: str, *, defer: int = 0) -> Taken:
+@define(eq=False)
+class Sockets:
+    """Listening sockets that another process has opened, by the option and the endpoint string that want them."""
+
+    _kept: dict[tuple[str, str], list[socket.socket]] = field(factory=dict)
+
+    def put(self, option: str, text: str, sock: socket.socket) -> None:
+        """Keep a socket until it is taken."""
+        self._kept.setdefault((option, text), []).append(sock)
+
+    def take(self, option: str, text: str) -> list[socket.socket]:
+        """Give the sockets for an endpoint; they are the taker's. None at all means that it has to be opened."""
+        return self._kept.pop((option, text), [])
+
+    def __iter__(self) -> Iterator[tuple[str, str, socket.socket]]:
+        """Give what is still here."""
+        return ((option, text, sock) for (option, text), socks in self._kept.items() for sock in socks)
+
+    def close(self) -> None:
+        """Close what nobody has taken."""
+        for _, _, sock in self:
+            sock.close()
+        self._kept.clear()
+
+
+def take(reactor: Any, text: str, option: str, *, defer: int = 0, given: Sockets | None = None) -> list[Taken]:
     """Listen on an endpoint string that the configuration has checked; raises `Unavailable` that names `option`.
 
-    `defer` is how many seconds the kernel keeps a connection until its first byte is there.
+    There may be several sockets if another process has opened them. `defer` is how many seconds the kernel keeps a
+    connection until its first byte is there.
+    """
+    endpoint = server(text)
+    socks = [] if given is None else given.take(option, text)
+    if not socks:
+        with one_line(option, text):
+            port = now(serverFromString(reactor, endpoint.twisted()).listen(Factory()))
+            port.stopReading()  # type: ignore[attr-defined]  # a tcp.Port: the pump accepts from here on
+            held = port.socket  # type: ignore[attr-defined]
+            socks = [socket.socket(held.family, socket.SOCK_STREAM, 0, held.detach())]
+    for sock in socks:
+        listening(sock, defer=defer)
+    return [Taken(sock, endpoint, number(sock), text) for sock in socks]
+
+
+def serve(
+    reactor: Any, text: str, option: str, factory: IProtocolFactory, given: Sockets | None = None
+) -> list[IListeningPort]:
+    """Let a factory serve an endpoint string; raises `Unavailable` that names `option`."""
+    socks = [] if given is None else given.take(option, text)
+    with one_line(option, text):
+        if not socks:
+            return [now(serverFromString(reactor, server(text).twisted()).listen(factory))]
+        return [adopt(reactor, sock, factory) for sock in socks]
+
+
+def adopt(reactor: Any, sock: socket.socket, factory: IProtocolFactory) -> IListeningPort:
+    """Let a reactor listen on a socket."""
+    sock.setblocking(False)
+    with sock:  # the reactor takes a duplicate
+        port: IListeningPort = reactor.adoptStreamPort(sock.fileno(), sock.family, factory)
+    return port
+
+
+def open_shared(text: str, option: str, count: int, environ: Mapping[str, str]) -> list[socket.socket]:
+    """Open `count` sockets for processes that share an endpoint; raises `Unavailable` that names `option`.
+
+    Of TCP each has a queue of its own, among which the kernel deals connections out (SO_REUSEPORT, socket(7)). What
+    systemd has opened is one queue for all of them.
     """
     endpoint = server(text)
     with one_line(option, text):
-        port = now(serverFromString(reactor, endpoint.twisted()).listen(Factory()))
-        port.stopReading()  # type: ignore[attr-defined]  # a tcp.Port: the pump accepts from here on
-        held = port.socket  # type: ignore[attr-defined]
-        sock = socket.socket(held.family, socket.SOCK_STREAM, 0, held.detach())
-        listening(sock, defer=defer)
+        if endpoint.kind == "systemd":
+            found = of_systemd(endpoint, environ)
+            return [found[place % len(found)].dup() for place in range(count)]
+        family = socket.AF_INET6 if ":" in endpoint.interface else socket.AF_INET
+        where = endpoint.interface
+        backlog = int(endpoint.words.get("backlog", BACKLOG))
+        port = endpoint.port
+        opened: list[socket.socket] = []
+        try:
+            with _bound(family, where, port, shared=False) as first:
+                port = number(first)  # free: with SO_REUSEPORT alone a second server would go unnoticed
+            for _ in range(count):
+                opened.append(_bound(family, where, port, shared=True))
+            for sock in opened:
+                sock.listen(backlog)
+        except OSError:
+            for sock in opened:
+                sock.close()
+            raise
+        return opened
+
+
+def more_of(socks: list[socket.socket], count: int) -> list[socket.socket]:
+    """Give `count` sockets or more where these listen: further queues if they share, else the same ones again."""
+    made = list(socks)
+    shares = bool(socks[0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)) and socks[0].family != socket.AF_UNIX
+    while len(made) < count:
+        if not shares:
+            made.append(socks[len(made) % len(socks)].dup())
+            continue
+        where = socks[0].getsockname()
+        sock = _bound(socks[0].family, where[0], where[1], shared=True)
+        sock.listen(BACKLOG)
+        made.append(sock)
+    return made
+
+
+def _bound(family: int, where: str, port: int, *, shared: bool) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((where, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def of_systemd(endpoint: Endpoint, environ: Mapping[str, str]) -> list[socket.socket]:
+    """Give every socket that systemd has opened under the endpoint's name, or the one at its index."""
+    count = int(environ.get("LISTEN_FDS", "0")) if environ.get("LISTEN_PID") == str(os.getpid()) else 0
+    names = environ.get("LISTEN_FDNAMES", "").split(":")
+    if "index" in endpoint.words:
+        wanted = [int(endpoint.words["index"])]
+    else:
+        wanted = [place for place in range(count) if names[place : place + 1] == [endpoint.words["name"]]]
+    found = [socket.socket(fileno=os.dup(FIRST_DESCRIPTOR + place)) for place in wanted if place < count]
+    if not found:
+        raise Unavailable(f"systemd has opened no socket for {endpoint.twisted()}")
+    return found
+
+
+def number(sock: socket.socket) -> int:
+    """Give the port on which a socket listens, 0 for one that has none."""
     where = sock.getsockname()
-    return Taken(sock, endpoint, where[1] if isinstance(where, tuple) else 0)
+    return where[1] if isinstance(where, tuple) else 0
 
 
 def now(opening: Deferred[IListeningPort]) -> IListeningPort:

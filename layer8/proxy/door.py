@@ -14,7 +14,6 @@ from typing import Any
 
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort, IProtocol, IProtocolFactory
 from twisted.internet.protocol import Factory
 from twisted.internet.task import LoopingCall
@@ -29,8 +28,7 @@ from layer8.core.errors import Layer8Error
 from layer8.crypto.x509 import Identity
 from layer8.net.entries import Listener
 from layer8.net.factory import Places
-from layer8.net.listen import Taken, now, take
-from layer8.net.process import listening
+from layer8.net.listen import Sockets, Taken, serve, take
 from layer8.net.pump import Pump
 from layer8.net.tls import TlsServer, server_context
 from layer8.proxy.choose import Seat
@@ -61,8 +59,12 @@ class Door:
         identity: Callable[[], Identity],
         agents: IProtocolFactory,
         legacy: IProtocolFactory | None,
+        given: Sockets | None = None,
     ) -> None:
-        """`agents` speaks control to agents, `legacy` to webgw's; `identity` is asked for when TLS is first spoken."""
+        """`agents` speaks control to agents, `legacy` to webgw's; `identity` is asked for when TLS is first spoken.
+
+        What `given` holds is not opened again.
+        """
         self._reactor = reactor
         self._pump = pump
         self._traffic = traffic
@@ -70,8 +72,11 @@ class Door:
         self._identity = identity
         self._agents = agents
         self._legacy = legacy
+        self._given = given
+        self.elsewhere: Callable[[], tuple[DataAddress, ...]] = tuple
+        """Gives where other nodes are dialled back, for whose visitors agents of ours are called."""
         self._visitors: list[tuple[Taken, Listener, str, str]] = []
-        self._ports: list[tuple[IListeningPort, str, str]] = []
+        self._ports: list[tuple[IListeningPort, str, str, str]] = []
         self._data: list[tuple[Taken, Listener]] = []
         self._closing: list[tuple[IDelayedCall, list[tuple[Taken, Listener]]]] = []
         self._secure_agents: IProtocolFactory | None = None
@@ -108,7 +113,7 @@ class Door:
             self.close()
             raise
         self._rows.welcome(self.public())
-        self._rows.announce(self.addresses())
+        self.announce()
         self._ticker.start(TICK, now=False)
         self._keep_rotating()
 
@@ -119,27 +124,28 @@ class Door:
             self._rotor.start(self.config.data_rotate, now=False)
 
     def _open_visitors(self, scheme: str, text: str) -> None:
-        taken = take(self._reactor, text, f"--{scheme}", defer=DEFER)
-        accepted, public, own = self._traffic.accepted, self._public, taken.port
+        accepted, public = self._traffic.accepted, self._public
+        for taken in take(self._reactor, text, f"--{scheme}", defer=DEFER, given=self._given):
 
-        def enter(fd: int, peer: Any) -> None:
-            # A peer at a Unix socket, as systemd may hand one over, has no address.
-            accepted(fd, peer[0] if isinstance(peer, tuple) else "", public[scheme] or own, scheme)
+            def enter(fd: int, peer: Any, own: int = taken.port) -> None:
+                # A peer at a Unix socket, as systemd may hand one over, has no address.
+                accepted(fd, peer[0] if isinstance(peer, tuple) else "", public[scheme] or own, scheme)
 
-        self._visitors.append((taken, self._pump.listen(taken.sock, enter), scheme, text))
+            self._visitors.append((taken, self._pump.listen(taken.sock, enter), scheme, text))
 
     def _open_data(self, texts: tuple[str, ...]) -> None:
         for text in texts:
-            taken = take(self._reactor, text, "--data", defer=int(self.config.limits.secret_time) + 1)
-            self._data.append((taken, self._pump.listen(taken.sock, self.data.take)))
+            wait = int(self.config.limits.secret_time) + 1
+            for taken in take(self._reactor, text, "--data", defer=wait, given=self._given):
+                self._data.append((taken, self._pump.listen(taken.sock, self.data.take)))
 
     def _open_agents(self, text: str, option: str, factory: IProtocolFactory | None) -> None:
         endpoint = read_endpoint(text)
         if endpoint.tls:
             factory = self._with_tls()
-        with listening(option, text):
-            port = now(serverFromString(self._reactor, endpoint.twisted()).listen(factory))
-        self._ports.append((port, endpoint.kind, option))
+        assert factory is not None
+        for port in serve(self._reactor, text, option, factory, self._given):
+            self._ports.append((port, endpoint.kind, option, text))
 
     def prepare(self, config: ProxyConfig) -> Callable[[bool], None]:
         """Open the visitors' listeners that are new; raises `Unavailable`, and then nothing has changed.
@@ -184,7 +190,7 @@ class Door:
         if self._shown is not None:
             self._shown.replace(self._identity())
         self._rows.welcome(self.public())
-        self._rows.announce(self.addresses())
+        self.announce()
 
     def close(self) -> Deferred[None]:
         """Listen nowhere any more; fires when that is so."""
@@ -201,7 +207,7 @@ class Door:
         self._closing.clear()
         ports, self._ports = self._ports, []
         closed: Deferred[None] = Deferred()
-        left = [maybeDeferred(port.stopListening) for port, _, _ in ports]
+        left = [maybeDeferred(port.stopListening) for port, *_ in ports]
         done = Deferred.fromCoroutine(_all(left))
         done.addCallback(lambda _: closed.callback(None))
         return closed
@@ -215,8 +221,8 @@ class Door:
     def listening(self) -> tuple[str, ...]:
         """Say in words where what listens, with the ports that were really taken."""
         told = [f"{scheme} on {taken.text}" for taken, _, scheme, _ in self._visitors]
-        told += [f"agents on {_host(port)} ({kind})" for port, kind, _ in self._ports]
-        return (*told, *(f"data on {taken.text}" for taken, _ in self._data))
+        told += [f"agents on {_host(port)} ({kind})" for port, kind, *_ in self._ports]
+        return tuple(dict.fromkeys((*told, *(f"data on {taken.text}" for taken, _ in self._data))))
 
     def port_of(self, scheme: str) -> int:
         """Give the first listening port for visitors of that kind, 0 for none."""
@@ -230,7 +236,7 @@ class Door:
     def agents_port(self, *, legacy: bool = False) -> int:
         """Give the first listening port for agents, or for webgw's agents; 0 for none."""
         wanted = "--legacy" if legacy else "--agents"
-        return next((int(getattr(port.getHost(), "port", 0)) for port, _, name in self._ports if name == wanted), 0)
+        return next((int(getattr(port.getHost(), "port", 0)) for port, _, name, _ in self._ports if name == wanted), 0)
 
     def _tick(self) -> None:
         self.data.tick(self._pump.look_at_clock())
@@ -245,6 +251,10 @@ class Door:
             return (DataAddress(public.host, public.port, True, pin or self._identity().pin),)
         return tuple(DataAddress("", taken.port, pin is not None, pin) for taken, _ in self._data)
 
+    def announce(self) -> None:
+        """Tell every agent where it may dial back now."""
+        self._rows.announce(tuple(dict.fromkeys((*self.addresses(), *self.elsewhere()))))
+
     def rotate(self) -> None:
         """Open new data ports, tell every agent, and let the old ones finish."""
         old, self._data = self._data, []
@@ -258,7 +268,7 @@ class Door:
                 listener.close()
             self._data = old
             raise
-        self._rows.announce(self.addresses())
+        self.announce()
 
         def finish() -> None:
             for _, listener in old:
@@ -357,14 +367,16 @@ class Door:
         if DATA_ALPN.encode() in alpn:
             self.data.take(fd, (peer, 0), first)
             return
-        family = socket.AF_INET6 if ":" in peer else socket.AF_INET
-        once = _Fed(self._with_tls())
+        once = _Fed(self._with_tls(), peer)
+        held = socket.socket(fileno=fd)
         try:
-            self._reactor.adoptStreamConnection(fd, family, once)  # takes a duplicate
+            transport = self._reactor.adoptStreamConnection(fd, held.family, once)  # takes a duplicate
         except OSError:
             return  # gone already
         finally:
-            os.close(fd)
+            held.close()
+        if transport is not None:
+            transport.client = (peer, 0)  # a balancer may have said who it is
         once.feed(first)
 
     def _with_tls(self) -> IProtocolFactory:
@@ -430,13 +442,15 @@ class _Fed(Factory):
 
     noisy = False
 
-    def __init__(self, inner: IProtocolFactory) -> None:
+    def __init__(self, inner: IProtocolFactory, peer: str) -> None:
         self._inner = inner
+        self._peer = peer
         self._built: IProtocol | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> IProtocol | None:  # type: ignore[override]
         """Give the inner factory's protocol, or None if it has no place."""
-        self._built = self._inner.buildProtocol(addr)  # type: ignore[arg-type]
+        kind = IPv6Address if ":" in self._peer else IPv4Address
+        self._built = self._inner.buildProtocol(kind("TCP", self._peer, 0))
         return self._built
 
     def feed(self, first: bytes) -> None:
