@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 from attrs import evolve
@@ -82,7 +82,13 @@ class PortTarget(click.ParamType[tuple[int, str]]):
     help="File with the host's secret (in the state folder).",
 )
 @click.option("--check", is_flag=True, help="Look at DNS, ports, clock, certificate and dial-back, and leave: 0 or 1.")
-@click.option("--pass-address", is_flag=True, help="Not built yet.")
+@click.option(
+    "--pass-address",
+    type=click.Choice(["v1", "v2"]),
+    is_flag=False,
+    flag_value="v2",
+    help="Let LOCAL hear each visitor's address first, in a PROXY header (v2), if the server agrees.",
+)
 @click.option("--inspect", is_flag=True, help="Show the last requests on a page of this machine, and send them again.")
 @click.option(
     "--inspect-at", metavar="ENDPOINT", help="Where that page is (tcp:4040:interface=127.0.0.1 or the next free port)."
@@ -99,7 +105,7 @@ def expose(
     control: str | None,
     secret_file: Path | None,
     check: bool,
-    pass_address: bool,
+    pass_address: Literal["v1", "v2"] | None,
     inspect: bool,
     inspect_at: str | None,
     as_json: bool,
@@ -111,8 +117,6 @@ def expose(
     """
     if check and (inspect or inspect_at):
         raise click.UsageError("--check leaves at once: there is nothing to inspect")
-    if pass_address:
-        raise click.UsageError("--pass-address is not built yet: nobody learns a visitor's address")
     from layer8.cli.expose_show import screen
     from layer8.cli.exposure import run
     from layer8.cli.run import on_reactor, show_log
@@ -122,6 +126,8 @@ def expose(
     plan = _plan(local, host_name(host), servers, dict(ports), secret_file)
     if inspect or inspect_at:
         plan = evolve(plan, inspect=inspect_at or "")
+    if pass_address:
+        plan = evolve(plan, proxy_protocol=pass_address)
     registrar = _registrar(plan, owner_token_file, control, secret_file)
     return on_reactor(lambda reactor: run(reactor, plan, registrar, screen(as_json), check))
 
@@ -149,17 +155,18 @@ def _registrar(
     from layer8.proxy.wire import AGENT_PATH
 
     server = Address.parse(plan.config.servers[0])
+    full = plan.proxy_protocol != "none"
     token = None
     if owner_token_file is not None:
         token = read_private(owner_token_file, forbidden=forbidden(owner_token_file, os.environ)).decode().strip()
     if control is not None:
         if control.startswith("unix:"):
-            return Registrar(control, token=token)
+            return Registrar(control, token=token, full=full)
         address = Address.parse(control)
-        return Registrar(address.url, pin=address.pin, token=token)
+        return Registrar(address.url, pin=address.pin, token=token, full=full)
     if token is not None:
-        return Registrar(server.url, AGENT_PATH, server.pin, token)
+        return Registrar(server.url, AGENT_PATH, server.pin, token, full)
     socket = run_dir(os.environ) / "proxy.sock"
     if secret_file is None and is_loopback(server.host) and socket.is_socket():
-        return Registrar(f"unix:{socket}")
+        return Registrar(f"unix:{socket}", full=full)
     return None

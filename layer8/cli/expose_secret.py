@@ -18,12 +18,16 @@ from layer8.proxy.wire import Code
 
 @frozen
 class Registrar:
-    """Where hosts are registered, and as whom; a Unix socket knows its owner without a token."""
+    """Where hosts are registered, and as whom; a Unix socket knows its owner without a token.
+
+    With `full` their agents are to learn visitors' addresses.
+    """
 
     url: str
     path: str = "/ws"
     pin: str | None = None
     token: str | None = field(default=None, repr=False)
+    full: bool = False
 
     async def secret(self, reactor: Any, host: str, path: Path, forbidden: int) -> HostSecret:
         """Give the secret in the file at `path` once `host` is registered with it, both made where they are missing.
@@ -37,11 +41,13 @@ class Registrar:
                 return await self._make(client, row, host, path)
             secret = HostSecret.load(path, forbidden=forbidden)
             if row is None:
-                row = await _register(client, host, secret)
+                row = await self._register(client, host, secret)
+            elif self.full and _knows(row, secret) and row["policy"]["visitor"] != "full":
+                row = await _pass_addresses(client, row)
         finally:
             client.close()
         _check_state(row)
-        if secret.key.hex()[:SHOWN] not in [str(known["starts_with"]) for known in row["secrets"]]:
+        if not _knows(row, secret):
             raise Refused(
                 f"{host} is registered with another secret than the one in {path}: name the right file with "
                 f"--secret-file, or make a new secret with layer8 proxy rotate {host}"
@@ -57,13 +63,23 @@ class Registrar:
         secret = HostSecret.make()
         secret.save(path)
         try:
-            row = await _register(client, host, secret)
+            row = await self._register(client, host, secret)
         except Refused:
             # It is worth nothing. With any other end nobody knows whether the server has taken it.
             path.unlink(missing_ok=True)
             raise
         _check_state(row)
         return secret
+
+    async def _register(self, client: Any, host: str, secret: HostSecret) -> Mapping[str, Any]:
+        asked: dict[str, Any] = {"host": host, "secret_hash": secret.key.hex()}
+        if self.full:
+            asked["policy"] = {"visitor": "full"}
+        try:
+            row: Mapping[str, Any] = await client.call("proxy.register", asked)
+        except ControlError as error:
+            raise _said(host, error) from None
+        return row
 
 
 def from_file(path: Path, host: str, forbidden: int) -> HostSecret:
@@ -87,12 +103,18 @@ async def _registered(client: Any, host: str) -> Mapping[str, Any] | None:
     return row
 
 
-async def _register(client: Any, host: str, secret: HostSecret) -> Mapping[str, Any]:
+async def _pass_addresses(client: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Let the agents of a registered host learn visitors' addresses."""
+    changed = {"policy": {**row["policy"], "visitor": "full"}, "version": row["version"]}
     try:
-        row: Mapping[str, Any] = await client.call("proxy.register", {"host": host, "secret_hash": secret.key.hex()})
+        fresh: Mapping[str, Any] = await client.call("proxy.update", {"host": row["host"], **changed})
     except ControlError as error:
-        raise _said(host, error) from None
-    return row
+        raise _said(str(row["host"]), error) from None
+    return fresh
+
+
+def _knows(row: Mapping[str, Any], secret: HostSecret) -> bool:
+    return secret.key.hex()[:SHOWN] in [str(known["starts_with"]) for known in row["secrets"]]
 
 
 def _said(host: str, error: ControlError) -> Layer8Error:

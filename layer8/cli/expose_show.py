@@ -14,6 +14,7 @@ from attrs import asdict, define, field, frozen
 from layer8.cli.output import coloured, printable
 from layer8.net.logs import size_words
 from layer8.proxy.agent import Agent
+from layer8.proxy.uplink import ServerLink, Uplink
 
 QUIET = 5.0
 """Seconds between two lines about visitors in a pipe; a table is drawn anew at every look."""
@@ -194,22 +195,25 @@ class TableScreen:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table("server", "state")
+        table = Table("server", "state", "dialled ahead")
         if self._agent is None:
             return table
-        for server, state, good in states(self._agent):
-            table.add_row(server, Text(state, style="green" if good else "yellow"))
+        for server, state, good, ahead in states(self._agent):
+            table.add_row(server, Text(state, style="green" if good else "yellow"), str(ahead))
         return Group(Text(self._what, style="bold"), table, Text(str(Counts.of(self._agent))))
 
 
-def states(agent: Agent) -> Iterator[tuple[str, str, bool]]:
-    """Give each server of an agent, how it stands with it, and whether that is well."""
+def states(agent: Agent) -> Iterator[tuple[str, str, bool, int]]:
+    """Give each server, how it stands with it, whether that is well, and how many connections wait for visitors."""
     for uplink in agent.uplinks:
-        if uplink.subscriptions:
-            yield uplink.address.url, "serving", True
-        elif uplink.refusals:
-            yield uplink.address.url, printable(next(iter(uplink.refusals.values()))), False
-        elif uplink.connected:
-            yield uplink.address.url, "connected", True
-        else:
-            yield uplink.address.url, "not connected, trying again", False
+        ahead = len(uplink.reserve) if isinstance(uplink, Uplink) else 0
+        state, good = _state(uplink)
+        yield uplink.address.url, state, good, ahead
+
+
+def _state(uplink: ServerLink) -> tuple[str, bool]:
+    if uplink.subscriptions:
+        return "serving", True
+    if uplink.refusals:
+        return printable(next(iter(uplink.refusals.values()))), False
+    return ("connected", True) if uplink.connected else ("not connected, trying again", False)

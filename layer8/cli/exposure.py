@@ -26,6 +26,7 @@ from layer8.core.errors import Layer8Error, Refused, Unavailable
 from layer8.crypto.secret import HostSecret
 from layer8.net.dial import Where
 from layer8.proxy.agent import Agent
+from layer8.proxy.pp import Kind
 from layer8.proxy.record import Record
 from layer8.proxy.replay import Inspection
 from layer8.proxy.uplink import ANY_PORT, Published, ServerLink
@@ -37,6 +38,8 @@ SETTLE = 0.2
 CLOCK_SKEW = 60.0
 """Seconds by which clocks may differ; certificates and expiry dates are off by as much."""
 
+TRY_AGAIN = "layer8 --verbose expose shows whether the server calls and what is dialled then"
+
 _ENDS = {"peer": "the connection was lost", "going_away": "the server has stopped"}
 _DEFAULT = {"http": 80, "https": 443}
 
@@ -46,6 +49,7 @@ class Plan:
     """What is to be published: `targets` by public port, with `ANY_PORT` for plain HTTP.
 
     `inspect` is where the page of requests is to be, empty for the usual place and None for no page.
+    With a `proxy_protocol` targets hear who comes.
     """
 
     host: str
@@ -54,6 +58,7 @@ class Plan:
     secret_file: Path
     config: AgentConfig
     inspect: str | None = None
+    proxy_protocol: Kind = "none"
 
     @property
     def visited(self) -> str:
@@ -63,11 +68,15 @@ class Plan:
 
 @frozen
 class Verdict:
-    """How one look at the published host ended; `good` is None for what could not be looked at."""
+    """How one look at the published host ended; `good` is None for what could not be looked at.
+
+    `advice` says what to do if it is not good.
+    """
 
     check: str
     good: bool | None
     why: str
+    advice: str = ""
 
 
 async def run(reactor: Any, plan: Plan, registrar: Registrar | None, screen: Screen, check: bool) -> int:
@@ -112,7 +121,13 @@ class Exposure:
     def __attrs_post_init__(self) -> None:
         """Make the agent, which dials nowhere yet."""
         self._targets = dict(self.plan.targets)
-        published = Published(self.plan.host, self.secret.key, self._targets, secret=self.secret.value)
+        published = Published(
+            self.plan.host,
+            self.secret.key,
+            self._targets,
+            secret=self.secret.value,
+            proxy_protocol=self.plan.proxy_protocol,
+        )
         self.agent = Agent(self.reactor, self.plan.config, [published], self._told)
 
     async def open(self) -> None:
@@ -313,15 +328,15 @@ class Exposure:
                 "dial-back", None, f"port {port} of {uplink.address.host} cannot be reached from here: {error}"
             )
         except Layer8Error as error:
-            return Verdict("dial-back", False, str(error))
+            return Verdict("dial-back", False, str(error), TRY_AGAIN)
         if not answer.nothing:
             return Verdict("dial-back", True, f"{answer.line} after {answer.ms:.1f} ms")
         if self.agent.carrier.totals.joined > before:
             return Verdict("dial-back", True, "carried; the target closed without an answer")
         knocked = await deferToThread(probe.knock, self._targets.get(port, self._targets[ANY_PORT]))
-        return Verdict(
-            "dial-back", False, f"the target does not answer: {knocked}" if knocked else "the server closed it"
-        )
+        if knocked:
+            return Verdict("dial-back", False, f"the target does not answer: {knocked}", "start the target")
+        return Verdict("dial-back", False, "the server closed it", TRY_AGAIN)
 
     async def check_all(self) -> int:
         """Look at everything that has to be right, one line each; gives 0 if nothing is wrong."""
@@ -334,16 +349,18 @@ class Exposure:
         return 0 if good else 1
 
     def _judge(self, verdict: Verdict) -> bool:
-        word = {True: "ok", False: "not ok", None: "not checked"}[verdict.good]
-        line = f"{verdict.check:12} {word:11}  {verdict.why}"
-        self.screen.say("check", line.rstrip(), check=verdict.check, ok=verdict.good, why=verdict.why)
+        word = {True: "ok", False: "failed", None: "not checked"}[verdict.good]
+        advice = verdict.advice if verdict.good is False else ""
+        line = f"{verdict.check:12} {word:11}  {verdict.why}{'; ' if advice else ''}{advice}"
+        self.screen.say("check", line.rstrip(), check=verdict.check, ok=verdict.good, why=verdict.why, advice=advice)
         return verdict.good is not False
 
     async def _check_local(self, uplink: ServerLink) -> list[Verdict]:
         found = []
         for where in dict.fromkeys(self._targets.values()):
             why = await deferToThread(probe.knock, where)
-            found.append(Verdict("local", not why, f"{_shown(where)}: {why}" if why else _shown(where)))
+            shown = f"{_shown(where)}: {why}" if why else _shown(where)
+            found.append(Verdict("local", not why, shown, "start what is to be published, or name another LOCAL"))
         return found
 
     async def _check_dns(self, uplink: ServerLink) -> list[Verdict]:
@@ -353,17 +370,20 @@ class Exposure:
         ours = await deferToThread(probe.addresses, host)
         theirs = await deferToThread(probe.addresses, server)
         if not ours:
-            return [Verdict("dns", False, f"{host} has no address: let it lead to {server}")]
+            advice = f"at the DNS of {host}, let a CNAME, A or AAAA record lead to {server}"
+            return [Verdict("dns", False, f"{host} has no address", advice)]
         shown = ", ".join(sorted(ours))
         if not ours & theirs:
-            return [Verdict("dns", False, f"{host} leads to {shown}, the server is at {', '.join(sorted(theirs))}")]
+            why = f"{host} leads to {shown}, the server is at {', '.join(sorted(theirs))}"
+            return [Verdict("dns", False, why, "correct the record, unless something in front passes visitors on")]
         return [Verdict("dns", True, f"{host} leads to {shown}")]
 
     async def _check_ports(self, uplink: ServerLink) -> list[Verdict]:
         found = []
         for scheme, port in self._served(uplink):
             why = await deferToThread(probe.knock, Where(uplink.address.host, port))
-            found.append(Verdict("ports", not why, f"{scheme} at port {port}{': ' if why else ''}{why}"))
+            shown = f"{scheme} at port {port}{': ' if why else ''}{why}"
+            found.append(Verdict("ports", not why, shown, "open it in the firewalls between here and the server"))
         return found or [Verdict("ports", None, "the server does not say where visitors come")]
 
     async def _check_clock(self, uplink: ServerLink) -> list[Verdict]:
@@ -378,7 +398,7 @@ class Exposure:
         way = "ahead of" if ahead > 0 else "behind"
         close = abs(ahead) <= 1
         why = "the server's and ours agree" if close else f"the server's is {abs(ahead):.0f} s {way} ours"
-        return [Verdict("clock", abs(ahead) <= CLOCK_SKEW, why)]
+        return [Verdict("clock", abs(ahead) <= CLOCK_SKEW, why, "let both machines get the time by NTP")]
 
     async def _check_key(self, uplink: ServerLink) -> list[Verdict]:
         """Compare the key that visitors see with the target's own: another one means that somebody ends TLS."""
@@ -390,15 +410,20 @@ class Exposure:
         try:
             ours = await deferToThread(probe.key_at, local, name)
         except Layer8Error as error:
-            return [Verdict("certificate", False, f"{_shown(local)}: {error}")]
+            return [Verdict("certificate", False, f"{_shown(local)}: {error}", "let the target behind 443 speak TLS")]
         try:
             seen = await deferToThread(probe.key_at, Where(uplink.address.host, port), name)
         except Unavailable as error:
             return [Verdict("certificate", None, f"port {port} of {uplink.address.host}: {error}")]
         except Layer8Error as error:
-            return [Verdict("certificate", False, f"port {port} of {uplink.address.host}: {error}")]
+            why = f"port {port} of {uplink.address.host}: {error}"
+            return [Verdict("certificate", False, why, "the other lines say whether visitors get through at all")]
         if seen != ours:
-            return [Verdict("certificate", False, f"visitors see the key {seen}, {_shown(local)} has {ours}")]
+            why = f"visitors see the key {seen}, {_shown(local)} has {ours}"
+            advice = (
+                "somebody on the way ends TLS: the server if the host is registered with tls = terminate, else ask who"
+            )
+            return [Verdict("certificate", False, why, advice)]
         return [Verdict("certificate", True, f"visitors see the target's own key {seen}")]
 
 

@@ -219,6 +219,26 @@ class LocalServerTests(ExposeCase):
         self.assertEqual((code, len(err)), (2, 1))
         self.assertIn("for this machine only", err[0])
 
+    def test_the_target_hears_who_comes(self) -> None:
+        heard: list[bytes] = []
+
+        def talk(connection: socket.socket) -> None:
+            heard.append(connection.recv(65536))
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+
+        self.server = Proxy.start(self, 'visitor = "full"\n')
+        for version, pattern in (
+            ("v2", rb"^\r\n\r\n\x00\r\nQUIT\n\x21\x11..\x7f\x00\x00\x01"),
+            ("v1", rb"^PROXY TCP4 127\.0\.0\.1 "),
+        ):
+            running = Running(self, self.server.home, *self.words(serve(self, talk), "--pass-address", version))
+            running.wait("^http://")
+            self.get(self.server.http)
+            self.assertRegex(heard[-1], re.compile(pattern, re.DOTALL))
+            self.assertEqual(running.interrupt(), 0)
+        (row,) = self.server.ask("proxy.list")["hosts"]
+        self.assertEqual(row["policy"]["visitor"], "full")
+
     def test_a_target_that_comes_up_later(self) -> None:
         port = free_port()
         running = Running(self, self.server.home, *self.words(port))
@@ -318,15 +338,17 @@ class LocalServerTests(ExposeCase):
         shown.append(keys[1])
         code, out, err = self.run_expose(self.server.home, *words, "--json")
         self.assertEqual((code, err), (1, []))
-        verdicts = {row["check"]: row["ok"] for row in map(json.loads, out)}
+        rows_of_json = [json.loads(line) for line in out]
+        self.assertEqual([bool(row["advice"]) for row in rows_of_json], [row["ok"] is False for row in rows_of_json])
+        verdicts = {row["check"]: row["ok"] for row in rows_of_json}
         wanted = {"local": True, "dns": None, "ports": True, "clock": True, "certificate": False, "dial-back": True}
         self.assertEqual(verdicts, wanted)
 
     def test_checks_without_a_target_or_a_server(self) -> None:
         code, out, err = self.run_expose(self.server.home, *self.words(free_port(), "--check"))
         self.assertEqual((code, err), (1, []))
-        self.assertRegex(out[0], r"^local +not ok +127\.0\.0\.1:\d+: connection refused$")
-        self.assertRegex(out[-1], r"^dial-back +not ok +the target does not answer")
+        self.assertRegex(out[0], r"^local +failed +127\.0\.0\.1:\d+: connection refused; start what ")
+        self.assertRegex(out[-1], r"^dial-back +failed +the target does not answer: connection refused; start")
         url = f"ws://127.0.0.1:{free_port()}"
         code, _, err = self.run_expose(self.server.home, "1", "--host", HOST, "--server", url, "--check")
         self.assertEqual((code, len(err)), (1, 1))
@@ -397,8 +419,8 @@ class UsageTests(ExposeCase):
         for words, said in (
             ([], "Missing argument 'LOCAL'"),
             (["8000"], "Missing option '--host'"),
-            (["8000", "--host", HOST, "--inspect"], "not built yet"),
-            (["8000", "--host", HOST, "--pass-address"], "not built yet"),
+            (["8000", "--host", HOST, "--check", "--inspect"], "leaves at once"),
+            (["8000", "--host", HOST, "--pass-address", "v3"], "'v1', 'v2'"),
             (["70000", "--host", HOST], "1 to 65535"),
             (["nope", "--host", HOST], "write host:port"),
             (["tcp:1", "--host", HOST], "'tcp:1'"),
