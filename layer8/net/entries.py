@@ -10,6 +10,7 @@ from _socket import socket as RawSocket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from layer8.core.address import HostPort, canonical
 from layer8.net.flow import BROKEN
 
 if TYPE_CHECKING:
@@ -206,6 +207,18 @@ def keep_alive(sock: RawSocket) -> None:
 def view(fd: int) -> RawSocket:
     """Give a socket object around `fd`, to be detached again; its family does not matter for what it is used for."""
     return RawSocket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+
+
+def end_of(fd: int, *, far: bool) -> HostPort | None:
+    """Give the peer's end of a connection, or our own; None for what has no IP address, or is gone."""
+    held = view(fd)
+    try:
+        name = held.getpeername() if far else held.getsockname()
+        return HostPort(canonical(name[0]), name[1]) if isinstance(name, tuple) else None
+    except OSError:
+        return None
+    finally:
+        held.detach()
 
 
 def shut_write(fd: int) -> None:

@@ -7,12 +7,12 @@ two kinds of connection it is.
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from OpenSSL import SSL
+from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, IListeningPort, IProtocol, IProtocolFactory
 from twisted.internet.protocol import Factory
@@ -309,22 +309,20 @@ class Door:
         port = self._data_port(visit.conn)
         if not port:
             return False  # nowhere to dial back to: we are being stopped
-        told = seat.voice.notify(
-            "proxy.connection",
-            {
-                "subscription": seat.number,
-                "result": {
-                    "secret": secret.hex(),
-                    "port": visit.port,
-                    "serverListeningPort": port,
-                    "tls": self.encrypts(visit.carried),
-                    "conn": visit.conn,
-                    "host": visit.host,
-                    "scheme": visit.carried,
-                    "expires_ms": int(CALL_LIFE * 1000),
-                },
-            },
-        )
+        result = {
+            "secret": secret.hex(),
+            "port": visit.port,
+            "serverListeningPort": port,
+            "tls": self.encrypts(visit.carried),
+            "conn": visit.conn,
+            "host": visit.host,
+            "scheme": visit.carried,
+            "expires_ms": int(CALL_LIFE * 1000),
+        }
+        remote = visit.remote
+        if remote is not None:
+            result["remote"] = str(remote)
+        told = seat.voice.notify("proxy.connection", {"subscription": seat.number, "result": result})
         if not told:
             seat.voice.close("slow_reader")
         return told

@@ -15,6 +15,7 @@ from layer8.net.dial import Dialer, Where
 from layer8.net.flow import Secure
 from layer8.net.pump import Pump
 from layer8.proxy.choose import Seat, Seats
+from layer8.proxy.pp import introduction
 from layer8.proxy.tally import Totals
 from layer8.proxy.visit import Visit
 from layer8.proxy.visitor import Ask, Visitor
@@ -86,6 +87,7 @@ class Reach:
         self.caller: Caller | None = None
         self.ahead: Ahead | None = None
         self.lane: Lane[Visit] = Lane(step)
+        self.dials: Lane[Visit] = Lane(step)
         self._totals = totals
         self._dialer = dialer
         self._keeper = keeper
@@ -103,7 +105,13 @@ class Reach:
         attempt = self._dialer.dial(where, visit.dialled)
         if attempt is not None:
             visit.attempt = attempt
+            self.dials.add(visit, self.pump.now)
             self.pump.watch(visit.fd, visit)
+
+    def late(self, visit: Visit) -> None:
+        """Give up a static host's target that does not answer."""
+        if visit.attempt is not None and not visit.over:
+            self._keeper.close(visit, Reason.TARGET_REFUSED)
 
     def dialled(self, visit: Visit, fd: int, error: Exception | None) -> None:
         """Take the end of dialling a static host's target."""
@@ -115,7 +123,9 @@ class Reach:
             self._keeper.close(visit, Reason.TARGET_REFUSED)
         else:
             first, visit.first = visit.first, b""
-            self._keeper.join(visit, first, fd, b"", None)
+            kind = "none" if visit.row is None else visit.row.introduction
+            head = b"" if kind == "none" else introduction(kind, visit.remote, visit.came_to)
+            self._keeper.join(visit, first, fd, b"", None, head)
 
     # An agent that is called.
 

@@ -16,6 +16,7 @@ from layer8.core.address import Networks, is_address
 from layer8.core.errors import ConfigError
 from layer8.proxy.limits import CLAIM_TIME, HASHES, PROVE_LOST
 from layer8.proxy.orders import EVERYBODY, HostRow, Mode, Policy, ProofWanted, SecretRow
+from layer8.proxy.pp import Kind
 from layer8.proxy.wire import Code, Denied
 
 SHOWN = 8  # hex digits of a hash that lists show
@@ -73,7 +74,8 @@ class Registration:
     """A host and everything that was said about it.
 
     `ports` are public ports, none means all. `proven` is the last second at which ownership was seen. A host with a
-    `target` (an endpoint string) is dialled by the server itself, without an agent.
+    `target` (an endpoint string) is dialled by the server itself, without an agent, and begun with a PROXY header if
+    `introduction` says so.
     """
 
     host: str
@@ -89,6 +91,7 @@ class Registration:
     version: int = 0
     target: str | None = None
     static: bool = False
+    introduction: Kind = "none"
     gate: Gate | None = field(default=None, eq=False, repr=False)
 
     def serves(self, port: int) -> bool:

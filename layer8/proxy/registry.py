@@ -24,6 +24,7 @@ from layer8.proxy.limits import (
     RegistryLimits,
 )
 from layer8.proxy.orders import Mode, Policy, Register, Rotate, Update
+from layer8.proxy.pp import Kind
 from layer8.proxy.registration import Ownership, Registration, StoredSecret, gate, rotated
 from layer8.proxy.wire import Code, Denied
 
@@ -325,7 +326,15 @@ def inside(host: str, patterns: Iterable[str]) -> bool:
 
 
 def static(
-    host: str, *, key: bytes | None, target: str | None, ports: tuple[int, ...], mode: Mode, policy: Policy, rules: int
+    host: str,
+    *,
+    key: bytes | None,
+    target: str | None,
+    ports: tuple[int, ...],
+    mode: Mode,
+    policy: Policy,
+    rules: int,
+    introduction: Kind = "none",
 ) -> Registration:
     """Make the registration of a host that stands in the configuration file; raises `Denied`."""
     return Registration(
@@ -337,6 +346,7 @@ def static(
         policy=policy,
         target=target,
         static=True,
+        introduction=introduction,
         gate=gate(policy, rules),
     )
 

@@ -4,7 +4,7 @@ Everything here is on the path of each connection. A visitor is never a Twisted 
 the pump, its conversation is a `Visitor` session, and a `Visit` carries out what the session asks for::
 
     accepted ──read──▶ Visitor ──Found──▶ route ──▶ Reach: dial a target, or call an agent ──▶ join ──▶ books
-                                         └─ TLS ends here: Terminator ──▶ HTTP head ─┘
+     └─ PROXY header first: Balancers    └─ TLS ends here: Terminator ──▶ HTTP head ─┘
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from collections.abc import Collection
 from functools import partial
 from itertools import count
 from sys import intern
-from typing import Any, Protocol
+from typing import Any
 
-from attrs import frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -26,16 +25,20 @@ from layer8.core.lanes import Lane
 from layer8.core.session import Close, Send, Tell
 from layer8.net.dial import Dialer
 from layer8.net.factory import Places
-from layer8.net.flow import Filter, Secure
+from layer8.net.flow import Secure
 from layer8.net.leg import Leg
 from layer8.net.linger import answer_and_close
 from layer8.net.pump import Pump
 from layer8.proxy.accounts import Accounts
+from layer8.proxy.allowances import Allowances
+from layer8.proxy.balancers import Balancers
 from layer8.proxy.bans import Bans
 from layer8.proxy.choose import Seat, Seats
+from layer8.proxy.hooks import Modes, Own, Terminator
 from layer8.proxy.orders import Policy
+from layer8.proxy.pp import Header
 from layer8.proxy.reach import Reach
-from layer8.proxy.registration import Registration, gate
+from layer8.proxy.registration import gate
 from layer8.proxy.registry import Registry
 from layer8.proxy.sniff import UNKNOWN, Found, Sniffer, answer
 from layer8.proxy.sniff_http import HttpSniffer
@@ -63,43 +66,6 @@ _UNSERVED = {
 }
 
 
-class Terminator(Protocol):
-    """Ends TLS for hosts that want it so."""
-
-    def begin(self, visit: Visit, row: Registration, first: bytes, alpn: tuple[bytes, ...]) -> None:
-        """Shake hands with a visitor whose ClientHello is in `first`; then `Traffic.secured` hears of it."""
-
-    def answer(self, host: str, said: bytes) -> bytes:
-        """Give the response to a certificate authority that asks for a proof, b"" to everybody else."""
-
-
-class Modes(Protocol):
-    """Sees to it that HTTP is carried as its host's mode says."""
-
-    def filters(self, visit: Visit, row: Registration, first: bytes, rest: bytes) -> Filters | None:
-        """Give the filters for a visitor that is about to be joined, with what they make of what was said already.
-
-        None if its bytes need not be seen.
-        """
-
-
-@frozen
-class Filters:
-    """Filters of a visitor's link, and what of its first bytes goes on: `first` to the host, `rest` to the visitor."""
-
-    first: bytes
-    rest: bytes
-    up: Filter | None
-    down: Filter | None
-
-
-class Own(Protocol):
-    """Takes connections to the server's own name: its agents' control and data connections on the public port."""
-
-    def adopt(self, fd: int, peer: Any, first: bytes, alpn: tuple[bytes, ...]) -> None:
-        """Take over a descriptor whose ClientHello, `first`, has been read."""
-
-
 class Traffic:
     """All visitors of one server."""
 
@@ -115,8 +81,12 @@ class Traffic:
         seats: Seats,
         bans: Bans,
         accounts: Accounts,
+        numbers: tuple[int, int] = (1, 1),
     ) -> None:
-        """Take what visitors need on their way, and where they are counted when it ends."""
+        """Take what visitors need on their way, and where they are counted when it ends.
+
+        `numbers` are a visitor's first number and the step to the next.
+        """
         self.reactor = reactor
         self.pump = pump
         self.registry = registry
@@ -126,6 +96,8 @@ class Traffic:
         self.waiting: dict[Visit, None] = {}
         self.visits: set[Visit] = set()
         self.reach = Reach(pump, dialer, seats, self, accounts.totals, config.limits.call_step)
+        self.balancers = Balancers(pump, self)
+        self.allowances = Allowances(config.limits)
         self.terminator: Terminator | None = None
         self.modes: Modes | None = None
         self.own: Own | None = None
@@ -133,7 +105,7 @@ class Traffic:
         self.bans = bans
         self.draining = False
         self._seats = seats
-        self._numbers = count(1)
+        self._numbers = count(*numbers)
         self._drained: list[Deferred[None]] = []
         self._ticker = LoopingCall(self.tick)
         self._ticker.clock = reactor
@@ -155,6 +127,9 @@ class Traffic:
         self._answers = config.unknown == "answer"
         self._sniff_lane.seconds = limits.sniff_time
         self.reach.lane.seconds = limits.call_step
+        self.reach.dials.seconds = limits.call_time
+        self.balancers.configure(config.proxy_from, limits.sniff_time, limits.sniffing)
+        self.allowances.limits = limits
 
     @property
     def pending(self) -> Collection[object]:
@@ -176,6 +151,7 @@ class Traffic:
 
     def close_all(self) -> None:
         """Close every visitor there is, because the time for draining is over."""
+        self.balancers.close()
         for visit in list(self.visits):
             if visit.link is not None:
                 visit.link.close("shutdown")
@@ -186,34 +162,42 @@ class Traffic:
 
     def accepted(self, fd: int, address: str, port: int, scheme: str) -> None:
         """Take a new visitor on the public port `port`; `scheme` says which of the two kinds of port it is."""
-        totals = self.totals
-        totals.accepted += 1
+        self.totals.accepted += 1
         if self.draining:
-            self._turn_away(fd, Reason.DRAINING)
-            return
+            self.turn_away(fd, Reason.DRAINING)
+        elif address in self.balancers:
+            self.balancers.take(fd, address, port, scheme)
+        else:
+            self.enter(fd, address, port, scheme)
+
+    def enter(
+        self, fd: int, address: str, port: int, scheme: str, header: Header | None = None, first: bytes = b""
+    ) -> None:
+        """Take a visitor from `address`; a balancer may have said so in a `header`, behind which stood `first`."""
         if address in self.bans:
-            self._turn_away(fd, Reason.BANNED)
+            self.turn_away(fd, Reason.BANNED)
             return
         if self._gate is not None and not self._gate.admits(address):
-            self._turn_away(fd, Reason.DENIED)
+            self.turn_away(fd, Reason.DENIED)
             return
         source = self.open.take(address)
         if source is None:
-            self._turn_away(fd, Reason.SOURCE_LIMIT)
+            self.turn_away(fd, Reason.SOURCE_LIMIT)
             return
         visit = Visit(self, fd, next(self._numbers), intern(address), source, port, scheme)
+        visit.header = header
         sniffer: Sniffer = HttpSniffer() if scheme == "http" else TlsSniffer(strip_dot=self._strip_dot)
         self.visits.add(visit)
         try:
-            self._enter(visit, sniffer)
+            self._enter(visit, sniffer, first)
         except Exception:
             self.abandon(visit)  # nobody else knows of it yet
             raise
 
-    def _enter(self, visit: Visit, sniffer: Sniffer) -> None:
-        """Read what is there already, which nearly always is all that is needed."""
+    def _enter(self, visit: Visit, sniffer: Sniffer, first: bytes = b"") -> None:
+        """Read what is there already, which nearly always is all that is needed; `first` somebody has read."""
         try:
-            data = os.read(visit.fd, FIRST_READ) if visit.leg is None else visit.leg.recv(FIRST_READ)
+            data = first or (os.read(visit.fd, FIRST_READ) if visit.leg is None else visit.leg.recv(FIRST_READ))
         except BlockingIOError:
             outcome = None
         except OSError:
@@ -282,7 +266,8 @@ class Traffic:
             session.refuse(reason, answer)
             self.perform(visit, session)
 
-    def _turn_away(self, fd: int, reason: Reason) -> None:
+    def turn_away(self, fd: int, reason: Reason) -> None:
+        """Close a connection that nobody watches and that is no visitor yet."""
         self.totals.ended[reason] += 1
         os.close(fd)
 
@@ -343,7 +328,7 @@ class Traffic:
         tally = self.tallies.get(row.host) or self.accounts.tally(row.host)
         limits = self.config.limits
         most = row.policy.max_conns or limits.host_conns
-        if most and tally.open + tally.calling >= most:
+        if (most and tally.open + tally.calling >= most) or not self.allowances.admits(row, pump.now):
             self.refuse(visit, Reason.HOST_LIMIT)
         elif row.target is not None:
             visit.tally = tally
@@ -419,6 +404,7 @@ class Traffic:
                 second_tls=secure,
                 up_filter=up,
                 down_filter=down,
+                meter=None if row is None else self.allowances.meter(row, pump.now),
             )
         except Exception:
             pump.close_fd(fd)
@@ -521,6 +507,9 @@ class Traffic:
     def tick(self) -> None:
         """Look at deadlines and write the access log."""
         now = self.pump.look_at_clock()
+        self.balancers.tick(now)
+        for visit in self.reach.dials.expired(now):
+            self.reach.late(visit)
         for lane in (self._sniff_lane, self.reach.lane):
             for visit in lane.expired(now):
                 try:

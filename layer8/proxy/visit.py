@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from layer8.core.address import HostPort
 from layer8.net.dial import Attempt
-from layer8.net.entries import Dialing
+from layer8.net.entries import Dialing, end_of
 from layer8.net.flow import Link
 from layer8.net.leg import Leg
 from layer8.proxy.choose import Seat
+from layer8.proxy.pp import Header
 from layer8.proxy.registration import Registration
 from layer8.proxy.tally import HostTally
 from layer8.proxy.visitor import State, Visitor
@@ -33,6 +35,9 @@ class Visit:
     static host is dialled. `leg` is its TLS if that ends here, `head` counts the bytes that went to the other side
     before its own, `pooled` says that the other side had been dialled ahead. Times are monotonic seconds; `sniff_ms`
     and `call_ms` are what was taken until named and until joined.
+
+    `address` is for limits, bans, rules and the log; `header` is what a balancer said of the visitor. What others may
+    learn of it is `remote`, and nothing else.
     """
 
     __slots__ = (
@@ -43,6 +48,7 @@ class Visit:
         "fd",
         "first",
         "head",
+        "header",
         "host",
         "leg",
         "link",
@@ -83,6 +89,7 @@ class Visit:
         self.sniff_ms: int | None = None
         self.call_ms: int | None = None
         self.leg: Leg | None = None
+        self.header: Header | None = None
         self.head = 0
         self.pooled = False
         self.over = False
@@ -103,6 +110,23 @@ class Visit:
         """Take the end of the joined connection."""
         reset = Reason.VISITOR_RESET if link.up.reset else Reason.AGENT_RESET
         self.traffic.finish(self, _BY_LINK.get(reason, reset))
+
+    @property
+    def remote(self) -> HostPort | None:
+        """The visitor's own end, if both the server and the host let agents and targets learn it."""
+        row = self.row
+        if row is None or row.policy.visitor != "full" or self.traffic.config.visitor != "full":
+            return None
+        if self.header is not None and self.header.source is not None:
+            return self.header.source
+        return end_of(self.fd, far=True)
+
+    @property
+    def came_to(self) -> HostPort:
+        """Where the visitor has come to, as far as that is known: for those who may know `remote`."""
+        if self.header is not None and self.header.destination is not None:
+            return self.header.destination
+        return end_of(self.fd, far=False) or HostPort("", self.port)
 
     @property
     def carried(self) -> str:
