@@ -216,6 +216,9 @@ class Pooling:
     def _head(self, visit: Visit) -> bytes:
         """Give the header that claims a connection for a visitor."""
         host, scheme = visit.host or "", visit.carried
+        remote = visit.remote
+        if remote is not None:
+            return claim(Claim(visit.port, visit.conn, host, "http" if scheme == "http" else "https", remote))
         key = host, visit.port, scheme
         parts = self._heads.get(key)
         if parts is None:
