@@ -15,7 +15,8 @@ from layer8.net.tasks import TaskSet
 from layer8.proxy.choose import Seats
 from layer8.proxy.data import DataPort
 from layer8.proxy.limits import BYTES_FLUSH
-from layer8.proxy.store import Carried, Store
+from layer8.proxy.place import Books
+from layer8.proxy.store import Carried
 from layer8.proxy.traffic import Traffic
 from layer8.proxy.wire import Reason
 
@@ -110,11 +111,11 @@ class Carrying:
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, traffic: Traffic, store: Store, before: Mapping[str, Carried], tasks: TaskSet
+        self, clock: IReactorTime, traffic: Traffic, books: Books, before: Mapping[str, Carried], tasks: TaskSet
     ) -> None:
         """`before` is what the store held at the start."""
         self._traffic = traffic
-        self._store = store
+        self._books = books
         self._before = before
         self._tasks = tasks
         self._written: dict[str, Carried] = {}
@@ -148,7 +149,7 @@ class Carrying:
         if not changed:
             return
         try:
-            await self._store.carry(changed)
+            await self._books.carry(changed)
         except StorageError as error:
             self._log.warn("byte counts were not written", event="proxy.counts_kept", reason=str(error))
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from twisted.internet.interfaces import IReactorTime
@@ -66,6 +66,8 @@ class AgentRows:
         self._clock = clock
         self._nonce = nonce
         self._rejected = rejected
+        self.settled: Callable[[], Awaitable[None]] | None = None
+        """Waited for before a subscription is confirmed: whoever else has to know of it."""
         self._peers: set[Peer] = set()
 
     def __len__(self) -> int:
@@ -115,6 +117,8 @@ class AgentRows:
         with answering():
             result = _agent(caller).subscribe(params, self._clock.seconds())
         caller.peer.grant("agent")
+        if self.settled is not None:
+            await self.settled()
         return result
 
     @method("proxy.unsubscribe", role="agent", errors=(LeaseExpired,))
@@ -160,7 +164,7 @@ class OwnerRows:
         self._ledger = ledger
         self._kill = kill
 
-    @method("proxy.register", role=("owner", ADMIN), errors=CHANGES)
+    @method("proxy.register", role=("owner", ADMIN), errors=CHANGES, anywhere=True)
     async def register(self, caller: Caller, params: Register) -> HostRow:
         """Register a host by the hash of its secret; outside the caller's patterns it is a claim to be proven."""
         admin = caller.may(ADMIN)
@@ -171,19 +175,21 @@ class OwnerRows:
             free = admin or inside(host, caller.hosts)
             return self._row(await self._ledger.register(params, params.owner or caller.name, free))
 
-    @method("proxy.update", role=("owner", ADMIN), errors=(*CHANGES, Conflict))
+    @method("proxy.update", role=("owner", ADMIN), errors=(*CHANGES, Conflict), anywhere=True)
     async def update(self, caller: Caller, params: Update) -> HostRow:
         """Change the ports, policy, mode or expiry of a host."""
         with answering():
             return self._row(await self._ledger.update(params, _owner(caller)))
 
-    @method("proxy.rotate", role=("owner", ADMIN), errors=CHANGES)
+    @method("proxy.rotate", role=("owner", ADMIN), errors=CHANGES, anywhere=True)
     async def rotate(self, caller: Caller, params: Rotate) -> HostRow:
         """Add a secret to a host; those before it retire after `grace_s`."""
         with answering():
             return self._row(await self._ledger.rotate(params, _owner(caller)))
 
-    @method("proxy.unregister", role=("owner", ADMIN), errors=(WrongSecret, ForbiddenByPolicy, InvalidHost))
+    @method(
+        "proxy.unregister", role=("owner", ADMIN), errors=(WrongSecret, ForbiddenByPolicy, InvalidHost), anywhere=True
+    )
     async def unregister(self, caller: Caller, params: Unregister) -> Empty:
         """Take a host away from visitors and agents; `kill` closes what is joined as well."""
         with answering():
@@ -192,14 +198,14 @@ class OwnerRows:
             self._kill(gone.host)
         return Empty()
 
-    @method("proxy.get", role=("owner", ADMIN), errors=(WrongSecret, InvalidHost))
+    @method("proxy.get", role=("owner", ADMIN), errors=(WrongSecret, InvalidHost), anywhere=True)
     async def get(self, caller: Caller, params: HostName) -> HostRow:
         """Show one host of the caller's, or any to an admin."""
         with answering():
             registry = self._ledger.registry
             return self._row(registry.of(registry.name(params.host), _owner(caller)))
 
-    @method("proxy.list", role=("owner", ADMIN))
+    @method("proxy.list", role=("owner", ADMIN), anywhere=True)
     async def list(self, caller: Caller, params: Page) -> HostRows:
         """List the caller's hosts and claims by name, or everybody's to an admin."""
         rows = self._ledger.registry.page(_owner(caller), params.cursor, params.limit)
@@ -210,6 +216,7 @@ class OwnerRows:
         role=("owner", ADMIN),
         errors=(NotProven, AlreadyRegistered, NoRoom, WrongSecret, InvalidHost),
         timeout=2 * PROVE_TIME + 5,
+        anywhere=True,
     )
     async def prove(self, caller: Caller, params: HostName) -> HostRow:
         """Look for the proof that a claimed host is the caller's, and publish it if it is there."""

@@ -39,26 +39,24 @@ from layer8.crypto.x509 import Identity
 from layer8.net.dial import Dialer
 from layer8.net.pipes import affordable
 from layer8.net.pump import Pump
-from layer8.net.sqlite import Database
-from layer8.net.storage import ThreadedStorage
 from layer8.net.tasks import TaskSet
 from layer8.proxy.accesslog import AccessLog
 from layer8.proxy.accounts import Accounts
 from layer8.proxy.bans import Bans
-from layer8.proxy.bus_local import LocalBus
-from layer8.proxy.choose import Seats
+from layer8.proxy.choose import Seat, Seats
 from layer8.proxy.counting import Carrying, ProxyMetrics
 from layer8.proxy.door import Door
 from layer8.proxy.ledger import Ledger
 from layer8.proxy.legacy_listen import METHODS, PATH, LegacyApi, LegacyPage, LegacySocket
 from layer8.proxy.methods import AgentRows, OwnerRows
+from layer8.proxy.neighbours import Neighbours
 from layer8.proxy.operate import OperatorRows
 from layer8.proxy.orders import Policy
+from layer8.proxy.place import Place, alone
 from layer8.proxy.pooling import Pooling
 from layer8.proxy.prove import NetworkProver, Prover
 from layer8.proxy.registration import Registration
 from layer8.proxy.registry import Registry, static
-from layer8.proxy.store import SCHEMA, Store
 from layer8.proxy.subscriber import House
 from layer8.proxy.terminate import Certificates, Terminator
 from layer8.proxy.traffic import Traffic
@@ -69,7 +67,6 @@ CEILING = frozenset({"agent", "owner"})
 """What anybody may be at most on the public listener for agents."""
 AGENTS_PER_SOURCE = 256
 """Agents behind one /24 or /56."""
-DATABASE = "proxy.db"
 
 
 class _SystemResolver:
@@ -91,32 +88,25 @@ class Server(Service):
 
     _log = Logger(namespace="layer8.proxy")
 
-    def __init__(self, frame: Frame, prover: Prover | None = None) -> None:
+    def __init__(self, frame: Frame, prover: Prover | None = None, place: Place | None = None) -> None:
         """Put it together, listening nowhere yet; `prover` None looks ownership up in the real DNS.
 
-        Raises ConfigError or StorageError.
+        `place` is what it stands on, by default a store and a bus of its own. Raises ConfigError or StorageError.
         """
+        self._place = place = place or alone(frame)
         config = frame.source.loaded.config.proxy
         reactor = frame.reactor
         self._frame = frame
         self.config = config
         self.tasks = TaskSet(self._log)
         health = frame.health
-        self._storage = ThreadedStorage(
-            reactor,
-            Database(frame.home / DATABASE, SCHEMA),
-            lambda ok, why: health.set("storage", ok, why, needed=False),
-        )
-        self.store = Store(self._storage, config.limits.policy_rules)
-        kept = self.store.load()
         own = [config.name] if config.name else []
         self.registry = Registry(config.limits, secrets.token_bytes(32), own)
-        self.bans = Bans(kept.bans)
-        self.seats = Seats(lambda seat, kill: self.traffic.seat_gone(seat, kill))
-        bus = LocalBus(reactor, self.store, frame.key.node_id, kept.rows)
+        self.bans = Bans(place.kept.bans)
+        self.seats = Seats(self._seat_gone)
         self.ledger = Ledger(
             self.registry,
-            bus,
+            place.bus,
             self.seats,
             prover or NetworkProver(reactor, _SystemResolver()),
             wall_clock,
@@ -127,10 +117,13 @@ class Server(Service):
             self.seats,
             self.guesses,
             config.limits,
-            frame.key.node_id,
+            place.node,
             wall_clock,
             lambda: secrets.token_urlsafe(16),
+            step=place.step,
+            guessed=place.guessed,
         )
+        house.last = place.first - place.step
         self.pump = Pump(
             reactor, idle=config.limits.idle, half_closed=config.limits.half_closed, pipes=config.limits.pipes
         )
@@ -141,14 +134,20 @@ class Server(Service):
             lambda address, now: frame.logs.addresses.word(address, now),  # another one after a reload
         )
         self.traffic = Traffic(
-            reactor, self.pump, Dialer(reactor, self.pump), config, self.registry, self.seats, self.bans, accounts
+            reactor,
+            self.pump,
+            Dialer(reactor, self.pump),
+            config,
+            self.registry,
+            self.seats,
+            self.bans,
+            accounts,
+            (place.first, place.step),
         )
         self.certificates = Certificates(reactor, frame.home, health, self.registry, time.monotonic, wall_clock)
         self.certificates.prepare(config)()
         self.traffic.terminator = Terminator(self.certificates, self.traffic)
-        self._agent_rows = AgentRows(
-            house, reactor, lambda: secrets.token_bytes(NONCE_SIZE), self.traffic.reach.rejected
-        )
+        self._agent_rows = AgentRows(house, reactor, lambda: secrets.token_bytes(NONCE_SIZE), self._rejected)
         agents = frame.control.site(
             "agents",
             CEILING,
@@ -167,11 +166,13 @@ class Server(Service):
             per_source=AGENTS_PER_SOURCE,
             owner=lambda request: LegacySocket(house, reactor, getattr(request.getClientAddress(), "host", None)),
         )
-        self.door = Door(reactor, self.pump, self.traffic, self._agent_rows, config, self.identity, agents, legacy)
+        self.door = Door(
+            reactor, self.pump, self.traffic, self._agent_rows, config, self.identity, agents, legacy, place.given
+        )
         self.ahead = Pooling(reactor, self.pump, self.seats, self.traffic, self.door, config.limits)
         self.traffic.reach.ahead = self.ahead
         self.seats.changed = self.ahead.changed
-        self.carrying = Carrying(reactor, self.traffic, self.store, kept.carried, self.tasks)
+        self.carrying = Carrying(reactor, self.traffic, place.books, place.kept.carried, self.tasks)
         if config.legacy or config.legacy_open:
             api = LegacyApi(self.ledger, self.carrying.of)
             page = LegacyPage(api, frame.control.who, config.legacy_open)
@@ -181,7 +182,7 @@ class Server(Service):
             self.registry,
             self.seats,
             self.bans,
-            self.store,
+            place.books,
             self.traffic,
             self.door,
             self.carrying.of,
@@ -190,8 +191,23 @@ class Server(Service):
         )
         for rows in (self._agent_rows, OwnerRows(self.ledger, self._kill_host), operator_rows):
             frame.table.add(rows)
-        presences = Presences(bus, self.seats, frame.key.node_id)
-        self.upkeep = Upkeep(reactor, self._log, self.ledger, presences, self.bans, self.store, wall_clock)
+        presences = Presences(place.bus, self.seats, place.node)
+        self.upkeep = Upkeep(
+            reactor,
+            self._log,
+            self.ledger,
+            presences,
+            self.bans,
+            place.books,
+            wall_clock,
+            looks_again=place.looks_again,
+        )
+        self.neighbours: Neighbours | None = None
+        if place.sealer is not None:
+            self.neighbours = Neighbours(
+                reactor, place.node, place.bus, place.sealer, self.seats, self.traffic.reach, self.door
+            )
+            self._agent_rows.settled = presences.settle
 
     def identity(self) -> Identity:
         """Give the certificate for agents and dial-backs."""
@@ -216,6 +232,8 @@ class Server(Service):
         self.traffic.start()
         self.carrying.start()
         self.upkeep.startService()
+        if self.neighbours is not None:
+            self.neighbours.startService()
         self.certificates.startService()
         self._frame.metrics.add(self.metrics)
 
@@ -230,12 +248,14 @@ class Server(Service):
             await self.certificates.stopService()
         if self.upkeep.running:
             await self.upkeep.stopService()
+        if self.neighbours is not None and self.neighbours.running:
+            await self.neighbours.stopService()
         await self.door.close()
         self.traffic.stop()
         self.pump.stop()
         await self.carrying.stop()
         await self.tasks.stop()
-        await self._storage.close()
+        await self._place.close()
 
     def _restore(self) -> None:
         """Take what was registered before, and what the configuration file registers."""
@@ -260,7 +280,16 @@ class Server(Service):
         return rows
 
     def _kill_host(self, host: str) -> int:
+        self._place.killed(host)
         return self.traffic.kill(None, host)
+
+    def _seat_gone(self, seat: Seat, kill: bool) -> None:
+        self.traffic.seat_gone(seat, kill)
+        if self.neighbours is not None:
+            self.neighbours.remote.left(seat)
+
+    def _rejected(self, seat: Seat, conn: int) -> None:
+        (self.traffic.reach if self.neighbours is None else self.neighbours).rejected(seat, conn)
 
     # As a role of its frame.
 
@@ -332,7 +361,11 @@ def _registration(host: ProxyHostConfig, environ: Mapping[str, str], config: Pro
             allow=host.allow,
             deny=host.deny,
             max_conns=host.max_conns,
+            rate=host.rate,
+            bandwidth=host.bandwidth,
+            visitor=host.visitor,
             tls=host.tls,
         ),
         rules=config.limits.policy_rules,
+        introduction=host.proxy_protocol,
     )

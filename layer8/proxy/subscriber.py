@@ -60,12 +60,16 @@ class House:
     data: tuple[DataAddress, ...] = ()
     public: dict[str, int] = field(factory=dict)
     draining: tuple[str, ...] | None = None
+    step: int = 1
+    """Between two subscriptions' numbers; whoever has others in between starts elsewhere."""
+    guessed: Callable[[str], None] = lambda address: None
+    """Told who has shown a wrong secret."""
     last: int = field(default=0, init=False)
     nonsense: int = field(default=0, init=False)
 
     def number(self) -> int:
         """Give the next subscription its number."""
-        self.last += 1
+        self.last += self.step
         return self.last
 
 
@@ -142,6 +146,8 @@ class Agent:
         shown = self._shown(said)
         if shown is None:
             house.guesses.wrong(self._origin.address, now)
+            if self._origin.address is not None:
+                house.guessed(self._origin.address)
             raise Denied(Code.WRONG_SECRET, "wrong secret or proof, or no such host")
         if shown.row.state in (Ownership.PENDING, Ownership.SUSPENDED):
             raise Denied(Code.NOT_PROVEN, f"show that {shown.row.host} is yours: proxy.prove")

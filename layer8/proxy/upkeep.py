@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from attrs import define, field
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -39,21 +39,35 @@ class Presences:
     seats: Seats
     node: bytes
     _leases: dict[int, Lease] = field(factory=dict, init=False)
+    _lock: DeferredLock = field(factory=DeferredLock, init=False)
     _renewed: float = field(default=0.0, init=False)
 
     async def turn(self, now: float) -> None:
         """Lease what is new, release what is gone, renew the rest every BUS_RENEW; `now` is monotonic seconds."""
-        live = {seat.number: seat for seat in self.seats}
+        await self._lock.run(lambda: Deferred.fromCoroutine(self._turn(now)))
+
+    async def settle(self) -> None:
+        """Lease what is new, before somebody is told that it is there; a bus that fails is tried again by `turn`."""
+        try:
+            await self._lock.run(lambda: Deferred.fromCoroutine(self._lease_new()))
+        except Unavailable:
+            return
+
+    async def _turn(self, now: float) -> None:
+        live = {seat.number for seat in self.seats if seat.state == "up"}
         for number in [number for number in self._leases if number not in live]:
             await self.bus.release(self._leases.pop(number))
         if now - self._renewed >= BUS_RENEW:
             self._renewed = now
             for lost in await self.bus.renew(tuple(self._leases.values())):
                 self._leases.pop(lost.presence.subscription, None)
-        for number, seat in live.items():
-            if number not in self._leases and not seat.gone:
-                presence = Presence(seat.host, self.node, number, seat.weight, seat.priority)
-                self._leases[number] = await self.bus.lease(presence)
+        await self._lease_new()
+
+    async def _lease_new(self) -> None:
+        for seat in [seat for seat in self.seats if seat.number not in self._leases]:
+            if seat.state == "up" and not seat.gone:
+                presence = Presence(seat.host, self.node, seat.number, seat.weight, seat.priority)
+                self._leases[seat.number] = await self.bus.lease(presence)
 
     async def leave(self) -> None:
         """Release everything: this node stops."""
@@ -73,8 +87,10 @@ class Upkeep(Service):
         bans: Bans,
         written: Written,
         wall: Callable[[], float],
+        *,
+        looks_again: bool = True,
     ) -> None:
-        """Take what has to be kept up."""
+        """Take what has to be kept up; `looks_again` says whether proofs of ownership are."""
         self._clock = clock
         self._ledger = ledger
         self._presences = presences
@@ -84,7 +100,7 @@ class Upkeep(Service):
         self._tasks = TaskSet(log)
         self._struck = clock.seconds()
         self._over: list[str] = []
-        self._looking = False
+        self._looking = not looks_again
         self._loop = LoopingCall(self._turn)
         self._loop.clock = clock
 
