@@ -1,0 +1,216 @@
+"""Mode `guard`: whatever comes on a connection stays with the host that its first request asked for.
+
+A proxy in front of ours may keep connections open and use one for whichever of its visitors comes next, so that a
+request for one tenant would go to another whose connection it is. A `Guard` therefore reads the heads of all requests
+on a connection. It changes nothing: what it lets through are the bytes as they came, and the bodies between two heads,
+and all responses, need not be seen.
+
+::
+
+    first request ─▶ its host ─▶ next request ─┬─ same host: goes on
+                                               ├─ other host, or a head that leaves doubt: `over`, with a status
+                                               └─ asks for an upgrade: `over`, to begin anew on a connection of its own
+
+An upgrade (WebSocket) is let through as the first request, for only then is it certain which response answers it. What
+the visitor says after it waits for that response (`Answer`): 101 ends the guard, anything else leaves it as it was. A
+101 to h2c would carry requests that nobody reads, and closes.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum
+
+from attrs import frozen
+
+from layer8.proxy import names
+from layer8.proxy.http1 import END, ENDLESS, HEAD, Malformed, Reader, Request, read_request, read_response
+
+MISDIRECTED = 421
+
+_TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]++"
+_VALUE = rb"[\t\x20-\x7e\x80-\xff]*+"
+# Any field but those that say where a request goes or ends: most begin with another letter than these do. No line fits
+# both halves, or a head that fails at its end would be tried in every combination.
+_OTHER = (
+    rb"(?:(?:[-!#$%%&'*+.^_`|~0-9ABD-GI-SV-Zabd-gi-sv-z]|(?!(?i:host|content-length|transfer-encoding|upgrade):)[CHTUchtu])"
+    rb"%b:%b\r\n)" % (_TOKEN.replace(b"++", b"*+"), _VALUE)
+)
+_PLAIN = re.compile(
+    rb"(?!CONNECT )%b /[\x21-\x7e\x80-\xff]*+ HTTP/1\.1\r\n%b{0,49}"
+    rb"[Hh][Oo][Ss][Tt]:[\t ]*+([-.:0-9A-Za-z]++)[\t ]*+\r\n%b{0,49}\r\n" % (_TOKEN, _OTHER, _OTHER)
+).match
+
+
+class Why(Enum):
+    """Why a guard lets nothing more through."""
+
+    MISDIRECTED = "another host"
+    DOUBT = "a request that leaves doubt"
+    ANEW = "an upgrade that is not the first request"
+
+
+@frozen
+class Over:
+    """The end of what goes on; `status` is what the visitor is told, `rest` what it has said that did not go on."""
+
+    why: Why
+    status: int = 0
+    rest: bytes = b""
+
+
+class Guard:
+    """The requests of one connection. `free` bytes may pass unseen; `over` says that nothing more goes on.
+
+    While `asks`, an upgrade was let through and what was fed since waits for `opened` or `declined`.
+    """
+
+    __slots__ = ("_answered", "_asking", "_between", "_first", "_host", "_reader", "_spelled", "asks", "free", "over")
+
+    def __init__(self) -> None:
+        """Begin before the first request."""
+        self._reader = Reader(read_request)
+        self._first = True
+        self._host: str | None = None
+        self._spelled = b""  # a Host field that is right, as it came
+        self._between = True
+        self._answered = False  # the first request's response has been seen
+        self._asking = False  # the request that is passing asks for an upgrade
+        self.asks = False
+        self.free = 0
+        self.over: Over | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """Give what goes on of all that has come."""
+        if self._between:
+            plain = _PLAIN(data)
+            if plain is not None and plain.end() == len(data) <= HEAD and self._is_host(plain[1]):
+                return data
+        self._reader.feed(data)
+        return self._take()
+
+    def _is_host(self, authority: bytes) -> bool:
+        """Say whether the Host field of a plain request is right; the first one always is, if it is a host."""
+        if authority == self._spelled:
+            return True
+        if not self._first or (named := names.from_authority(authority)) is None:
+            return False
+        self._first = False
+        self._host, self._spelled = named[0], authority
+        return True
+
+    def skipped(self, count: int) -> None:
+        """Take that `count` of the free bytes have passed."""
+        if self.free < ENDLESS:
+            self._reader.skipped(count)
+            self.free = self._reader.free
+            self._take()
+
+    def opened(self) -> bytes:
+        """Take that the connection speaks another protocol from now on; gives what waited for that."""
+        self.asks = self._between = False
+        self.free = ENDLESS
+        return self._reader.rest()
+
+    def declined(self) -> bytes:
+        """Take that the first request was answered in HTTP; gives what waited and may go on."""
+        self._answered = True
+        if not self.asks:
+            return b""
+        self.asks = False
+        return self._take()
+
+    def _take(self) -> bytes:
+        """Give what the reader lets through, up to an upgrade or the end."""
+        if self.free == ENDLESS:
+            return self._reader.rest()
+        if self.asks or self.over is not None:
+            return b""
+        reader = self._reader
+        passed: list[bytes] = []
+        try:
+            while self.over is None and not self.asks and (what := reader.next()) is not None:
+                if isinstance(what, bytes):
+                    passed.append(what)
+                elif what is END:
+                    self.asks, self._asking = self._asking and not self._answered, False
+                elif self._stays(what):
+                    passed.append(what.raw)
+                    self._asking = bool(what.upgrade)
+        except Malformed as doubt:
+            self.over = Over(Why.DOUBT, doubt.status)
+        self._between = reader.between and not self.asks and self.over is None
+        self.free = 0 if self.asks or self.over is not None else reader.free
+        return b"".join(passed)
+
+    def _stays(self, request: Request) -> bool:
+        """Say whether a request may go on; sets `over` if not."""
+        host = None if request.host is None else request.host[0]
+        if self._first:
+            self._first = False
+            self._host = host
+            self._spelled = request.authority
+        elif host != self._host:
+            self.over = Over(Why.MISDIRECTED, MISDIRECTED)
+        elif request.upgrade:
+            self.over = Over(Why.ANEW, 0, request.raw + self._reader.rest())
+        else:
+            self._spelled = request.authority
+        return self.over is None
+
+
+def doubt(first: bytes) -> int | None:
+    """Give the status for a visitor whose first request leaves doubt; None if it does not, or is not known yet.
+
+    It is asked before anybody is called, and says what a guard that is fed the same will say.
+    """
+    plain = _PLAIN(first)
+    if plain is not None and names.from_authority(plain[1]) is not None:
+        return None
+    reader = Reader(read_request)
+    reader.feed(first)
+    try:
+        reader.next()
+    except Malformed as error:
+        return error.status
+    return None
+
+
+class Verdict(Enum):
+    """What the answer to a request for an upgrade means."""
+
+    OPENED = "another protocol from now on"
+    DECLINED = "HTTP goes on"
+    BROKEN = "not an answer, or one that would hide requests"
+
+
+class Answer:
+    """The answer to a connection's first request; `verdict` once it is known."""
+
+    __slots__ = ("_reader", "verdict")
+
+    def __init__(self) -> None:
+        """Begin before the first byte."""
+        self._reader = Reader(read_response)
+        self.verdict: Verdict | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """Give what goes on to the visitor: interim answers, and with the verdict everything that has come."""
+        self._reader.feed(data)
+        passed = b""
+        try:
+            while self.verdict is None and (what := self._reader.next()) is not None:
+                if isinstance(what, bytes) or what is END:
+                    continue
+                if what.status == 101:
+                    hidden = any(word.strip().startswith(b"h2") for word in what.upgrade.split(b","))
+                    self.verdict = Verdict.BROKEN if hidden or not what.upgrade else Verdict.OPENED
+                elif what.status >= 200:
+                    self.verdict = Verdict.DECLINED
+                if self.verdict is not Verdict.BROKEN:
+                    passed += what.raw
+        except Malformed:
+            self.verdict = Verdict.BROKEN
+        if self.verdict is None or self.verdict is Verdict.BROKEN:
+            return passed
+        return passed + self._reader.rest()
