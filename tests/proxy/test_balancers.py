@@ -126,7 +126,7 @@ class ServerTests(BalancedCase):
             self.assertIn(b"200 OK", got)
         self.assertNotIn(b"PROXY", b"".join(self.echo.got))
         self.assertEqual(len(self.echo.got), 5)
-        self.assertEqual(server.traffic.visits, set())
+        await self.until(lambda: not server.traffic.visits)
         self.assertEqual(server.traffic.balancers.waiting, {})
 
     async def test_in_pieces(self) -> None:

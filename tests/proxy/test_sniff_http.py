@@ -19,7 +19,6 @@ from tests.proxy.rows_tls import TLS_ROWS
 
 # Rows and columns of the page that need what is not built yet; they pass when it is, and not before.
 LATER = {
-    "PROXY v1 first, trusted": "PROXY protocol on the way in is a later issue",
     "`PRI * HTTP/2.0` preface in guard and proxy": "these modes are a later issue",
     "both Content-Length and chunked in guard and proxy": "these modes are a later issue",
     "second request, other Host, in guard and proxy": "these modes are a later issue",

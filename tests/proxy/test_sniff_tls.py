@@ -19,7 +19,6 @@ from tests.proxy.rows_tls import ACME, LONGEST, PLAIN, POST_QUANTUM, TLS_ROWS, W
 
 # Rows of the page that need what is not built yet; they pass when it is, and not before.
 LATER = {
-    "PROXY v1 or v2 line first, from a `proxy_from` CIDR": "PROXY protocol on the way in is a later issue",
     "acme-tls/1 ALPN, ours if terminating": "termination is a later issue; the row below holds for passthrough",
 }
 
