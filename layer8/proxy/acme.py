@@ -177,6 +177,8 @@ class Acme(Service):
 
     def turn(self) -> None:
         """Look for a host that needs a certificate, and ask for one at a time."""
+        if not self.running:
+            return
         try:
             hosts = frozenset(self._wanted())
             now = self._wall()
@@ -267,6 +269,8 @@ class Acme(Service):
             self._busy = False
         self._write_tries()
         self._tell()
+        if self.running:
+            self._reactor.callLater(0, self.turn)  # the next host need not wait
 
     async def _ordered(self, host: str, key: bytes, before: Tries) -> bytes:
         """Ask, prove, wait; gives the chain (PEM)."""

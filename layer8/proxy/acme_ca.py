@@ -10,9 +10,11 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
-import josepy
 from acme import challenges, client, crypto_util, errors, messages
 from attrs import define, field, frozen
+from josepy.errors import Error as JoseError
+from josepy.jwa import ES256
+from josepy.jwk import JWK
 
 from layer8 import __version__
 from layer8.core.errors import Layer8Error
@@ -51,7 +53,7 @@ class TLSALPN01(challenges.KeyAuthorizationChallenge):
     response_cls = TLSALPN01Response
     typ = TLS_ALPN
 
-    def validation(self, account_key: josepy.JWK, **kwargs: Any) -> bytes:
+    def validation(self, account_key: JWK, **kwargs: Any) -> bytes:
         """Give the digest that the certificate has to show."""
         return hashlib.sha256(self.key_authorization(account_key).encode()).digest()
 
@@ -87,10 +89,10 @@ class Authority:
         """Take the directory's URL and the account's key (PEM); `trust` is a PEM file, "" the system's authorities."""
         self._directory = directory
         self._email = email
-        self._key = josepy.JWK.load(account_key)
+        self._key = JWK.load(account_key)
         self._net = client.ClientNetwork(
             self._key,
-            alg=josepy.ES256,
+            alg=ES256,
             verify_ssl=trust or True,  # type: ignore[arg-type]  # requests takes a path as well
             user_agent=f"layer8/{__version__}",
             timeout=TIME,
@@ -183,7 +185,7 @@ def _asked(ask: Callable[[], T], *, authority: bool = False) -> T:
         raise _refused(error.error) from error
     except OSError as error:  # all of `requests`
         raise Refused("unreachable", type(error).__name__, authority=True) from error
-    except (errors.Error, josepy.errors.Error, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (errors.Error, JoseError, ValueError, KeyError, AttributeError, TypeError) as error:
         # Nonsense instead of an answer; the library checks little before it uses what came.
         raise Refused("nonsense", type(error).__name__, authority=True) from error
 

@@ -26,6 +26,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -242,6 +243,19 @@ async def _launch(reactor: Any, program: str, arguments: Sequence[str], profile:
     return _Running(reactor, process, wire, trigger), url
 
 
+def _believe(database: Path, authorities: Sequence[Path]) -> None:
+    """Make a database of authorities where Chromium looks for one, below its HOME."""
+    program = _found(("certutil",))
+    if program is None:
+        raise Unavailable("certutil is not installed: apt install libnss3-tools")
+    database.mkdir(parents=True)
+    where = ("-d", f"sql:{database}")
+    subprocess.run([program, "-N", *where, "--empty-password"], check=True, capture_output=True)
+    for number, file in enumerate(authorities):
+        words = ("-A", *where, "-t", "C,,", "-n", f"layer8-{number}", "-i", str(file))
+        subprocess.run([program, *words], check=True, capture_output=True)
+
+
 def _found(names: Sequence[str]) -> str | None:
     return next((path for path in map(shutil.which, names) if path), None)
 
@@ -332,9 +346,13 @@ class Chromium:
         *,
         hosts: Mapping[str, str] = {},
         insecure: bool = True,
+        authorities: Sequence[Path] = (),
         arguments: Sequence[str] = (),
     ) -> Chromium:
-        """Start one: `hosts` maps names to ADDRESS or ADDRESS:PORT, `insecure` takes any certificate."""
+        """Start one: `hosts` maps names to ADDRESS or ADDRESS:PORT, `insecure` takes any certificate.
+
+        `authorities` are PEM files of those whose certificates it believes; that needs the program certutil.
+        """
         program = _found(("chromium", "chromium-browser", "google-chrome"))
         if program is None:
             raise Unavailable("Chromium is not installed: apt install chromium")
@@ -342,6 +360,8 @@ class Chromium:
         # An error page would ask public resolvers whether the network works.
         (profile / "Default").mkdir()
         (profile / "Default" / "Preferences").write_text('{"alternate_error_pages": {"enabled": false}}')
+        if authorities:
+            _believe(profile / ".pki" / "nssdb", authorities)
         rules = [f"MAP {name} {address}" for name, address in hosts.items()]
         rules += ["MAP * ~NOTFOUND", "EXCLUDE localhost", "EXCLUDE 127.0.0.1", "EXCLUDE ::1"]
         flags = [

@@ -55,7 +55,8 @@ class LimitTests(SynchronousTestCase):
             self.assertLessEqual(sum(1 for at in tried if start <= at < start + HOUR), 5)
 
     def test_300_orders_in_three_hours(self) -> None:
-        patience, now, orders = Patience(), 1e9, []
+        patience, now = Patience(), 1e9
+        orders: list[float] = []
         while now < 1e9 + DAY:
             if patience.ready(now):
                 patience.begin(f"{len(orders)}.test", now, 0.0)
@@ -67,7 +68,8 @@ class LimitTests(SynchronousTestCase):
         self.assertGreater(len(orders), DAY / renewal.ORDER_EVERY - 2)
 
     def test_five_certificates_for_the_same_name_a_week(self) -> None:
-        patience, now, issued = Patience(), 1e9, []
+        patience, now = Patience(), 1e9
+        issued: list[float] = []
         while now < 1e9 + 30 * DAY:
             if patience.ready(now) and patience.may("a.test", now):
                 patience.begin("a.test", now, 0.0)
