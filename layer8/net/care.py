@@ -6,6 +6,7 @@ Everything here is called by the pump for flows that have a `Care`; the others n
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from layer8.net.flow import CHUNK, SPLICE, SPLICE_GATHER, SPLICE_HOW, SPLICE_LEAST, Filter, Flow
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 class Care:
     """What a flow needs beyond being carried: a filter, a meter, or both.
 
-    `paused` is the filter's wish, `resting` the meter's, `read` counts what came from the source.
+    `paused` is the filter's wish, `resting` the meter's, `read` counts what came from the source. `lost` is told that
+    the source was reset, and may part the link.
     """
 
-    __slots__ = ("filter", "meter", "paused", "read", "resting")
+    __slots__ = ("filter", "lost", "meter", "paused", "read", "resting")
 
     def __init__(self, seen: Filter | None = None, meter: Meter | None = None) -> None:
         """Begin without a pause."""
@@ -30,6 +32,7 @@ class Care:
         self.paused = False
         self.resting = False
         self.read = 0
+        self.lost: Callable[[], None] | None = None
 
 
 def read_with_care(pump: Pump, flow: Flow, care: Care) -> bool:
@@ -91,6 +94,9 @@ def read_with_care(pump: Pump, flow: Flow, care: Care) -> bool:
 
 def last_words(flow: Flow, care: Care) -> bool:
     """Ask a filter for what it still has to say at the end; False if nothing."""
+    if flow.reset and care.lost is not None:
+        lost, care.lost = care.lost, None
+        lost()
     if care.filter is None or flow.reset:
         return False
     seen, care.filter = care.filter, None

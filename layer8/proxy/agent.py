@@ -38,7 +38,7 @@ from layer8.proxy.legacy_uplink import LegacyUplink
 from layer8.proxy.uplink import ANY_PORT, Address, Errand, Published, ServerLink, Told, Uplink
 from layer8.proxy.wire import Empty, Host
 
-TICK = 0.5
+TICK = 0.25
 """Seconds between two looks at visitors that are on their way."""
 
 

@@ -24,8 +24,9 @@ from layer8.net.entries import Dialing
 from layer8.net.flow import Link
 from layer8.net.leg import Leg
 from layer8.net.pump import Pump
-from layer8.proxy.limits import CALL_LIFE
-from layer8.proxy.wire import Code
+from layer8.proxy.limits import CALL_LIFE, NOD_TIME
+from layer8.proxy.nod import Nodding
+from layer8.proxy.wire import NOD, Code
 
 if TYPE_CHECKING:
     from layer8.proxy.inspect import Watch
@@ -54,8 +55,8 @@ class Late(Protocol):
 class Ahead(Protocol):
     """A connection to a server that was dialled ahead, and is a visitor's now."""
 
-    def take(self) -> int:
-        """Give the descriptor; its owner still watches it."""
+    def take(self, carried: Carried) -> int:
+        """Give the descriptor, but still watch it and close `carried` should the server leave."""
 
     @property
     def leg(self) -> Leg | None:
@@ -106,6 +107,7 @@ class Carrier:
     looks: Looks | None = field(default=None, init=False)
     open: set[Carried] = field(factory=set, init=False)
     _lane: Lane[Late] = field(factory=lambda: Lane(CALL_LIFE), init=False)
+    _nods: Lane[Late] = field(factory=lambda: Lane(NOD_TIME), init=False)
 
     def carry(
         self,
@@ -149,10 +151,15 @@ class Carrier:
         """Let something take `CALL_LIFE` at most, from now."""
         self._lane.add(what, self.pump.look_at_clock())
 
+    def nod(self, link: Link) -> None:
+        """Let the server know that its visitor has reached its target."""
+        self._nods.add(Nodding(link.up), self.pump.now)
+
     def tick(self, now: float) -> None:
         """Give up what took too long; `now` is monotonic seconds."""
-        for what in self._lane.expired(now):
-            what.late()
+        for lane in (self._nods, self._lane):
+            for what in lane.expired(now):
+                what.late()
 
     def close_all(self) -> None:
         """Close everything that is carried or on its way."""
@@ -205,7 +212,7 @@ class Carried:
         self._target = -1
         self._intro = intro
         self._ahead = ahead
-        self._server = -1 if ahead is None else ahead.take()
+        self._server = -1 if ahead is None else ahead.take(self)
         self._shown = len(secret)
         self._leg: Leg | None = None if ahead is None else ahead.leg
         self._waiting: list[Attempt | Dialing | Leg] = []
@@ -297,6 +304,8 @@ class Carried:
         )
         if ahead is not None:
             ahead.left(joined=True)
+            self._shown = len(NOD)
+            carrier.nod(self.link)
         self._teller.joined(self)
 
     def ended(self, link: Link, reason: str) -> None:

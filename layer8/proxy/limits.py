@@ -12,6 +12,7 @@ LEASE: Final = 60.0  # seconds a subscription lives without any message from its
 HEARTBEAT: Final = 15.0  # seconds between messages that an agent is asked for: one may be lost
 SOURCES: Final = 10_000  # networks banned by hand
 CALL_LIFE: Final = 5.0  # seconds a one-time secret is good for
+NOD_TIME: Final = 0.4  # seconds an agent waits for its target's first word before it nods: well below `call_step`
 
 OWNER_HOSTS: Final = 1_000  # registrations of one owner token: one tenant cannot take all
 CLAIMS: Final = 100  # pending claims of one owner, each costs us DNS look-ups

@@ -6,9 +6,12 @@
                                                                  │                    and both ways from there
                                                                  └── said or ended: closed
 
-A visitor on such a connection is joined before its agent has answered. Until the agent has had time to say no, the
-visitor's session is kept: with a `proxy.reject`, and if nothing but the first bytes has gone there, the link is parted
-and the next subscriber is asked, so whoever serves gets every byte exactly once.
+A visitor on such a connection is joined before its agent has answered, so its session is kept until the agent nods.
+With a `proxy.reject`, if nothing but the first bytes has gone there, the link is parted and the next subscriber is
+asked: whoever serves gets every byte exactly once. An agent that dies, hangs or vanishes before its nod leaves that in
+doubt. Then only those are given to the next one whose first bytes may be said twice: a request by a safe method
+(RFC 9110 section 9.2.1), or a ClientHello, which by itself does nothing (what a client says early it says knowing that
+it may arrive twice, RFC 8446 section 8). Others wait `CALL_LIFE` for the nod.
 """
 
 from __future__ import annotations
@@ -19,10 +22,12 @@ from typing import Any, Protocol
 
 from attrs import define
 
+from layer8.core.lanes import Lane
 from layer8.net.flow import Link, Secure
 from layer8.net.pump import Pump
 from layer8.proxy.choose import Seat, Seats
 from layer8.proxy.limits import CALL_LIFE
+from layer8.proxy.nod import Awaiting
 from layer8.proxy.pool import Pool, Pools
 from layer8.proxy.pp import Claim, claim
 from layer8.proxy.visit import Visit
@@ -31,6 +36,8 @@ from layer8.proxy.wire import LARGEST_ID, SECRET_SIZE
 
 TURN = 1.0
 """Seconds between two looks at what is too old and what is missing."""
+SAFE = (b"GET ", b"HEAD ", b"OPTIONS ")
+"""How requests begin that change nothing, and so may arrive twice."""
 HEADS = 1000
 """Beginnings of headers kept, by what they say."""
 _NUMBER = Struct(">Q")
@@ -50,6 +57,10 @@ class PoolLimits(Protocol):
     @property
     def pool_time(self) -> float:
         """Seconds that one may wait."""
+
+    @property
+    def call_step(self) -> float:
+        """Seconds that an agent has until it nods."""
 
 
 class Asker(Protocol):
@@ -77,22 +88,34 @@ class Keeper(Protocol):
 
 @define(eq=False)
 class Given:
-    """A visitor whose agent may still say no. `said` is what had been sent or stood ready when it was joined."""
+    """A visitor whose agent has not nodded. `said` counts what had been sent or stood ready when it was joined."""
 
+    pooling: Pooling
     visit: Visit
     session: Visitor
     seat: Seat
     link: Link
     said: int
-    until: float
+
+    def heard(self) -> None:
+        """Take the nod: the agent's it is."""
+        self.pooling.over(self.visit)
+
+    def lost(self) -> None:
+        """Take that the agent has gone without a nod, or has not nodded for too long."""
+        if _repeatable(self.visit, self.session.data) and self.untouched():
+            self.pooling.over(self.visit)
+            self.pooling.keeper.part(self.visit, self.session)
 
     def untouched(self) -> bool:
         """Say whether nothing has moved since, but what the visitor had said before."""
         up, down = self.link.up, self.link.down
         if up.link is None or down.count or down.pending or down.held:
             return False
+        if up.ended and not up.eof and up.count >= self.said:
+            return False  # what could not be written was more
         read = up.care.read if up.care is not None else up.count + len(up.pending or b"") + up.held - self.said
-        return not read
+        return read <= 0
 
 
 class Pooling:
@@ -105,11 +128,13 @@ class Pooling:
         self._clock = clock
         self.pump = pump
         self._seats = seats
-        self._keeper = keeper
+        self.keeper = keeper
         self._asker = asker
         self._by_seat: dict[Seat, dict[bool, Pool[Waiting]]] = {}
         self._whose: dict[Pool[Waiting], tuple[Seat, bool]] = {}
         self._given: dict[int, Given] = {}
+        self._steps: Lane[int] = Lane(limits.call_step)
+        self._ends: Lane[int] = Lane(CALL_LIFE)
         self._heads: dict[tuple[str, int, str], tuple[bytes, bytes]] = {}
         self._short: dict[Pool[Waiting], None] = {}
         self._soon: Any = None
@@ -117,6 +142,7 @@ class Pooling:
 
     def configure(self, limits: PoolLimits) -> None:
         """Go by other limits; what is too much is not renewed."""
+        self._steps.seconds = limits.call_step
         self.pools.limit(limits.pool, limits.pools, limits.pool_time)
         self._again()
 
@@ -205,12 +231,14 @@ class Pooling:
         if waiting is None:
             return False
         visit.pooled = True
-        self._keeper.join(visit, session.data, fd, b"", waiting.secure, self._head(visit))
+        self.keeper.join(visit, session.data, fd, b"", waiting.secure, self._head(visit))
         link = visit.link
         if link is not None:
             up = link.up
             said = up.count + len(up.pending or b"")
-            self._given[visit.conn] = Given(visit, session, seat, link, said, now + CALL_LIFE)
+            given = self._given[visit.conn] = Given(self, visit, session, seat, link, said)
+            self._steps.add(visit.conn, now)
+            Awaiting(link.down, given.heard, given.lost)
         return True
 
     def _head(self, visit: Visit) -> bytes:
@@ -236,7 +264,7 @@ class Pooling:
             return False
         del self._given[conn]
         if given.untouched():
-            self._keeper.part(given.visit, given.session)
+            self.keeper.part(given.visit, given.session)
         else:
             given.link.close("reset")
         return True
@@ -267,7 +295,14 @@ class Pooling:
                 self.pools.withdraw(pool, secrets, now)
 
     def tick(self, now: float) -> None:
-        """Renew what has waited long enough, and let go of what agents can reject no more; monotonic seconds."""
+        """Renew what has waited long enough, and look at those who have had no nod; monotonic seconds."""
+        for conn in self._steps.expired(now):
+            if (given := self._given.get(conn)) is not None:
+                self._ends.add(conn, now)
+                given.lost()
+        for conn in self._ends.expired(now):
+            if (given := self._given.pop(conn, None)) is not None:
+                given.link.close("reset")
         if now - self._turned < TURN:
             return
         self._turned = now
@@ -275,13 +310,10 @@ class Pooling:
             waiting.close()
         for pool in self.pools.lacking(now):
             self._refill_soon(pool)
-        over = []
-        for conn, given in self._given.items():  # oldest first
-            if given.until > now:
-                break
-            over.append(conn)
-        for conn in over:
-            del self._given[conn]
+
+
+def _repeatable(visit: Visit, first: bytes) -> bool:
+    return visit.carried == "https" or first.startswith(SAFE)
 
 
 class Waiting:

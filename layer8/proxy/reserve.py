@@ -21,7 +21,7 @@ from layer8.net.dial import Attempt, Where
 from layer8.net.entries import Dialing
 from layer8.net.flow import BROKEN
 from layer8.net.leg import Leg
-from layer8.proxy.carry import Carrier, Secured
+from layer8.proxy.carry import Carried, Carrier, Secured
 from layer8.proxy.limits import CALL_LIFE
 from layer8.proxy.pp import CLAIM_MOST, Claim, Header, Reader, read_claim
 from layer8.proxy.sniff import Reason, Refused
@@ -114,6 +114,7 @@ class Kept:
 
     __slots__ = (
         "_attempt",
+        "_carried",
         "_reader",
         "_reserve",
         "_secured",
@@ -134,6 +135,7 @@ class Kept:
         self._attempt: Attempt | Dialing | Leg | None = None
         self._reader: Reader | None = None
         self._until = 0.0
+        self._carried: Carried | None = None
         self.subscription = subscription
         self.fd = -1
         self.leg: Leg | None = None
@@ -190,11 +192,16 @@ class Kept:
             self.ready(fd, 0)
 
     def ready(self, fd: int, events: int) -> None:
-        """Read the header of a visitor, or notice that nobody comes any more."""
-        if self.step is Step.WAITING:
-            self._read()
-        elif self.step is Step.REFUSED and events & BROKEN:  # a visitor's FIN alone is no end yet
+        """Read the header of a visitor, or notice that the server has gone or taken its visitor back.
+
+        A visitor's FIN alone is no end yet, and whatever came before a reset is nobody's any more.
+        """
+        if events & BROKEN:
+            if self._carried is not None:
+                self._carried.close()
             self.close()
+        elif self.step is Step.WAITING:
+            self._read()
 
     def _read(self) -> None:
         while self._reader is not None:
@@ -220,13 +227,15 @@ class Kept:
                 keeper.nonsense()
             self.close()
 
-    def take(self) -> int:
+    def take(self, carried: Carried) -> int:
         """Give the descriptor to whoever carries the visitor, until `left` is called."""
         self.step = Step.CLAIMED
+        self._carried = carried
         return self.fd
 
     def left(self, joined: bool) -> None:
         """Take that the descriptor is joined or closed; or that its visitor was refused, and it is ours again."""
+        self._carried = None
         if joined:
             self.step = Step.OVER
             self.fd = -1

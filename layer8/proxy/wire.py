@@ -29,6 +29,7 @@ bytes from the first one, exactly once. Nothing is framed, so one end's FIN is t
 
 With the feature `pool` an agent also dials ahead: `proxy.pool` gives it secrets, and what the server says first on
 such a connection, when a visitor gets it, is one PROXY v2 header (`layer8.proxy.pp`) that says who the visitor is for.
+The agent's first byte there is NOD, and then come the target's; without one in time the visitor is given to another.
 
 The `host` inside a proof is the registered form: lower-case A-labels, a wildcard with its star.
 
@@ -53,6 +54,7 @@ POOLED: Final = "pool"  # the feature: the agent dials ahead, see `Pool`
 FEATURES: Final[tuple[str, ...]] = (POOLED,)  # optional parts of this build; used if both ends name them
 SUBPROTOCOL: Final = "jsonrpc.layer8.v1"
 AGENT_PATH: Final = "/agent"  # where the agent listener takes WebSockets
+NOD: Final = b"\x06"  # an agent's first byte on a claimed connection: the target is there
 DATA_ALPN: Final = "layer8-data/1"  # of a dial-back inside TLS, which tells it from a control connection
 LARGEST_ID: Final = 2**53 - 1  # subscriptions and connections are numbered below it: JSON numbers stay exact
 

@@ -121,8 +121,8 @@ class PairCase(TestCase):
 
 
 def published(host: str, secret: HostSecret, port: int) -> Published:
-    """A host whose plain HTTP visitors go to a port of this machine."""
-    return Published(host, secret.key, {ANY_PORT: Where("127.0.0.1", port)})
+    """A host whose plain HTTP visitors go to a port of this machine, each by a call; `test_pooling` has pools."""
+    return Published(host, secret.key, {ANY_PORT: Where("127.0.0.1", port)}, pool=0)
 
 
 def visit(port: int, data: bytes, *, half: bool = False, source: str = "127.0.0.1") -> bytes:

@@ -13,7 +13,7 @@ from layer8.proxy.carry import Carrier, Secured
 from layer8.proxy.limits import CALL_LIFE
 from layer8.proxy.pp import CLAIM_MOST, Claim, claim, v2
 from layer8.proxy.reserve import KEPT, Dials, Kept, Reserve
-from layer8.proxy.wire import DATA_ALPN, Code
+from layer8.proxy.wire import DATA_ALPN, NOD, Code
 from tests.net.test_dial import DialCase
 from tests.proxy.test_carry import Teller
 
@@ -121,7 +121,7 @@ class PlainTests(ReserveCase):
         self.assertEqual(self.keeper.claims, [CLAIM])
         target.sendall(b"answer")
         await self.turn()
-        self.assertEqual((target.recv(100), server.recv(100)), (b"question", b"answer"))
+        self.assertEqual((target.recv(100), server.recv(100)), (b"question", NOD + b"answer"))
         server.sendall(b"more")
         await self.turn()
         self.assertEqual(target.recv(100), b"more")
@@ -365,7 +365,7 @@ class SecureTests(ReserveCase):
         self.assertEqual(target.recv(100), b"question")
         target.sendall(b"answer")
         await self.turn(0.05)
-        self.assertEqual(leg.recv(100), b"answer")
+        self.assertEqual(leg.recv(100), NOD + b"answer")
         self.carrier.close_all()
         self.pump.close_fd(leg.fd)
         self.nothing_left()
