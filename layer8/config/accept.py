@@ -168,6 +168,22 @@ def servers(value: tuple[str, ...]) -> str | None:
     return None
 
 
+def router(value: str) -> str | None:
+    """Accept the URL of a router: wss://HOST[:PORT][/PATH], or ws:// on this machine."""
+    if not value:
+        return None
+    try:
+        parts = urlsplit(value)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        return str(error)
+    if parts.scheme not in ("ws", "wss") or not host or port == 0 or parts.username or parts.query or parts.fragment:
+        return "it has to be wss://HOST:PORT/PATH"
+    if parts.scheme == "ws" and not endpoint.is_loopback(host):
+        return "it would speak plain text beyond this machine: write wss://"
+    return None
+
+
 def via(value: str) -> str | None:
     """Accept "" (dial directly), `connect:HOST:PORT`, `socks5:HOST:PORT`, `tor:` or `tor:HOST:PORT`."""
     kind, _, rest = value.partition(":")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from attrs import frozen
+from attrs import Factory, frozen
 
 from layer8.config import accept
-from layer8.config.field import option
+from layer8.config.field import option, section
 
 ROLE_PORTS = {
     "node": 9751,
@@ -27,6 +28,37 @@ ROLE_PORTS = {
 """The control port of each daemon; the word PORT in `control.listen` stands for it, so one file serves all roles."""
 
 
+Role = Literal["public", "read", "operate", "admin", "agent", "owner", "node", "provider"]
+
+
+@frozen
+class WampConfig:
+    """The router by which nodes find each other and by which the control API can be called too."""
+
+    url: str = option(
+        "",
+        doc="WebSocket of a WAMP router, wss://HOST:PORT/PATH, or ws:// on this machine; empty: none.",
+        check=accept.router,
+        example="wss://router.example.net/ws",
+        hot=False,
+    )
+    realm: str = option("layer8", doc="The router's realm for these nodes.", hot=False)
+    auth: Literal["ticket"] = option("ticket", doc="How we prove who we are.", hot=False)
+    auth_id: str = option("", doc="Our name at the router; empty: the short id of this node.", hot=False)
+    secret_file: str = option("", doc="File with the ticket.", file="secret", hot=False)
+    roles: Mapping[str, Role] = option(
+        Factory(lambda: {"node": "node"}),
+        doc="What callers with a role of the router may do here; those that it does not disclose are public.",
+        example='{ node = "node", operators = "operate" }',
+        hot=False,
+    )
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """Give keys that do not go together, with the reason."""
+        if self.url and not self.secret_file:
+            yield "secret_file", "a router wants a ticket: write it into a file and name that here"
+
+
 @frozen
 class ControlConfig:
     """Who may look at and steer a running daemon, and where."""
@@ -43,6 +75,7 @@ class ControlConfig:
     )
     metrics_open: bool = option(False, doc="Answer /metrics without a token to callers on this machine.")
     peer_read: bool = option(False, doc="Let the other end of an agent connection ask for node.status.")
+    wamp: WampConfig = section(WampConfig, doc="A router by which the control API can be called too.")
 
 
 @frozen

@@ -80,7 +80,9 @@ class Callers:
 
     @method("auth.token", role="public", errors=(Unauthenticated, RateLimited))
     async def token(self, caller: Caller, params: Shown) -> Who:
-        """Become the caller that a token names."""
+        """Become the caller that a token names; only where nobody can read along."""
+        if not caller.private:
+            raise CallRefused("a token is taken only over TLS or on this machine")
         known = self._keyring.by_token(params.token, caller.address)
         if known is None:
             raise Unauthenticated("this token is not known")

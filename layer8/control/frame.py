@@ -20,8 +20,10 @@ from twisted.application.service import IService, Service
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from layer8.config import files
 from layer8.config.home import home
 from layer8.config.load import Loaded, load_text
+from layer8.config.sections import WampConfig
 from layer8.config.state import identity, node_key
 from layer8.config.tree import Config
 from layer8.control.callers import Callers
@@ -31,7 +33,7 @@ from layer8.control.service import ControlService, wall_clock
 from layer8.control.settings import Configuration, Settings
 from layer8.control.table import Table
 from layer8.core.errors import Layer8Error
-from layer8.crypto.keyfile import make_private_folder
+from layer8.crypto.keyfile import make_private_folder, read_private
 from layer8.crypto.x509 import Identity
 from layer8.net.logs import Logs
 from layer8.net.process import Process
@@ -68,6 +70,15 @@ class Role(Protocol):
 
     def resume(self) -> None:
         """Take work again."""
+
+
+class RouterLike(Protocol):
+    """What `layer8.net.wamp.Link` offers to those who share the session with a router."""
+
+    session: Any
+
+    def use(self, user: Any) -> None:
+        """Let somebody use each session from now on."""
 
 
 class Frame:
@@ -119,6 +130,9 @@ class Frame:
         self.process = Process(
             reactor, f"layer8-{role}", self.logs, environ, reload=self._hangup, ready=lambda: self.health.ready
         )
+        self.router: RouterLike | None = None
+        if config.control.wamp.url:
+            self.router = self._join_router(config.control.wamp)
         for module in (self.node, self.settings, Callers(self.control.keyring, self.control.conversations)):
             self.table.add(module)
 
@@ -126,9 +140,29 @@ class Frame:
         """Let the process run these parts, in this order, and the control listeners after them."""
         self._roles.append(role)
         self._be_patient()
-        for part in (*parts, self.control, _Rows(self)):
+        router = () if self.router is None else (self.router,)
+        for part in (*router, *parts, self.control, _Rows(self)):
             part.setServiceParent(self.daemon)
         self.daemon.setServiceParent(self.process)  # type: ignore[no-untyped-call]
+
+    def _join_router(self, config: WampConfig) -> RouterLike:
+        """Serve the table over a router too; only now is anything of WAMP imported."""
+        from layer8.control.wamp import WampBinding
+        from layer8.net.wamp import Link
+
+        path = Path(config.secret_file)
+        ticket = read_private(path, forbidden=files.forbidden(path, self.environ)).decode("utf-8", "replace").strip()
+        link = Link(
+            self.reactor,
+            config,
+            config.auth_id or self.key.short,
+            ticket,
+            lambda ok, why: self.health.set("router", ok, why, needed=False),
+        )
+        binding = WampBinding(self.control.pulse, self.table, self.key.short, config.roles)
+        self.control.beside.append(binding)
+        link.use(binding)
+        return link
 
     def identity(self, name: str = "", cert_file: str = "", key_file: str = "") -> Identity:
         """Give the certificate of this daemon's TLS listeners: the configured pair, else a self-signed one."""

@@ -224,12 +224,12 @@ class Node:
         self._table.publish("node.draining", Draining(seconds))
         self._drain_control(True)
 
-    @method("rpc.discover", role="public")
+    @method("rpc.discover", role="public", anywhere=True)
     async def discover(self, caller: Caller, params: Discover) -> Any:
         """Describe what this caller may call and subscribe to, as an OpenRPC document."""
         return document(self._table, caller, params.module)
 
-    @method("rpc.ping", role="public")
+    @method("rpc.ping", role="public", anywhere=True)
     async def ping(self, caller: Caller) -> None:
         """Answer at once."""
 
@@ -294,7 +294,7 @@ class Node:
         page = names[:ROWS]
         return Series({name: found[name] for name in page}, page[-1] if len(names) > ROWS else "")
 
-    @method("knowledge.table", role="public")
+    @method("knowledge.table", role="public", anywhere=True)
     async def knowledge(self, caller: Caller, params: Part) -> tuple[Knowledge, ...]:
         """Say who learns what from this system, and which tests show it."""
         return tuple(

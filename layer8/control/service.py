@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from attrs import define, field, frozen
 from twisted.application.service import Service
@@ -98,6 +98,15 @@ class _Open:
     tls: TlsServer | None = None
 
 
+class Binding(Protocol):
+    """Another way to the same table, with conversations of its own."""
+
+    crowd: set[Conversation]
+
+    def drain(self, draining: bool) -> None:
+        """Take no new calls but `node.*` from those who come next, or take them again."""
+
+
 class ControlService(Service):
     """See the module."""
 
@@ -139,6 +148,7 @@ class ControlService(Service):
         self._pages: dict[str, Page] = {}
         self._files: list[Path] = []
         self._draining = False
+        self.beside: list[Binding] = []
 
     @property
     def socket_path(self) -> Path:
@@ -267,12 +277,15 @@ class ControlService(Service):
     def set_draining(self, draining: bool) -> None:
         """Take no new calls but `node.*` on any connection, or take them again."""
         self._draining = draining
+        for binding in self.beside:
+            binding.drain(draining)
         for conversation in self.conversations():
             conversation.drain(draining)
 
     def conversations(self) -> list[Conversation]:
         """Give every connection that is open."""
-        return [conversation for kind, _ in self._sites for conversation in kind.crowd]
+        crowds = [kind.crowd for kind, _ in self._sites] + [binding.crowd for binding in self.beside]
+        return [conversation for crowd in crowds for conversation in crowd]
 
     def families(self) -> Iterable[Family]:
         """Count connections and calls by kind of listener."""
@@ -347,8 +360,9 @@ class ControlService(Service):
         make_private_folder(self.run)
         self.watchdog.start()
         self.metrics.add(self)
-        write_private(self.cookie_path, self.keyring.cookie.encode() + b"\n")
-        self._files.append(self.cookie_path)
+        if _wanted(self.config):
+            write_private(self.cookie_path, self.keyring.cookie.encode() + b"\n")
+            self._files.append(self.cookie_path)
         self._site = self.site("local", pages=True, names=self.config.names)
         for path, page in self._pages.items():
             self._site.hang(path, page)

@@ -44,11 +44,15 @@ class Declaration:
     errors: tuple[type[ControlError], ...]
     timeout: float
     within: str | None
+    anywhere: bool
 
 
 @frozen
 class Method:
-    """One row: a name, its parameters and result, who may call it and how long it may take, in seconds."""
+    """One row: a name, its parameters and result, who may call it and how long it may take, in seconds.
+
+    `anywhere`: every node of a cluster gives the same answer, so a router may choose one.
+    """
 
     name: str
     params: Any
@@ -61,6 +65,7 @@ class Method:
     run: Callable[..., Awaitable[Any]]
     takes: Shape
     gives: Shape
+    anywhere: bool = False
 
 
 @frozen
@@ -97,17 +102,18 @@ def method(
     errors: tuple[type[ControlError], ...] = (),
     timeout: float = CALL_TIME,
     within: str | None = None,
+    anywhere: bool = False,
 ) -> Callable[[F], F]:
     """Make `async def f(self, caller[, params: P]) -> R` a row of the table.
 
     Any of `role` may call it. `within` limits it to listeners whose ceiling has that role, whatever the caller may
-    do elsewhere: `proxy.hello` is public, on an agent listener.
+    do elsewhere: `proxy.hello` is public, on an agent listener. `anywhere`: all nodes of a cluster answer alike.
     """
     roles = (role,) if isinstance(role, str) else role
     _known_roles(roles if within is None else (*roles, within))
 
     def declare(function: F) -> F:
-        setattr(function, _MARK, Declaration(name, roles, errors, timeout, within))
+        setattr(function, _MARK, Declaration(name, roles, errors, timeout, within, anywhere))
         return function
 
     return declare
@@ -301,6 +307,7 @@ def _row(declared: Declaration, function: Callable[..., Any], bound: Callable[..
         run=run,
         takes=shape_of(params),
         gives=shape_of(result),
+        anywhere=declared.anywhere,
     )
 
 

@@ -59,7 +59,7 @@ class DefaultTests(ConfigCase):
             for line in template().splitlines()
             if not line.startswith("# ") and not line.startswith(("#[[", "#host =", "#target"))
         )
-        cut = bare.index('secret_file = ""')
+        cut = bare.index('secret_file = ""', bare.index("[proxy]"))
         found = read(bare[:cut])
         self.assertEqual(found.config, read("").config)
         self.assertEqual({origin.kind for key, origin in found.origins.items() if key.startswith("log.")}, {"file"})

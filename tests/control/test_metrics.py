@@ -159,7 +159,7 @@ class ImportTests(SynchronousTestCase):
 
     def test_no_wamp_component_and_no_reactor(self) -> None:
         script = (
-            "import sys, layer8.control.service, layer8.control.client, layer8.control.node\n"
+            "import sys, layer8.control.service, layer8.control.client, layer8.control.node, layer8.control.frame\n"
             "bad = [name for name in sys.modules if name in ('autobahn.twisted.component', 'autobahn.twisted.wamp',"
             " 'autobahn.wamp.component', 'twisted.internet.reactor', 'twisted.web.websocket')]\n"
             "print(bad)"
