@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -36,15 +37,37 @@ SERVED = frozenset(
 """Ends of connections that were joined; all others were refused."""
 
 
+class PoolCounts(Protocol):
+    """What pools count."""
+
+    @property
+    def idle(self) -> int:
+        """Connections that wait."""
+
+    @property
+    def hits(self) -> int:
+        """Visitors that took one."""
+
+
 class ProxyMetrics:
     """The families `layer8_proxy_*`."""
 
-    def __init__(self, traffic: Traffic, pump: Pump, seats: Seats, data: DataPort, *, by_host: bool) -> None:
+    def __init__(
+        self,
+        traffic: Traffic,
+        pump: Pump,
+        seats: Seats,
+        data: DataPort,
+        *,
+        by_host: bool,
+        pools: PoolCounts | None = None,
+    ) -> None:
         """Take what counts; `by_host` adds a label with at most `HOST_LABELS` values."""
         self._traffic = traffic
         self._pump = pump
         self._seats = seats
         self._data = data
+        self._pools = pools
         self._by_host = by_host
 
     def families(self) -> Iterable[Family]:
@@ -74,7 +97,7 @@ class ProxyMetrics:
         into, out = totals.bytes_in, totals.bytes_out
         for visit in traffic.visits:
             if visit.link is not None:
-                into += visit.link.bytes_up
+                into += max(0, visit.link.bytes_up - visit.head)
                 out += visit.link.bytes_down
         yield Family(
             "layer8_proxy_bytes_total",
@@ -85,6 +108,9 @@ class ProxyMetrics:
         )
         yield counter("layer8_proxy_spliced_bytes_total", "Bytes that never left the kernel.", self._pump.spliced)
         yield gauge("layer8_proxy_pipes_in_use", "Kernel pipes that hold bytes.", self._pump.pipes.used)
+        if self._pools is not None:
+            yield gauge("layer8_proxy_pool_idle", "Data connections that wait for a visitor.", self._pools.idle)
+            yield counter("layer8_proxy_pool_hits_total", "Visitors that one had waited for.", self._pools.hits)
         yield gauge("layer8_proxy_subscribers", "Live subscriptions.", len(self._seats))
         yield Family("layer8_proxy_refused_total", "Visitors that were not joined.", "counter", refused, ("reason",))
         yield counter("layer8_proxy_data_refused_total", "Dial-backs without a good secret.", self._data.refused)

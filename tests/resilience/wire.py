@@ -147,9 +147,9 @@ class Line:
 
     # As an agent.
 
-    def hello(self, instance: str = "made by hand") -> Any:
+    def hello(self, instance: str = "made by hand", features: tuple[str, ...] = ()) -> Any:
         """Say hello, and keep what proofs are made of."""
-        result = self.call("proxy.hello", versions=[1], instance=instance)
+        result = self.call("proxy.hello", versions=[1], instance=instance, features=features)
         self._nonce, self._node = bytes.fromhex(result["nonce"]), parse_id(result["node"])
         return result
 
