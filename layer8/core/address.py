@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from enum import IntEnum
 from functools import lru_cache
 
 from attrs import define, field, frozen
@@ -18,6 +19,7 @@ SOURCE_4 = 24  # bits
 SOURCE_6 = 56  # bits
 SOURCES_KEPT = 4096  # answers of `source_key`, so that visitors of one address share one text
 
+_NAT64 = 0x64FF9B << 64  # 64:ff9b::/96 (RFC 6052 section 2.1), without its last 32 bits
 _MAPPED = 0xFFFF << 32  # ::ffff:0:0/96 (RFC 4291 section 2.5.5.2)
 _ALL_4 = (1 << 32) - 1
 _ALL_6 = (1 << 128) - 1
@@ -57,6 +59,30 @@ def canonical(address: str) -> str:
 def is_address(text: str) -> bool:
     """Tell whether `text` is an IPv4 or IPv6 address."""
     return _number(text) is not None
+
+
+class Scope(IntEnum):
+    """From how far an address can be reached; a greater one is from farther away."""
+
+    MACHINE = 0  # loopback, and the unspecified address, which the kernel takes for it
+    NETWORK = 1  # link-local, private (RFC 1918, 4193, 6598), multicast, and whatever else is not the internet
+    INTERNET = 2
+
+
+def scope(address: str) -> Scope | None:
+    """Say from how far an address can be reached, None for what is none; one inside another counts as the inner one."""
+    number = _number(address)
+    if number is None:
+        return None
+    found: ipaddress.IPv4Address | ipaddress.IPv6Address
+    if number >> 32 in (0xFFFF, _NAT64):
+        found = ipaddress.IPv4Address(number & _ALL_4)
+    else:
+        found = ipaddress.IPv6Address(number)
+        found = found.sixtofour or found
+    if found.is_loopback or found.is_unspecified:
+        return Scope.MACHINE
+    return Scope.INTERNET if found.is_global and not found.is_multicast else Scope.NETWORK
 
 
 @frozen
@@ -124,6 +150,19 @@ class Networks:
     def __len__(self) -> int:
         """Count the networks as they were given."""
         return len(self._texts)
+
+
+@frozen
+class Fence:
+    """Where somebody may have us dial: what is reached from as far as `least`, and the networks in `also`."""
+
+    least: Scope
+    also: Networks
+
+    def admits(self, address: str) -> bool:
+        """Say whether an address may be dialled; what is none may not."""
+        found = scope(address)
+        return found is not None and (found >= self.least or address in self.also)
 
 
 def _number(address: str) -> int | None:

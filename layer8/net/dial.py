@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +11,15 @@ from typing import Any
 from attrs import field, frozen
 
 from layer8.config.endpoint import client
+from layer8.core.address import Fence, HostPort
 from layer8.core.errors import ConfigError, Layer8Error, TimedOut, Unavailable
 from layer8.net.entries import Address, Dialing
 from layer8.net.lookup import Asking, Lookups, literal
 from layer8.net.pump import Pump
 from layer8.net.via import Conversation, conversation
 
+BEYOND = "it leads to an address that may not be dialled for others"
+"""What is said of addresses behind a fence."""
 VIA_TIME = 10.0
 """Seconds for the talk with a proxy on the way."""
 TOR_PORT = 9050
@@ -23,17 +27,21 @@ TOR_PORT = 9050
 
 Done = Callable[[int, Exception | None], None]
 
+_PORT = re.compile(r"[0-9]{1,5}\Z")
+
 
 @frozen
 class Where:
     """What can be dialled: a host (name or address) and a port, or the path of a Unix socket.
 
-    `address` is the socket address if nothing has to be looked up, else None.
+    `address` is the socket address if nothing has to be looked up, else None. Behind a `fence` only addresses that it
+    admits are dialled, those of a name too; what a proxy on the way makes of a name is its own affair.
     """
 
     host: str
     port: int
     path: str = ""
+    fence: Fence | None = field(default=None, eq=False, repr=False)
     address: Address | None = field(init=False, repr=False)
 
     @address.default
@@ -47,6 +55,17 @@ class Where:
         """Read `tcp:HOST:PORT` or `unix:PATH`; raises `ConfigError`."""
         parsed = client(endpoint)
         return cls(parsed.words.get("host", ""), parsed.port, parsed.words.get("path", ""))
+
+    @classmethod
+    def read(cls, text: str) -> Where:
+        """Read a port of this machine, HOST:PORT, or an endpoint string as above; raises `ConfigError`."""
+        if text.startswith(("tcp:", "unix:")):
+            try:
+                return cls.of(text)
+            except ConfigError as error:
+                raise ConfigError(f"{text!r}: {error}") from None
+        found = HostPort.parse(f"127.0.0.1:{text}" if _PORT.match(text) else text)
+        return cls(found.host, found.port)
 
 
 @frozen
@@ -83,11 +102,19 @@ class Dialer:
         self._via = via
         self._lookups = Lookups(reactor)
 
+    @property
+    def direct(self) -> bool:
+        """Whether there is no proxy on the way."""
+        return self._via is None
+
     def dial(self, where: Where, done: Done) -> Attempt | Dialing | None:
         """Connect; `done(fd, None)` or `done(-1, error)` comes once, perhaps before this returns.
 
         What is given can be cancelled; None is given when it is all over already.
         """
+        if where.fence is not None and where.address is not None and not where.fence.admits(where.host):
+            done(-1, Unavailable(BEYOND))
+            return None
         if self._via is None and where.address is not None:
             return self._pump.dial(where.address, done)
         attempt = Attempt(self._pump, done)
@@ -118,6 +145,11 @@ class Dialer:
             if not addresses:
                 done(-1, Unavailable(f"no address is known for {where.host}"))
                 return
+            if where.fence is not None:
+                addresses = [one for one in addresses if where.fence.admits(one[1][0])]
+                if not addresses:
+                    done(-1, Unavailable(BEYOND))
+                    return
             self._try_each(_with_port(addresses, where.port), attempt, done)
 
         asking = self._lookups.find(where.host, resolved)

@@ -7,7 +7,6 @@ redirect is followed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Any, Protocol
 
 from attrs import define
@@ -24,6 +23,7 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
+from layer8.core.address import Scope, scope
 from layer8.proxy.limits import PROVE_BODY, PROVE_TIME
 from layer8.proxy.orders import ProofWanted
 
@@ -47,12 +47,7 @@ class Resolver(Protocol):
 
 def is_public(address: str) -> bool:
     """Say whether an address is one that anybody on the internet could ask."""
-    try:
-        found = ip_address(address)
-    except ValueError:
-        return False
-    inner = getattr(found, "ipv4_mapped", None) or found
-    return inner.is_global and not inner.is_multicast
+    return scope(address) is Scope.INTERNET
 
 
 @define(eq=False)

@@ -18,21 +18,20 @@ from layer8.control.client import Client, connect
 from layer8.control.errors import ControlError
 from layer8.control.shape import ShapeError, from_json, from_result, to_json
 from layer8.control.table import Table
-from layer8.core.address import HostPort, canonical
-from layer8.core.errors import ConfigError, Layer8Error
+from layer8.core.address import HostPort, Networks, canonical
+from layer8.core.errors import ConfigError, Layer8Error, Unavailable
 from layer8.crypto.keys import parse_id
 from layer8.crypto.proof import subscribe_proof
 from layer8.crypto.x509 import parse_pins
 from layer8.net.dial import Dialer, Where
 from layer8.net.pump import Pump
-from layer8.net.tls import Named, Pinned, client_context
-from layer8.proxy.carry import Carried, Carrier, Secured
+from layer8.proxy.carry import Carried, Carrier
+from layer8.proxy.dialback import NOWHERE, DialBack
 from layer8.proxy.names import covers
 from layer8.proxy.pp import Claim, Kind, introduction
 from layer8.proxy.reserve import Dials, Kept, Reserve
 from layer8.proxy.wire import (
     AGENT_PATH,
-    DATA_ALPN,
     FEATURES,
     SECRET_SIZE,
     VERSION,
@@ -50,8 +49,6 @@ ANY_PORT = 0
 """The key of the target for plain HTTP visitors of every port that has no target of its own."""
 CALL_TIME = 10.0
 """Seconds for a server's answer to hello and subscribe."""
-CONTEXTS = 64
-"""TLS contexts kept for a server's data ports, by name and pin."""
 READ = frozenset({"read"})
 """What a server may do here at most, and only with `[control] peer_read`."""
 JITTER = 0.25
@@ -147,7 +144,8 @@ class ServerLink(Protocol):
 Told = Callable[[str, ServerLink, str], None]
 """Takes what happened, where, and a word about it.
 
-To the link: `connected`, `subscribed`, `refused`, `draining`, `lost`. To a visitor: `joined`, `rejected`, `ended`.
+To the link: `connected`, `subscribed`, `refused`, `fenced`, `draining`, `lost`. To a visitor: `joined`, `rejected`,
+`ended`.
 """
 
 
@@ -155,7 +153,8 @@ To the link: `connected`, `subscribed`, `refused`, `draining`, `lost`. To a visi
 class Errand:
     """What all connections of one agent share: what it publishes, how it dials, who is told.
 
-    `retry` is the shortest and the longest wait between two dials, in seconds.
+    `retry` is the shortest and the longest wait between two dials, in seconds; `near` are networks in which servers may
+    have agents dial back although they are not there themselves.
     """
 
     reactor: Any
@@ -164,6 +163,7 @@ class Errand:
     hosts: Mapping[str, Published]
     retry: tuple[float, float]
     told: Told
+    near: Networks = NOWHERE
 
 
 class Uplink:
@@ -188,8 +188,7 @@ class Uplink:
         self._told = errand.told
         self._instance = secrets.token_hex(16)
         self._resume: dict[str, str] = {}
-        self._data: tuple[DataAddress, ...] = ()
-        self._contexts: dict[tuple[str, str | None], Secured] = {}
+        self.dialback = DialBack(address.host, address.pin, errand.near)
         self._hello: HelloResult | None = None
 
     @property
@@ -209,7 +208,7 @@ class Uplink:
             self.address.url,
             pin=self.address.pin,
             path=AGENT_PATH,
-            dial=lambda host, port: open_socket(self._errand.carrier.pump, self._errand.outward, host, port),
+            dial=self._dial,
             notified=self._notified,
             table=self.served,
             roles=READ if self.served is not None else frozenset(),
@@ -223,7 +222,8 @@ class Uplink:
                 HelloResult,
                 await client.call("proxy.hello", to_json(Hello((VERSION,), self._instance, FEATURES)), CALL_TIME),
             )
-            self._hello, self._data, self.public = hello, hello.data, hello.public
+            self._hello, self.public = hello, hello.public
+            self._announced(hello.data)
             self._told("connected", self, "")
             for published in list(self._errand.hosts.values()):
                 await self.subscribe(published)
@@ -238,6 +238,21 @@ class Uplink:
             self.client = self._hello = None
             self.subscriptions.clear()
 
+    async def _dial(self, host: str, port: int) -> socket.socket:
+        """Open the control connection, and see how far away the server is."""
+        outward = self._errand.outward
+        sock = await open_socket(self._errand.carrier.pump, outward, host, port)
+        try:
+            self.dialback.reached(sock.getpeername()[0] if outward.direct else None)
+        except OSError:
+            sock.close()
+            raise Unavailable("the server has closed the connection") from None
+        return sock
+
+    def _announced(self, data: tuple[DataAddress, ...]) -> None:
+        if self.dialback.announced(data):
+            self._told("fenced", self, "")
+
     async def _ask_again(self) -> None:
         """Ask once more for what was refused: a server that drained may be back, a host be registered by now."""
         for published in list(self._errand.hosts.values()):
@@ -249,7 +264,7 @@ class Uplink:
         client, hello = self.client, self._hello
         if client is None or hello is None:
             return
-        ports = [*self.public.values(), *(address.port for address in self._data)]
+        ports = [*self.public.values(), *(address.port for address in self.dialback.data)]
         if any(self.address.is_at(target, ports) for target in published.targets.values()):
             self._refuse(published, "its target is the server itself")
             return
@@ -301,7 +316,7 @@ class Uplink:
             self.reserve.told(params)
         elif method == "proxy.nodes":
             try:
-                self._data = from_json(Nodes, params).data
+                self._announced(from_json(Nodes, params).data)
             except ShapeError:
                 self.calls_ignored += 1
         elif method == "proxy.drain":
@@ -332,7 +347,7 @@ class Uplink:
         ):
             self.calls_ignored += 1
             return
-        address = self._announced(data_host, data_port)
+        address = self.dialback.find(data_host, data_port)
         target = published.target(port, scheme)
         if address is None:
             self._reject(number, conn, Code.FORBIDDEN_BY_POLICY)
@@ -340,9 +355,9 @@ class Uplink:
         if target is None:
             self._reject(number, conn, Code.AGENT_REFUSED)
             return
-        server = Where(address.host or self.address.host, data_port)
+        server = self.dialback.where(address, data_port)
         try:
-            secured = self._secured(address) if secure else None
+            secured = self.dialback.secured(address) if secure else None
         except ConfigError:  # the server's own name or pin, which nobody can check
             self._reject(number, conn, Code.FORBIDDEN_BY_POLICY)
             return
@@ -359,11 +374,11 @@ class Uplink:
         """Give how an announced data address is dialled, and None for any other."""
         if not _is_port(port) or type(secure) is not bool or not isinstance(port, int):
             return None
-        address = self._announced(host, port)
+        address = self.dialback.find(host, port)
         if address is None:
             return None
         try:
-            return Where(address.host or self.address.host, port), self._secured(address) if secure else None
+            return self.dialback.where(address, port), self.dialback.secured(address) if secure else None
         except ConfigError:
             return None
 
@@ -390,28 +405,6 @@ class Uplink:
         known = self.subscriptions.get(number)
         hosts = self._errand.hosts
         return known or hosts.get(host) or hosts.get("*." + host.partition(".")[2])
-
-    def _announced(self, host: object, port: int) -> DataAddress | None:
-        """Find the announced address that a call names; we are no dialler for other places."""
-        wanted = self._data if host is None else [known for known in self._data if known.host == host]
-        exact = next((known for known in wanted if known.port == port), None)
-        if exact is not None:
-            return exact
-        return next(iter(wanted), None)
-
-    def _secured(self, address: DataAddress) -> Secured:
-        name = address.host or self.address.host
-        pin = address.pin or self.address.pin
-        found = self._contexts.get((name, pin))
-        if found is None:
-            if len(self._contexts) >= CONTEXTS:
-                self._contexts.clear()
-            if not name.isascii():
-                raise ConfigError("a server's name has to be ASCII")
-            expected = Named(name) if pin is None else Pinned(parse_pins(pin))
-            found = Secured(client_context(expected, (DATA_ALPN,)), _server_name(name))
-            self._contexts[name, pin] = found
-        return found
 
     def _reject(self, subscription: int, conn: int, code: Code) -> None:
         if self.client is not None:
@@ -507,7 +500,3 @@ def _end(text: str | None) -> HostPort | None:
 
 def _is_port(number: object) -> bool:
     return type(number) is int and 0 < number < 65536
-
-
-def _server_name(name: str) -> str:
-    return "" if Where(name, 1).address is not None else name

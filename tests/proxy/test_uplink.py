@@ -9,8 +9,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from layer8.core.address import HostPort
 from layer8.core.errors import ConfigError, Unavailable
 from layer8.net.dial import Where
+from layer8.proxy.dialback import CONTEXTS
 from layer8.proxy.pp import v2
-from layer8.proxy.uplink import ANY_PORT, CONTEXTS, Address, Errand, Published, Uplink, persist
+from layer8.proxy.uplink import ANY_PORT, Address, Errand, Published, Uplink, persist
 from layer8.proxy.wire import DataAddress
 
 KEYHASH = "A" * 43
@@ -52,7 +53,7 @@ class CalledTests(SynchronousTestCase):
         self.uplink.subscriptions[1] = Published(
             "*.app.test", b"k" * 32, {ANY_PORT: Where("127.0.0.1", 80), 443: Where("127.0.0.1", 443)}
         )
-        self.uplink._data = (DataAddress("", 5000), DataAddress("far.test", 5001, True, KEYHASH))
+        self.uplink.dialback.data = (DataAddress("", 5000), DataAddress("far.test", 5001, True, KEYHASH))
 
     def call(self, number: object = 1, **more: object) -> None:
         result: dict[str, object] = {
@@ -147,7 +148,10 @@ class CalledTests(SynchronousTestCase):
         self.assertEqual(self.client.said, [("proxy.reject", {"subscription": 1, "conn": 7, "code": -20008})])
 
     def test_a_pin_that_is_none(self) -> None:
-        self.uplink._data = (DataAddress("far.test", 5001, True, "nonsense"), DataAddress("\xe4.test", 5002, True))
+        self.uplink.dialback.data = (
+            DataAddress("far.test", 5001, True, "nonsense"),
+            DataAddress("\xe4.test", 5002, True),
+        )
         for port, host in ((5001, "far.test"), (5002, "\xe4.test")):
             self.call(serverListeningHost=host, serverListeningPort=port, tls=True)
         self.assertEqual(self.carrier.asked, [])
@@ -155,10 +159,10 @@ class CalledTests(SynchronousTestCase):
 
     def test_contexts_are_bounded(self) -> None:
         for number in range(CONTEXTS + 5):
-            self.uplink._data = (DataAddress(f"n{number}.test", 5001, True, KEYHASH),)
+            self.uplink.dialback.data = (DataAddress(f"n{number}.test", 5001, True, KEYHASH),)
             self.call(serverListeningPort=5001, tls=True)
         self.assertEqual(len(self.carrier.asked), CONTEXTS + 5)
-        self.assertLessEqual(len(self.uplink._contexts), CONTEXTS)
+        self.assertLessEqual(len(self.uplink.dialback.contexts), CONTEXTS)
 
 
 class AddressTests(SynchronousTestCase):
