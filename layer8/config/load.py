@@ -22,7 +22,7 @@ from layer8.config.sections import ROLE_PORTS
 from layer8.config.tree import Config
 from layer8.core.errors import ConfigError
 
-__all__ = ["Changes", "ConfigProblems", "Loaded", "diff", "load", "load_text", "show"]
+__all__ = ["Changes", "ConfigProblems", "Loaded", "as_options", "diff", "load", "load_text", "show"]
 
 _LINE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 _ENVIRONMENT = re.compile(r"LAYER8_([A-Z0-9_]*__[A-Z0-9_]*)\Z")
@@ -152,6 +152,37 @@ def _flat(section: object, prefix: str) -> list[tuple[str, object, bool]]:
         else:
             rows += _flat(value, f"{prefix}{key.name}.")
     return rows
+
+
+def as_options(section: object, prefix: str = "") -> dict[str, object]:
+    """Give the options with which `load_text` makes the same configuration of nothing: JSON values by dotted key."""
+    options: dict[str, object] = {}
+    for key in keys(type(section)):
+        value, path = getattr(section, key.name), prefix + key.name
+        if value == key.default:
+            continue
+        if key.repeated:
+            options[path] = [_as_table(item) for item in value]
+        elif key.section is not None:
+            options |= as_options(value, path + ".")
+        else:
+            options[path] = _as_value(value)
+    return options
+
+
+def _as_table(section: object) -> dict[str, object]:
+    table: dict[str, object] = {}
+    for key in keys(type(section)):
+        value = getattr(section, key.name)
+        if value != key.default:
+            table[key.name] = _as_value(value)
+    return table
+
+
+def _as_value(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(name): item for name, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def diff(old: Config, new: Config) -> Changes:

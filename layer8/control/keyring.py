@@ -49,6 +49,8 @@ class Keyring:
         self.cookie = token_text(token_bytes(SECRET_SIZE))
         self._cookie_digest = digest_of(self.cookie)
         self.tokens = read_tokens(self._path)
+        self.changed: Callable[[], None] = _nobody
+        """Told when a named token was added or revoked."""
 
     def read(self) -> Tokens:
         """Read the named tokens again, for whoever sets `tokens` to them; raises ConfigError."""
@@ -99,6 +101,11 @@ class Keyring:
         """Write first, so that what is believed is what a restart would find."""
         write_private(self._path, dump_tokens(tokens).encode())
         self.tokens = tokens
+        self.changed()
+
+
+def _nobody() -> None:
+    pass
 
 
 def read_tokens(path: Path) -> Tokens:

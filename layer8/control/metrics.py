@@ -96,7 +96,7 @@ def counter(name: str, meaning: str, value: float) -> Family:
 class Metrics:
     """Every source of one process behind a registry of its own (never the global one)."""
 
-    __slots__ = ("_fresh_until", "_seconds", "_sources", "_text", "dropped", "registry")
+    __slots__ = ("_fresh_until", "_seconds", "_sources", "_text", "dropped", "merge", "registry")
 
     def __init__(self, seconds: Callable[[], float]) -> None:
         """Take the monotonic clock's `seconds`; a scrape is rendered at most once per `METRICS_FRESH`."""
@@ -105,6 +105,8 @@ class Metrics:
         self._text = b""
         self._fresh_until = float("-inf")
         self.dropped = 0
+        self.merge: Callable[[Iterable[Family]], Iterable[Family]] = _as_they_are
+        """Makes of our own families those that are shown: where other processes count too."""
         self.registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self.registry)
         self.registry.register(_Sources(self))
@@ -138,7 +140,7 @@ class Metrics:
     def counters(self) -> dict[str, float]:
         """Give only the counters of our own sources: what `stats.tick` subtracts from second to second."""
         totals: dict[str, float] = {}
-        for family in self._kept():
+        for family in self.families():
             if family.kind != "counter":
                 continue
             for values, number in family.values.items():
@@ -147,20 +149,23 @@ class Metrics:
                 totals[f"{family.name}{{{labels}}}" if labels else family.name] = number
         return totals
 
-    def _kept(self) -> Iterator[Family]:
+    def families(self) -> Iterator[Family]:
         """Give the families of all sources, whole ones, as long as the process stays under `METRIC_SERIES`."""
         left = METRIC_SERIES
         self.dropped = 0
-        for source in self._sources:
-            for family in source.families():
-                size = sum(
-                    len(number.bounds) + 3 if isinstance(number, Histogram) else 1 for number in family.values.values()
-                )
-                if size > left:
-                    self.dropped += size
-                    continue
-                left -= size
-                yield family
+        for family in self.merge(family for source in self._sources for family in source.families()):
+            size = sum(
+                len(number.bounds) + 3 if isinstance(number, Histogram) else 1 for number in family.values.values()
+            )
+            if size > left:
+                self.dropped += size
+                continue
+            left -= size
+            yield family
+
+
+def _as_they_are(families: Iterable[Family]) -> Iterable[Family]:
+    return families
 
 
 class _Sources(Collector):
@@ -171,7 +176,7 @@ class _Sources(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Give every family as the library's own kind."""
-        for family in self._metrics._kept():
+        for family in self._metrics.families():
             yield _as_metric(family)
         yield GaugeMetricFamily(
             "layer8_metrics_dropped_series", "Series left out because of METRIC_SERIES.", self._metrics.dropped

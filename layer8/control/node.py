@@ -198,6 +198,8 @@ class Node:
         self._listening = listening
         self._drain_control = drain_control
         self._notes = notes
+        self.workers: Callable[[], Sequence[str]] = tuple
+        """Says of each process that this one has started how it is."""
         self._started = ""
         self._last: Mapping[str, float] = {}
         self._tick: IDelayedCall | None = None
@@ -244,7 +246,7 @@ class Node:
             listening=tuple(self._listening()),
             health=tuple(_check(row) for row in self._health.rows()),
             drain=self._health.draining,
-            workers=(),
+            workers=tuple(self.workers()),
             notes=tuple(self._notes()),
         )
 

@@ -47,6 +47,9 @@ EVENTS: Mapping[str, Logged] = {
     "certs.refused": Logged("a certificate for visitors cannot be used; what its files held before is served on"),
     "acme.issued": Logged("an authority has issued a certificate for a host"),
     "acme.failed": Logged("an authority has issued no certificate; it is asked again later, more and more rarely"),
+    "worker.ready": Logged("a worker process serves"),
+    "worker.ended": Logged("a worker process has died and is started again; its connections are lost"),
+    "worker.stuck": Logged("a worker process said nothing for a while and is killed"),
     "proxy.data_kept": Logged("no other data port could be opened; the old one stays"),
     "proxy.draining": Logged("no new visitors are let in"),
     "proxy.counts_kept": Logged("byte counts could not be written and stay in memory"),
@@ -54,6 +57,7 @@ EVENTS: Mapping[str, Logged] = {
     "agent.connected": Logged("a server took this agent's subscriptions"),
     "agent.lost": Logged("the connection to a server ended; it is dialled again"),
     "agent.refused": Logged("a server refused a subscription; the agent goes on trying"),
+    "agent.fenced": Logged("a server asks us to dial back to places that it may not name; see agent.data_networks"),
     "agent.rejected": Logged("a visitor could not be carried to its target"),
     "agent.draining": Logged("a server drains; what is joined goes on"),
 }

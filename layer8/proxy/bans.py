@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from attrs import frozen
 
@@ -41,6 +41,10 @@ class Bans:
     def __len__(self) -> int:
         """Count the bans."""
         return len(self._until)
+
+    def __iter__(self) -> Iterator[Banned]:
+        """Give the bans."""
+        return (Banned(cidr, until) for cidr, until in self._until.items())
 
     def __contains__(self, address: str) -> bool:
         """Say whether an address is kept out."""

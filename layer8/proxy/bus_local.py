@@ -40,6 +40,11 @@ class LocalBus:
         self._present: dict[str, dict[tuple[bytes, int], Presence]] = {}
         self._generation = 0
 
+    @property
+    def rows(self) -> tuple[Registration, ...]:
+        """What stands."""
+        return tuple(self._rows.values())
+
     async def register(self, row: Registration) -> None:
         """Write a registration or a claim down and tell the watchers; see `Bus`."""
         before: Registration | None = None

@@ -218,6 +218,19 @@ class Door:
             listener.close()
         self._visitors.clear()
 
+    def hold(self, on: bool) -> None:
+        """Leave visitors in the kernel's queue, or take them again."""
+        for _, listener, _, _ in self._visitors:
+            if on:
+                listener.pause()
+            else:
+                listener.resume()
+
+    async def close_agents(self) -> None:
+        """Let no more agents in; those who are here stay."""
+        ports, self._ports = self._ports, []
+        await _all([maybeDeferred(port.stopListening) for port, *_ in ports])
+
     def listening(self) -> tuple[str, ...]:
         """Say in words where what listens, with the ports that were really taken."""
         told = [f"{scheme} on {taken.text}" for taken, _, scheme, _ in self._visitors]
@@ -286,7 +299,7 @@ class Door:
 
     def _context(self) -> SSL.Context:
         if self._data_context is None:
-            self._data_context = server_context(self._identity(), (DATA_ALPN,))
+            self._data_context = server_context(self._identity(), (DATA_ALPN,), resume=True)
         return self._data_context
 
     def encrypts(self, scheme: str) -> bool:
@@ -403,7 +416,7 @@ class Door:
                 state=visit.state.value,
                 subscription=None if visit.seat is None else visit.seat.number,
                 seconds=int(moment - visit.opened),
-                bytes_in=0 if link is None else link.bytes_up,
+                bytes_in=0 if link is None else max(0, link.bytes_up - visit.head),
                 bytes_out=0 if link is None else link.bytes_down,
                 address=visit.address,
             )

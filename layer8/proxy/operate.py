@@ -162,7 +162,7 @@ class OperatorRows:
         """List the visitors there are."""
         after = int(params.cursor) if params.cursor and params.cursor.isdecimal() else -1
         shown = caller.may(ADMIN)
-        rows = ((str(row.conn), row if shown else _blurred(row)) for row in self._door.rows() if row.conn > after)
+        rows = ((str(row.conn), row if shown else blurred(row)) for row in self._door.rows() if row.conn > after)
         return ConnectionRows(*fit(rows, params.limit))
 
     @method("proxy.stats", role="read")
@@ -242,6 +242,6 @@ class OperatorRows:
         )
 
 
-def _blurred(row: ConnectionRow) -> ConnectionRow:
+def blurred(row: ConnectionRow) -> ConnectionRow:
     """Give a row to somebody who may not see addresses and exact sizes."""
     return evolve(row, bytes_in=blur_bytes(row.bytes_in), bytes_out=blur_bytes(row.bytes_out), address=None)

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.names.client import createResolver
 
@@ -29,7 +30,6 @@ from layer8.config.endpoint import client as read_target
 from layer8.config.endpoint import server as read_endpoint
 from layer8.config.proxy import ProxyConfig, ProxyHostConfig
 from layer8.config.tree import Config
-from layer8.control.frame import Frame
 from layer8.control.limits import AGENTS, LEGACY
 from layer8.control.service import wall_clock
 from layer8.core.errors import ConfigError
@@ -46,9 +46,11 @@ from layer8.proxy.bans import Bans
 from layer8.proxy.choose import Seat, Seats
 from layer8.proxy.counting import Carrying, ProxyMetrics
 from layer8.proxy.door import Door
+from layer8.proxy.ground import Ground
 from layer8.proxy.ledger import Ledger
 from layer8.proxy.legacy_listen import METHODS, PATH, LegacyApi, LegacyPage, LegacySocket
 from layer8.proxy.methods import AgentRows, OwnerRows
+from layer8.proxy.modes import Modes
 from layer8.proxy.neighbours import Neighbours
 from layer8.proxy.operate import OperatorRows
 from layer8.proxy.orders import Policy
@@ -63,13 +65,15 @@ from layer8.proxy.traffic import Traffic
 from layer8.proxy.upkeep import Presences, Upkeep
 from layer8.proxy.wire import AGENT_PATH, NONCE_SIZE
 
+GIVE_WAY = 2.0
+"""Seconds that visitors get to say their name and reach their agent before the agents go."""
 CEILING = frozenset({"agent", "owner"})
 """What anybody may be at most on the public listener for agents."""
 AGENTS_PER_SOURCE = 256
 """Agents behind one /24 or /56."""
 
 
-class _SystemResolver:
+class SystemResolver:
     """The resolvers that the system names, asked for the first time when a proof is looked for."""
 
     def __init__(self) -> None:
@@ -88,7 +92,7 @@ class Server(Service):
 
     _log = Logger(namespace="layer8.proxy")
 
-    def __init__(self, frame: Frame, prover: Prover | None = None, place: Place | None = None) -> None:
+    def __init__(self, frame: Ground, prover: Prover | None = None, place: Place | None = None) -> None:
         """Put it together, listening nowhere yet; `prover` None looks ownership up in the real DNS.
 
         `place` is what it stands on, by default a store and a bus of its own. Raises ConfigError or StorageError.
@@ -108,8 +112,9 @@ class Server(Service):
             self.registry,
             place.bus,
             self.seats,
-            prover or NetworkProver(reactor, _SystemResolver()),
+            prover or NetworkProver(reactor, SystemResolver()),
             wall_clock,
+            config.mode,
         )
         self.guesses = Guesses(config.limits.subscribe_fails, config.limits.ban_shortest, config.limits.ban_longest)
         self._house = house = House(
@@ -171,13 +176,21 @@ class Server(Service):
         )
         self.ahead = Pooling(reactor, self.pump, self.seats, self.traffic, self.door, config.limits)
         self.traffic.reach.ahead = self.ahead
+        self.traffic.modes = Modes(self.traffic)
         self.seats.changed = self.ahead.changed
         self.carrying = Carrying(reactor, self.traffic, place.books, place.kept.carried, self.tasks)
         if config.legacy or config.legacy_open:
             api = LegacyApi(self.ledger, self.carrying.of)
             page = LegacyPage(api, frame.control.who, config.legacy_open)
             frame.control.hang(PATH, page, METHODS, tree=True)
-        self.metrics = ProxyMetrics(self.traffic, self.pump, self.seats, self.door.data, by_host=config.host_label)
+        self.metrics = ProxyMetrics(
+            self.traffic,
+            self.pump,
+            self.seats,
+            self.door.data,
+            by_host=config.host_label,
+            pools=self.ahead.pools,
+        )
         operator_rows = OperatorRows(
             self.registry,
             self.seats,
@@ -186,7 +199,7 @@ class Server(Service):
             self.traffic,
             self.door,
             self.carrying.of,
-            time.monotonic,
+            reactor.seconds,
             wall_clock,
         )
         for rows in (self._agent_rows, OwnerRows(self.ledger, self._kill_host), operator_rows):
@@ -267,21 +280,27 @@ class Server(Service):
 
     async def _load_hosts(self, config: ProxyConfig) -> None:
         await self.ledger.start()
-        await self.ledger.set_static(self._static(config))
-
-    def _static(self, config: ProxyConfig) -> Iterable[Registration]:
-        rows = [_registration(host, self._frame.environ, config) for host in config.host]
-        ours = {read_endpoint(text).port for text in (*config.http, *config.https)} - {0}
-        for row in rows:
-            if row.target is not None:
-                target = read_target(row.target)
-                if target.kind == "tcp" and target.loopback and target.port in ours:
-                    raise ConfigError(f"proxy.host: the target of {row.host} is this server itself")
-        return rows
+        await self.ledger.set_static(static_rows(config, self._frame.environ))
 
     def _kill_host(self, host: str) -> int:
         self._place.killed(host)
         return self.traffic.kill(None, host)
+
+    async def give_way(self) -> list[str]:
+        """Let another process have visitors and agents, so that nobody is turned away in between.
+
+        New visitors stay in the kernel's queue from now on. Those whose agent is called are joined first, then agents
+        are sent away, to come again where they then arrive. Gives the hosts that had agents.
+        """
+        self.door.hold(True)
+        await self.door.close_agents()
+        end = self._frame.reactor.seconds() + GIVE_WAY
+        while self._frame.reactor.seconds() < end and (self.traffic.reach.pending or self.traffic.waiting):
+            await deferLater(self._frame.reactor, GIVE_WAY / 200, lambda: None)
+        hosts = sorted({seat.host for seat in self.seats})
+        for seat in list(self.seats):
+            seat.voice.close("going_away")
+        return hosts
 
     def _seat_gone(self, seat: Seat, kill: bool) -> None:
         self.traffic.seat_gone(seat, kill)
@@ -296,7 +315,7 @@ class Server(Service):
     async def apply(self, config: Config) -> None:
         """Go by another configuration; what needs a restart stays as it was."""
         fresh = evolve(config.proxy, name=self.config.name)
-        rows = list(self._static(fresh))
+        rows = static_rows(fresh, self._frame.environ)
         if fresh.tls_cert_file:
             self._identity_of(fresh)  # raises if it cannot be used
         certify = self.certificates.prepare(fresh)
@@ -307,6 +326,7 @@ class Server(Service):
             settle(False)
             raise
         self.config = fresh
+        self.ledger.mode = fresh.mode
         settle(True)
         certify()
         self.traffic.configure(fresh)
@@ -345,6 +365,18 @@ class Server(Service):
         self.door.undrain()
 
 
+def static_rows(config: ProxyConfig, environ: Mapping[str, str]) -> list[Registration]:
+    """Make the registrations of the configuration file; raises ConfigError."""
+    rows = [_registration(host, environ, config) for host in config.host]
+    ours = {read_endpoint(text).port for text in (*config.http, *config.https)} - {0}
+    for row in rows:
+        if row.target is not None:
+            target = read_target(row.target)
+            if target.kind == "tcp" and target.loopback and target.port in ours:
+                raise ConfigError(f"proxy.host: the target of {row.host} is this server itself")
+    return rows
+
+
 def _registration(host: ProxyHostConfig, environ: Mapping[str, str], config: ProxyConfig) -> Registration:
     """Make the registration of a host of the configuration file."""
     key = None
@@ -356,7 +388,7 @@ def _registration(host: ProxyHostConfig, environ: Mapping[str, str], config: Pro
         key=key,
         target=host.target or None,
         ports=host.ports,
-        mode="raw",
+        mode=host.mode or config.mode,
         policy=Policy(
             allow=host.allow,
             deny=host.deny,

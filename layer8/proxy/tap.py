@@ -10,6 +10,7 @@ from layer8.config.twistd import DaemonOptions, options_class
 from layer8.control.frame import Frame
 from layer8.net.process import or_exit, settle
 from layer8.proxy.service import Server
+from layer8.proxy.workers import Supervisor
 
 Options = options_class("proxy")
 
@@ -20,7 +21,8 @@ def makeService(options: DaemonOptions) -> IService:
 
     with or_exit("layer8-proxy"):
         frame = Frame(reactor, "proxy", options, os.environ)
-        server = Server(frame)
+        several = options.config.proxy.workers > 1
+        server = Supervisor(frame) if several else Server(frame)
         frame.run(server, server)
         reactor.callWhenRunning(settle)
         return frame.process
