@@ -7,7 +7,8 @@ The same `OpenSSL.SSL.Context` serves both ways of use:
 
 Who the peer is, is decided inside the handshake: the client sends no application byte to a wrong server. What fails
 is a `WrongPeer`, which is an `SSL.Error` too, because that is what Twisted and OpenSSL's callers catch.
-Sessions are never resumed: a resumed handshake shows no certificate to check, and pins are checked every time.
+A resumed handshake shows no certificate to check. So nobody resumes who does not ask for it: listeners by `resume`,
+diallers by keeping a session that was checked (`layer8.net.leg.Ticket`).
 """
 
 from __future__ import annotations

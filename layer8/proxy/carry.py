@@ -22,7 +22,7 @@ from layer8.core.lanes import Lane
 from layer8.net.dial import Attempt, Dialer, Where
 from layer8.net.entries import Dialing
 from layer8.net.flow import Link
-from layer8.net.leg import Leg
+from layer8.net.leg import Leg, Ticket
 from layer8.net.pump import Pump
 from layer8.proxy.limits import CALL_LIFE, NOD_TIME
 from layer8.proxy.nod import Nodding
@@ -90,10 +90,14 @@ class Totals:
 
 @define(eq=False)
 class Secured:
-    """How a dial-back is made secure: the context that knows whom to expect, and the name to ask for."""
+    """How a dial-back is made secure: the context that knows whom to expect, and the name to ask for.
+
+    `ticket` is the last session with that server, which the next dial-back resumes.
+    """
 
     context: SSL.Context
     name: str
+    ticket: Ticket = field(factory=Ticket, init=False)
 
 
 @define(eq=False)
@@ -263,6 +267,7 @@ class Carried:
                 client=True,
                 done=self._shaken,
                 name=self._secured.name.encode("ascii") or None,
+                ticket=self._secured.ticket,
             )
             self._waiting.append(leg)
             leg.start()

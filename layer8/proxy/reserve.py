@@ -161,7 +161,7 @@ class Kept:
         else:
             secured = self._secured
             name = secured.name.encode("ascii") or None
-            leg = Leg(pump, fd, secured.context, client=True, done=self._shaken, name=name)
+            leg = Leg(pump, fd, secured.context, client=True, done=self._shaken, name=name, ticket=secured.ticket)
             self._attempt = leg
             leg.start()
 
