@@ -215,7 +215,7 @@ class ProxyConfig:
     default_host: str = option("", doc="Host for visitors that name none.", check=accept.host_name)
     sni_dot: Literal["close", "strip"] = option("close", doc="What to do about a dot at the end of a TLS server name.")
     mode: Literal["raw", "guard", "proxy"] = option(
-        "raw",
+        "guard",
         doc="HTTP of hosts that name no mode. raw: routed by the first request; guard: a later request for "
         "another host is refused; proxy: every request is routed, its forwarding headers are ours.",
     )
@@ -318,6 +318,13 @@ class AgentConfig:
         "",
         doc="Dial everything through connect:HOST:PORT, socks5:HOST:PORT or tor:; empty: directly.",
         check=accept.via,
+        hot=False,
+    )
+    data_networks: tuple[str, ...] = option(
+        (),
+        doc="Networks in which a server may have us dial back although it is itself reached farther away.",
+        check=accept.networks,
+        example="10.0.0.0/8",
         hot=False,
     )
     legacy: bool = option(False, doc="Speak to webgw servers: plain text, the secret itself is sent.", hot=False)

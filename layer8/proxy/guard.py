@@ -80,6 +80,11 @@ class Guard:
         self.free = 0
         self.over: Over | None = None
 
+    @property
+    def upgrading(self) -> bool:
+        """Whether the first request asks for an upgrade and has had no answer."""
+        return self._asking or self.asks
+
     def feed(self, data: bytes) -> bytes:
         """Give what goes on of all that has come."""
         if self._between:
@@ -129,14 +134,19 @@ class Guard:
         reader = self._reader
         passed: list[bytes] = []
         try:
-            while self.over is None and not self.asks and (what := reader.next()) is not None:
+            while (what := reader.next()) is not None:
                 if isinstance(what, bytes):
                     passed.append(what)
                 elif what is END:
-                    self.asks, self._asking = self._asking and not self._answered, False
+                    if self._asking:
+                        self._asking, self.asks = False, not self._answered
+                    if self.asks:
+                        break
                 elif self._stays(what):
                     passed.append(what.raw)
                     self._asking = bool(what.upgrade)
+                else:
+                    break
         except Malformed as doubt:
             self.over = Over(Why.DOUBT, doubt.status)
         self._between = reader.between and not self.asks and self.over is None

@@ -179,6 +179,7 @@ class Server(Service):
         self.traffic.modes = Modes(self.traffic)
         self.seats.changed = self.ahead.changed
         self.carrying = Carrying(reactor, self.traffic, place.books, place.kept.carried, self.tasks)
+        place.bus.watch(self.carrying.changed)
         if config.legacy or config.legacy_open:
             api = LegacyApi(self.ledger, self.carrying.of)
             page = LegacyPage(api, frame.control.who, config.legacy_open)

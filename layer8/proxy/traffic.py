@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from functools import partial
 from itertools import count
 from sys import intern
 from typing import Any
@@ -27,7 +26,6 @@ from layer8.net.dial import Dialer
 from layer8.net.factory import Places
 from layer8.net.flow import Secure
 from layer8.net.leg import Leg
-from layer8.net.linger import answer_and_close
 from layer8.net.pump import Pump
 from layer8.proxy.accounts import Accounts
 from layer8.proxy.allowances import Allowances
@@ -38,13 +36,13 @@ from layer8.proxy.hooks import Modes, Own, Terminator
 from layer8.proxy.orders import Policy
 from layer8.proxy.pp import Header
 from layer8.proxy.reach import Reach
-from layer8.proxy.registration import gate
+from layer8.proxy.registration import Registration, gate
 from layer8.proxy.registry import Registry
 from layer8.proxy.sniff import UNKNOWN, Found, Sniffer, answer
 from layer8.proxy.sniff_http import HttpSniffer
 from layer8.proxy.sniff_tls import TlsSniffer
 from layer8.proxy.visit import Visit
-from layer8.proxy.visitor import Ask, State, Times, Visitor, reason_for
+from layer8.proxy.visitor import UNSERVED, Ask, State, Times, Visitor, reason_for
 from layer8.proxy.wire import Reason
 
 FIRST_READ = 16384
@@ -53,17 +51,6 @@ TICK = 0.25
 """Seconds between two looks at deadlines, and between two writes of the access log."""
 EVERYBODY = 1 << 31
 """No limit on all visitors together but the descriptors of the process."""
-
-# A visitor who could not be carried to a host that is registered: told so only with `unknown = "answer"`.
-_UNSERVED = {
-    Reason.NO_SUBSCRIBER: answer(503),
-    Reason.PENDING_LIMIT: answer(503),
-    Reason.HOST_LIMIT: answer(503),
-    Reason.DRAINING: answer(503),
-    Reason.REJECTED: answer(502),
-    Reason.CALL_TIME: answer(502),
-    Reason.TARGET_REFUSED: answer(502),
-}
 
 
 class Traffic:
@@ -171,9 +158,20 @@ class Traffic:
             self.enter(fd, address, port, scheme)
 
     def enter(
-        self, fd: int, address: str, port: int, scheme: str, header: Header | None = None, first: bytes = b""
+        self,
+        fd: int,
+        address: str,
+        port: int,
+        scheme: str,
+        header: Header | None = None,
+        first: bytes = b"",
+        leg: Leg | None = None,
+        row: Registration | None = None,
     ) -> None:
-        """Take a visitor from `address`; a balancer may have said so in a `header`, behind which stood `first`."""
+        """Take a visitor from `address`; a balancer may have said so in a `header`, behind which stood `first`.
+
+        One that comes back from its host may have a `leg`, whose certificate is that of `row`.
+        """
         if address in self.bans:
             self.turn_away(fd, Reason.BANNED)
             return
@@ -185,8 +183,8 @@ class Traffic:
             self.turn_away(fd, Reason.SOURCE_LIMIT)
             return
         visit = Visit(self, fd, next(self._numbers), intern(address), source, port, scheme)
-        visit.header = header
-        sniffer: Sniffer = HttpSniffer() if scheme == "http" else TlsSniffer(strip_dot=self._strip_dot)
+        visit.header, visit.leg, visit.row = header, leg, row
+        sniffer: Sniffer = HttpSniffer() if visit.speaks_http else TlsSniffer(strip_dot=self._strip_dot)
         self.visits.add(visit)
         try:
             self._enter(visit, sniffer, first)
@@ -325,6 +323,11 @@ class Traffic:
             visit.session = None
             terminator.begin(visit, row, sniffer.data, found.alpn)
             return
+        if self.modes is not None and row.mode != "raw" and visit.speaks_http:
+            status = self.modes.doubt(row, sniffer.data)
+            if status is not None:
+                self.refuse(visit, Reason.BAD_HTTP, answer(status) if status else b"")
+                return
         tally = self.tallies.get(row.host) or self.accounts.tally(row.host)
         limits = self.config.limits
         most = row.policy.max_conns or limits.host_conns
@@ -451,17 +454,8 @@ class Traffic:
         """End a visitor that was never joined, once: whatever went wrong, no number is closed twice."""
         why = Reason(reason)
         if not farewell and self._answers and visit.speaks_http:
-            farewell = _UNSERVED.get(why, b"")
-        fd, visit.fd = visit.fd, -1
-        if fd >= 0:
-            if visit.leg is not None:
-                farewell = visit.leg.goodbye(farewell)
-            if farewell:
-                # It keeps its place until it is closed, or a scanner could have any number of these.
-                self.open.take_again(visit.source)
-                answer_and_close(self.reactor, self.pump, fd, farewell, partial(self.open.give, visit.source))
-            else:
-                self.pump.close_fd(fd)
+            farewell = UNSERVED.get(why, b"")
+        visit.see_off(farewell)
         if visit.attempt is not None:
             visit.attempt.cancel()
             visit.attempt = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from layer8.core.address import HostPort
@@ -9,6 +10,7 @@ from layer8.net.dial import Attempt
 from layer8.net.entries import Dialing, end_of
 from layer8.net.flow import Link
 from layer8.net.leg import Leg
+from layer8.net.linger import answer_and_close
 from layer8.proxy.choose import Seat
 from layer8.proxy.pp import Header
 from layer8.proxy.registration import Registration
@@ -33,8 +35,8 @@ class Visit:
 
     `session` is there while it waits for its name or for an agent; `first` is what it has said, while the target of a
     static host is dialled. `leg` is its TLS if that ends here, `head` counts the bytes that went to the other side
-    before its own, `pooled` says that the other side had been dialled ahead. Times are monotonic seconds; `sniff_ms`
-    and `call_ms` are what was taken until named and until joined.
+    before its own, `pooled` says that the other side had been dialled ahead, `verdict` why we end it ourselves. Times
+    are monotonic seconds; `sniff_ms` and `call_ms` are what was taken until named and until joined.
 
     `address` is for limits, bans, rules and the log; `header` is what a balancer said of the visitor. What others may
     learn of it is `remote`, and nothing else.
@@ -65,6 +67,7 @@ class Visit:
         "source",
         "tally",
         "traffic",
+        "verdict",
     )
 
     def __init__(self, traffic: Traffic, fd: int, conn: int, address: str, source: str, port: int, scheme: str):
@@ -92,6 +95,7 @@ class Visit:
         self.header: Header | None = None
         self.head = 0
         self.pooled = False
+        self.verdict: Reason | None = None
         self.over = False
 
     def ready(self, fd: int, events: int) -> None:
@@ -109,7 +113,22 @@ class Visit:
     def ended(self, link: Link, reason: str) -> None:
         """Take the end of the joined connection."""
         reset = Reason.VISITOR_RESET if link.up.reset else Reason.AGENT_RESET
-        self.traffic.finish(self, _BY_LINK.get(reason, reset))
+        self.traffic.finish(self, self.verdict or _BY_LINK.get(reason, reset))
+
+    def see_off(self, words: bytes) -> None:
+        """Close the visitor's own connection, once, after some last words."""
+        fd, self.fd = self.fd, -1
+        if fd < 0:
+            return
+        traffic = self.traffic
+        if self.leg is not None:
+            words = self.leg.goodbye(words)
+        if words:
+            # It keeps its place until it is closed, or a scanner could have any number of these.
+            traffic.open.take_again(self.source)
+            answer_and_close(traffic.reactor, traffic.pump, fd, words, partial(traffic.open.give, self.source))
+        else:
+            traffic.pump.close_fd(fd)
 
     @property
     def remote(self) -> HostPort | None:

@@ -24,7 +24,7 @@ from attrs import define, frozen
 
 from layer8.core.session import Close, Effect, Join, Send, Tell
 from layer8.proxy.choose import Seat
-from layer8.proxy.sniff import Found, Refused, Sniffer
+from layer8.proxy.sniff import Found, Refused, Sniffer, answer
 from layer8.proxy.sniff import Reason as Doubt
 from layer8.proxy.wire import Reason
 
@@ -41,6 +41,17 @@ DOUBTS = {
     Doubt.SLOW: Reason.SNIFF_TIME,
 }
 _BY_SCHEME = {"http": Reason.BAD_HTTP, "https": Reason.BAD_TLS}
+
+# A visitor who could not be carried to a host that is registered: told so only with `unknown = "answer"`.
+UNSERVED = {
+    Reason.NO_SUBSCRIBER: answer(503),
+    Reason.PENDING_LIMIT: answer(503),
+    Reason.HOST_LIMIT: answer(503),
+    Reason.DRAINING: answer(503),
+    Reason.REJECTED: answer(502),
+    Reason.CALL_TIME: answer(502),
+    Reason.TARGET_REFUSED: answer(502),
+}
 
 
 def reason_for(refused: Refused, scheme: str) -> Reason:

@@ -268,9 +268,13 @@ class Proxy(Daemon):
     def start(
         cls, scope: Scope, text: str = "", *, secrets: Iterable[str] = (), prefix: tuple[str, ...] = ()
     ) -> "Proxy":
-        """Start one; `secrets` are hosts for agents, `text` is more TOML: keys of [proxy], then tables."""
+        """Start one; `secrets` are hosts for agents, `text` is more TOML: keys of [proxy], then tables.
+
+        As a mapping, `secrets` also holds more keys of each host.
+        """
         server = cls("proxy", folder(scope), scope, prefix)
-        hosts = "".join(server.host(host) for host in secrets)
+        more = secrets if isinstance(secrets, Mapping) else {}
+        hosts = "".join(server.host(host) + more.get(host, "") for host in secrets)
         server.write(f"{text}\n{hosts}")
         server.again()
         return server

@@ -34,6 +34,8 @@ SIZES = {
 """Names of files and their sizes in bytes; 64 KiB is one read of the pump."""
 NAMES = [f"{name}.{way}.test" for way in ("agent", "static") for name in ("web", "tls", "h2c")]
 WAYS = ("agent", "static")
+MODES = {"h2c": 'mode = "raw"\n'}
+"""Keys of hosts that are not for HTTP/1: nobody could guard what only HTTP/2 can read."""
 CURL = ("curl", "-sS", "--no-progress-meter", "--fail", "--noproxy", "*", "--max-time", "120")
 
 
@@ -165,10 +167,12 @@ def build(scope: Scope, text: str = "") -> Stage:
     sums = {name: pattern(nginx.files / name, size) for name, size in SIZES.items()}
     backends = {"web": nginx.plain, "tls": nginx.secure, "h2c": nginx.h2c}
     static = "".join(
-        f'[[proxy.host]]\nhost = "{kind}.static.test"\ntarget = "tcp:127.0.0.1:{port}"\n'
+        f'[[proxy.host]]\nhost = "{kind}.static.test"\ntarget = "tcp:127.0.0.1:{port}"\n{MODES.get(kind, "")}'
         for kind, port in backends.items()
     )
-    server = Proxy.start(scope, f"{text}\n{static}", secrets=[f"{kind}.agent.test" for kind in backends])
+    server = Proxy.start(
+        scope, f"{text}\n{static}", secrets={f"{kind}.agent.test": MODES.get(kind, "") for kind in backends}
+    )
     agent = Agent.start(
         scope,
         server,

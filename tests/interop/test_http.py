@@ -108,7 +108,7 @@ class HttpTests(SynchronousTestCase):
 
     def test_every_byte_of_a_strange_but_legal_request_arrives(self) -> None:
         with Recorder(lambda seen: b"HTTP/1.1 204 No\r\n\r\n" if seen.endswith(b"END") else b"") as backend:
-            server, _ = pair(self, plain=backend.port)
+            server, _ = pair(self, plain=backend.port, text='mode = "raw"\n')
             for way in WAYS:
                 request = (
                     b"\r\nPOST http://WEB.%b.test/?q=%%00 HTTP/1.1\r\nhost:web.%b.test:80\r\nX-Odd:\t \x80\xff\r\n"

@@ -165,7 +165,7 @@ class GuardTests(SynchronousTestCase):
                 read = [read_request(part) for part in parts]
             except Malformed:
                 return  # they are no heads one by one
-            self.assertEqual(len({request.host and request.host[0] for request in read}), 1)
+            self.assertEqual(len({None if request.host is None else request.host[0] for request in read}), 1)
 
     def test_doubt_agrees_with_the_sniffer(self) -> None:
         for row in HTTP_ROWS:

@@ -626,7 +626,7 @@ class OperatorTests(ServerCase):
                 "host": "static.test",
                 "scheme": "http",
                 "reason": "done",
-                "mode": "raw",
+                "mode": "guard",
                 "bytes_in": len(get("static.test")),
                 "bytes_out": len(got),
                 "pooled": False,

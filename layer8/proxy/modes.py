@@ -1,0 +1,210 @@
+"""The modes of HTTP: what stands between a visitor and its host once they are joined.
+
+`raw` is nothing at all. `guard` (`layer8.proxy.guard`) reads requests and changes none. Each gives the pump a filter
+for either direction of a visitor's link; what they decide about the link itself is carried out here::
+
+    a request that may not go on ──▶ the host hears the end, answers what it still owes, ends ──▶ last words, closed
+                                                                          or after GIVE_UP s ──▶ closed
+    an upgrade on a used connection ──▶ the same, and then the visitor begins anew, with that request as its first
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+from layer8.net.leg import Leg
+from layer8.net.pump import Pump
+from layer8.proxy.guard import Answer, Guard, Verdict, Why, doubt
+from layer8.proxy.hooks import Filters
+from layer8.proxy.http1 import ENDLESS
+from layer8.proxy.pp import Header
+from layer8.proxy.registration import Registration
+from layer8.proxy.sniff import answer
+from layer8.proxy.visit import Visit
+from layer8.proxy.wire import Reason
+
+GIVE_UP: Final = 5.0
+"""Seconds that a host has to end its side when its visitor may say no more."""
+
+
+class Keeper(Protocol):
+    """Who keeps the visitors."""
+
+    pump: Pump
+
+    def enter(
+        self,
+        fd: int,
+        address: str,
+        port: int,
+        scheme: str,
+        header: Header | None = None,
+        first: bytes = b"",
+        leg: Leg | None = None,
+        row: Registration | None = None,
+    ) -> None:
+        """Take a visitor, which has said `first`."""
+
+    def finish(self, visit: Visit, reason: Reason) -> None:
+        """Count and log the end of a visitor."""
+
+
+class Modes:
+    """Gives visitors the filters of their host's mode."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        """Serve `keeper`'s visitors."""
+        self.keeper = keeper
+
+    def doubt(self, row: Registration, first: bytes) -> int | None:
+        """Give the status for a visitor whose first request is refused before anybody is called; 0 is silence."""
+        return doubt(first)
+
+    def filters(self, visit: Visit, row: Registration, first: bytes, rest: bytes) -> Filters | None:
+        """Give the filters for a visitor that is about to be joined, with what they make of what was said already."""
+        up = Upward(self.keeper, visit)
+        first = up.guard.feed(first)
+        down = Downward(up, Answer() if up.guard.upgrading else None)
+        up.down = down
+        if up.guard.over is not None:
+            self.keeper.pump.clock.callLater(0, up.stop)  # when there is a link to stop
+        return Filters(first, down.feed(rest) if rest else b"", up, down)
+
+
+def begin_anew(keeper: Keeper, visit: Visit, first: bytes) -> None:
+    """Part a visitor from its host, as if it had just come and said `first`."""
+    link, leg, row = visit.link, visit.leg, visit.row
+    if link is None:
+        return
+    fd, other = keeper.pump.part(link)
+    keeper.pump.close_fd(other)
+    visit.fd = -1
+    keeper.finish(visit, Reason.DONE)
+    keeper.enter(
+        fd, visit.address, visit.port, visit.scheme, visit.header, first, leg, row if leg is not None else None
+    )
+
+
+def see_off(keeper: Keeper, visit: Visit, reason: Reason, words: bytes) -> None:
+    """Part a visitor from its host and close it, after some last words."""
+    if visit.link is None:
+        return
+    _, other = keeper.pump.part(visit.link)
+    keeper.pump.close_fd(other)
+    visit.see_off(words)
+    keeper.finish(visit, reason)
+
+
+class Upward:
+    """Sees what a guarded visitor says."""
+
+    __slots__ = ("_keeper", "_stopped", "down", "guard", "visit")
+
+    def __init__(self, keeper: Keeper, visit: Visit) -> None:
+        """Begin before the first byte."""
+        self._keeper = keeper
+        self._stopped = False
+        self.visit = visit
+        self.guard = Guard()
+        self.down: Downward
+
+    @property
+    def free(self) -> int:
+        """What belongs to bodies."""
+        return self.guard.free
+
+    def feed(self, data: bytes) -> bytes:
+        """Let through what is for the host."""
+        guard = self.guard
+        passed = guard.feed(data)
+        if guard.over is not None:
+            self.stop()
+        elif guard.asks:
+            self._pause()
+        return passed
+
+    def skipped(self, count: int) -> None:
+        """Take that some of a body has passed."""
+        self.guard.skipped(count)
+        if self.guard.asks:
+            self._pause()
+
+    def ended(self) -> bytes:
+        """Nothing more is to be said to the host."""
+        return b""
+
+    def _pause(self) -> None:
+        if self.visit.link is not None:
+            self._keeper.pump.pause(self.visit.link.up)
+
+    def decided(self, verdict: Verdict) -> None:
+        """Take what the answer to an upgrade means."""
+        link, guard = self.visit.link, self.guard
+        if verdict is Verdict.BROKEN:
+            if link is not None:
+                link.close("reset")
+            return
+        waiting = guard.opened() if verdict is Verdict.OPENED else guard.declined()
+        if link is not None:
+            self._keeper.pump.go_on(link.up, waiting)
+        if guard.over is not None:
+            self.stop()
+
+    def stop(self) -> None:
+        """Let the host finish, and then do what `guard.over` says."""
+        visit, pump, over = self.visit, self._keeper.pump, self.guard.over
+        link = visit.link
+        if self._stopped or link is None or over is None or link.up.link is None:
+            return
+        self._stopped = True
+        if over.why is not Why.ANEW:
+            visit.verdict = Reason.MISDIRECTED if over.why is Why.MISDIRECTED else Reason.BAD_HTTP
+        pump.finish(link.up)
+
+        def give_up() -> None:
+            if visit.link is link:
+                link.close("half_closed")
+
+        pump.clock.callLater(GIVE_UP, give_up)
+
+    def finished(self) -> None:
+        """Take that the host has ended, after everything that it had to say."""
+        visit, over = self.visit, self.guard.over
+        if not self._stopped or over is None:
+            return
+        if over.why is Why.ANEW:
+            begin_anew(self._keeper, visit, over.rest)
+        else:
+            see_off(self._keeper, visit, visit.verdict or Reason.DONE, answer(over.status) if over.status else b"")
+
+
+class Downward:
+    """Sees what a guarded visitor is answered: only the answer to an upgrade, and the end."""
+
+    __slots__ = ("_answer", "_up", "free")
+
+    def __init__(self, up: Upward, asked: Answer | None) -> None:
+        """`asked` is the answer to wait for, if the first request was for an upgrade."""
+        self._up = up
+        self._answer = asked
+        self.free = ENDLESS if asked is None else 0
+
+    def feed(self, data: bytes) -> bytes:
+        """Give what the visitor is to have."""
+        asked = self._answer
+        if asked is None:
+            return data
+        passed = asked.feed(data)
+        if asked.verdict is not None:
+            self._answer = None
+            self.free = ENDLESS
+            self._up.decided(asked.verdict)
+        return passed
+
+    def skipped(self, count: int) -> None:
+        """Responses are not counted."""
+
+    def ended(self) -> bytes:
+        """Take the end of what the host says."""
+        self._up.finished()
+        return b""
