@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from layer8.net.flow import CHUNK, SPLICE, SPLICE_GATHER, SPLICE_HOW, SPLICE_LEAST, Filter, Flow
-from layer8.net.meter import Meter
+from layer8.net.meter import LEAST, Meter
 
 if TYPE_CHECKING:
     from layer8.net.pump import Pump
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 class Care:
     """What a flow needs beyond being carried: a filter, a meter, or both.
 
-    `paused` is the filter's wish, `resting` the meter's, `read` counts what came from the source. `lost` is told that
-    the source was reset, and may part the link.
+    `paused` is the filter's wish, `resting` the meter's, `share` what it granted after a rest, `read` counts what came
+    from the source. `lost` is told that the source was reset, and may part the link.
     """
 
-    __slots__ = ("filter", "lost", "meter", "paused", "read", "resting")
+    __slots__ = ("filter", "lost", "meter", "paused", "read", "resting", "share")
 
     def __init__(self, seen: Filter | None = None, meter: Meter | None = None) -> None:
         """Begin without a pause."""
@@ -31,6 +31,7 @@ class Care:
         self.meter = meter
         self.paused = False
         self.resting = False
+        self.share = 0
         self.read = 0
         self.lost: Callable[[], None] | None = None
 
@@ -44,6 +45,10 @@ def read_with_care(pump: Pump, flow: Flow, care: Care) -> bool:
     most = SPLICE
     if meter is not None:
         most = min(SPLICE, meter.room(pump.now))
+        if care.share:
+            most, care.share = min(most, care.share), 0
+        elif meter.waiting:
+            most = 0  # those who rest already come first
         if not most:
             _rest(pump, flow, care, meter)
             return False
@@ -108,14 +113,26 @@ def last_words(flow: Flow, care: Care) -> bool:
 
 
 def _rest(pump: Pump, flow: Flow, care: Care, meter: Meter) -> None:
-    """Let a flow wait until its meter has room again."""
+    """Let a flow wait until its meter has room again and all that wait longer have had some."""
     care.resting = True
     pump.empty_pipe(flow)
+    meter.waiting.append(flow)
+    if len(meter.waiting) == 1:
+        pump.clock.callLater(meter.wait(), _go_on, pump, meter)
 
-    def rested() -> None:
-        care.resting = False
-        if flow.link is not None:
-            flow.link.last = pump.look_at_clock()  # it was made to wait, so it was not idle
+
+def _go_on(pump: Pump, meter: Meter) -> None:
+    """Let as many flows go on as there is room for, and share it among them: one timer for all that wait."""
+    now = pump.look_at_clock()
+    waiting = meter.waiting
+    room = meter.room(now)
+    chosen = [waiting.popleft() for _ in range(min(len(waiting), room // LEAST))]
+    for flow in chosen:
+        care = flow.care
+        if flow.link is not None and care is not None and care.resting:
+            care.resting = False
+            care.share = room // len(chosen)
+            flow.link.last = now  # it was made to wait, so it was not idle
             pump.soon(flow)
-
-    pump.clock.callLater(meter.wait(), rested)
+    if waiting:
+        pump.clock.callLater(meter.wait(), _go_on, pump, meter)

@@ -6,7 +6,11 @@ the kernel stops its sender. Times are monotonic seconds.
 
 from __future__ import annotations
 
-from typing import Final
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from layer8.net.flow import Flow
 
 BURST: Final = 0.25  # seconds of the rate that may be moved at once after a rest
 LEAST: Final = 1 << 12  # bytes: a smaller room is not worth a look, and a smaller burst would cost more than it moves
@@ -14,9 +18,9 @@ REST: Final = 0.005  # seconds: the shortest rest
 
 
 class Meter:
-    """A token bucket of bytes; `rate` is bytes per second."""
+    """A token bucket of bytes; `rate` is bytes per second, `waiting` the flows that rest, the longest first."""
 
-    __slots__ = ("_at", "_room", "burst", "rate")
+    __slots__ = ("_at", "_room", "burst", "rate", "waiting")
 
     def __init__(self, rate: float, now: float) -> None:
         """Start full."""
@@ -24,6 +28,7 @@ class Meter:
         self.burst = max(rate * BURST, float(2 * LEAST))
         self._room = self.burst
         self._at = now
+        self.waiting: deque[Flow] = deque()
 
     def change(self, rate: float) -> None:
         """Go by another rate from now on."""

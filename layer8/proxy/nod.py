@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from layer8.net.care import Care
 from layer8.net.flow import Filter, Flow
+from layer8.net.meter import Meter
 from layer8.proxy.wire import NOD
 
 
@@ -46,9 +47,12 @@ class Nodding:
 
 
 class Awaiting:
-    """Takes the nod off what an agent says; a server's. `heard` is told, or `lost` if the connection ends before."""
+    """Takes the nod off what an agent says; a server's. `heard` is told, or `lost` if the connection ends before.
 
-    __slots__ = ("_flow", "_heard", "_inner", "_lost")
+    A host's limit on bytes must not keep it from being heard in time: the flow's meter begins to count with it.
+    """
+
+    __slots__ = ("_flow", "_heard", "_inner", "_lost", "_meter")
 
     free = 0
 
@@ -58,8 +62,10 @@ class Awaiting:
         self._inner = _stand_before(flow, self)
         self._heard = heard
         self._lost = lost
+        self._meter: Meter | None = None
         if flow.care is not None:
             flow.care.lost = lost
+            self._meter, flow.care.meter = flow.care.meter, None
 
     def feed(self, data: bytes) -> bytes:
         """Take the nod off and step aside; anything else ends the link."""
@@ -68,6 +74,9 @@ class Awaiting:
             if flow.link is not None:
                 flow.link.close("reset")
             return b""
+        if flow.care is not None and self._meter is not None:
+            flow.care.meter = self._meter
+            self._meter.spend(len(data))
         _step_aside(flow, self, inner)
         self._heard()
         rest = data[1:]

@@ -1,9 +1,12 @@
 """Flows with filters and meters: what is seen, what stays in the kernel, pauses, ends and partings."""
 
+import contextlib
 import hashlib
 import os
 import socket
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -194,6 +197,41 @@ class MeterTests(CareCase):
         least = (2 * size - meter.burst) / rate
         self.assertGreater(took, least * 0.95)
         self.assertLess(took, least * 1.6 + 0.5)
+
+    async def test_many_links_get_the_same_by_one_timer(self) -> None:
+        """Who waits longest comes first: nobody takes all there is, and nobody is looked at in vain."""
+        meter = Meter(400_000, self.pump.look_at_clock())
+        meter.spend(int(meter.burst))
+        looks = []
+        call_later = self.pump.clock.callLater
+
+        def counted(seconds: float, function: Callable[..., object], *args: object) -> object:
+            if args[-1:] == (meter,):
+                looks.append(seconds)
+            return call_later(seconds, function, *args)
+
+        self.patch(self.pump, "clock", SimpleNamespace(callLater=counted))
+        pairs = [self.joined(meter=meter) for _ in range(20)]
+        for client, backend, _, _ in pairs:
+            client.setblocking(False)
+            backend.setblocking(False)
+        got = [0] * len(pairs)
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            for number, (client, backend, _, _) in enumerate(pairs):
+                with contextlib.suppress(BlockingIOError):
+                    client.send(bytes(65536))
+                with contextlib.suppress(BlockingIOError):
+                    got[number] += len(backend.recv(65536))
+            await self.pause(0.005)
+        for _, _, link, _ in pairs:
+            link.close()
+        while meter.waiting:
+            await self.pause()
+        self.assertLess(sum(got), 2.2 * 400_000)
+        self.assertGreater(sum(got), 400_000)
+        self.assertGreater(min(got) * 2, max(got), got)
+        self.assertLess(len(looks), 2.5 / 0.005)
 
     async def test_small_requests_are_not_slowed(self) -> None:
         meter = Meter(1 << 20, self.pump.look_at_clock())
