@@ -27,7 +27,7 @@ from layer8.net.tls import Named, Pinned, client_context
 from layer8.proxy.carry import Secured
 from layer8.proxy.wire import DATA_ALPN, DataAddress
 
-CONTEXTS: Final = 64  # TLS contexts kept, by name and pin
+CONTEXTS: Final = 64  # TLS contexts kept, by name, port and pin
 NOWHERE: Final = Networks(())
 
 
@@ -37,7 +37,7 @@ class DialBack:
     def __init__(self, host: str, pin: str | None, also: Networks = NOWHERE) -> None:
         """`host` and `pin` are those of the server's URL, `also` networks that it may always name."""
         self.data: tuple[DataAddress, ...] = ()
-        self.contexts: dict[tuple[str, str | None], Secured] = {}
+        self.contexts: dict[tuple[str, int, str | None], Secured] = {}
         self._host = host
         self._pin = pin
         self._also = also
@@ -67,7 +67,8 @@ class DialBack:
         """Give the TLS of a place; raises `ConfigError` for a name or a pin that nobody can check."""
         name = address.host or self._host
         pin = address.pin or self._pin
-        found = self.contexts.get((name, pin))
+        key = (name, address.port, pin)  # behind each port is another process, which knows its own tickets
+        found = self.contexts.get(key)
         if found is None:
             if len(self.contexts) >= CONTEXTS:
                 self.contexts.clear()
@@ -75,7 +76,7 @@ class DialBack:
                 raise ConfigError("a server's name has to be ASCII")
             expected = Named(name) if pin is None else Pinned(parse_pins(pin))
             found = Secured(client_context(expected, (DATA_ALPN,)), "" if scope(name) is not None else name)
-            self.contexts[name, pin] = found
+            self.contexts[key] = found
         return found
 
     def _may_name(self, host: str) -> bool:
