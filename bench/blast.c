@@ -9,7 +9,8 @@
  *   echo  GET     upgrades the connection, then gives back what comes
  *   one   GET     answers with one byte and waits for the end
  *
- *   blast serve PORT [ADDRESS]                  prints "ready" and serves 127.0.0.1:PORT until it is killed
+ *   blast serve PORT [ADDRESS [BUFFER]]         prints "ready" and serves 127.0.0.1:PORT until it is killed; BUFFER is
+ *                                               what the kernel keeps of what a connection has to send, in bytes
  *   blast down PORT HOST STREAMS SECONDS        bulk towards us; so does `up` away from us
  *   blast ping PORT HOST SECONDS                64 bytes to and fro on one connection
  *   blast rate PORT HOST CONCURRENCY SECONDS    connect, head, one byte back, close, again
@@ -234,7 +235,7 @@ static void answer(int ep, int fd, struct served *s)
     close(fd);
 }
 
-static _Noreturn void serve(int port, const char *address)
+static _Noreturn void serve(int port, const char *address, int buffer)
 {
     struct sockaddr_in a = loopback(port);
     if (*address && inet_pton(AF_INET, address, &a.sin_addr) != 1)
@@ -242,6 +243,8 @@ static _Noreturn void serve(int port, const char *address)
     struct served *table = need(calloc(FDS, sizeof *table));
     int one = 1, ep = epoll_create1(EPOLL_CLOEXEC), listener = open_socket(SOCK_NONBLOCK);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (buffer)
+        setsockopt(listener, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer);
     if (bind(listener, (struct sockaddr *)&a, sizeof a) < 0 || listen(listener, 4096) < 0)
         die("listen");
     watch(ep, listener, EPOLLIN, EPOLL_CTL_ADD);
@@ -523,7 +526,7 @@ int main(int argc, char **argv)
     int port = atoi(argv[2]);
     double third = argc > 4 ? atof(argv[4]) : 0, fourth = argc > 5 ? atof(argv[5]) : 0;
     if (!strcmp(mode, "serve"))
-        serve(port, host);
+        serve(port, host, (int)third);
     if (!strcmp(mode, "down") || !strcmp(mode, "up"))
         return bulk(mode, port, host, (int)third, fourth);
     if (!strcmp(mode, "ping"))

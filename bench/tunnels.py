@@ -33,7 +33,8 @@ class Place:
         return ipaddress.ip_address(self.server).is_loopback
 
 
-def _secret(path: Path) -> Path:
+def write_secret(path: Path) -> Path:
+    """Make a secret for a host."""
     path.touch(mode=0o600)
     path.write_text(os.urandom(32).hex())
     return path
@@ -67,7 +68,7 @@ access_log = "{folder}/access.log"
 {keys}{LIMITS}"""
         agent = f'[control]\nlisten = []\n\n[agent]\nservers = ["{url}"]\n'
         for route, port in backends.items():
-            secret = _secret(folder / f"{route}.secret")
+            secret = write_secret(folder / f"{route}.secret")
             host = f'host = "{route}.{HOSTS}"\nsecret_file = "{secret}"\n'
             server += f"\n[[proxy.host]]\n{host}"
             agent += f'\n[[agent.host]]\n{host}targets = {{ {443 if tls else 80} = "tcp:127.0.0.1:{port}" }}\n'

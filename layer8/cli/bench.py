@@ -35,6 +35,13 @@ def proxy(options: tuple[str, ...]) -> None:
     _become("proxy", options)
 
 
+@bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def soak(options: tuple[str, ...]) -> None:
+    """Carry a steady load for an hour and see whether memory or descriptors grow; --help lists the options."""
+    _become("soak", options)
+
+
 def _become(name: str, options: tuple[str, ...]) -> None:
     root = checkout(Path(layer8.__file__).parent)
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
