@@ -85,11 +85,13 @@ def vague_names(tree: ast.Module) -> Iterator[str]:
 
 
 def more_than_a_docstring(tree: ast.Module) -> Iterator[str]:
-    """An `__init__.py` holds a docstring, and at most the package's public names."""
+    """An `__init__.py` holds a docstring, and at most the package's public names, also such as come when asked for."""
     for node in tree.body[1:] if ast.get_docstring(tree) else tree.body:
         public = isinstance(node, ast.ImportFrom | ast.Import) or (
-            isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in {"__all__", "__version__"}
+            isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in {"__all__", "__version__", "__getattr__"}
         )
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not node.orelse:
+            public = all(isinstance(part, ast.ImportFrom) for part in node.body)
         if not public:
             yield f"line {node.lineno}: more than a docstring and public names"
     if not ast.get_docstring(tree):
@@ -175,6 +177,9 @@ class RuleTests(SynchronousTestCase):
     def test_package_files(self) -> None:
         self.check(more_than_a_docstring, '"""Doc."""\nx = 1', '"""Doc."""\nfrom layer8.a import b\n__all__ = ["b"]')
         self.check(more_than_a_docstring, "", '"""Doc."""')
+        names = "if TYPE_CHECKING:\n from layer8.a import b\n"
+        lazy = f'"""Doc."""\n{names}__getattr__ = lazily(__name__, b="a")'
+        self.check(more_than_a_docstring, f"{lazy}\nif TYPE_CHECKING:\n b = 1", lazy)
 
     def test_reactor(self) -> None:
         bad = "def f():\n from twisted.internet import reactor"

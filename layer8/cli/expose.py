@@ -14,7 +14,6 @@ from attrs import evolve
 from layer8.cli.output import json_option
 from layer8.cli.proxy import host_name, secret_path
 from layer8.config.home import run_dir
-from layer8.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from layer8.cli.expose_secret import Registrar
@@ -26,16 +25,9 @@ _PORT = re.compile(r"[0-9]{1,5}\Z")
 
 def target(text: str) -> Where:
     """Read LOCAL: a port of this machine, HOST:PORT, or an endpoint string; raises ConfigError."""
-    from layer8.core.address import HostPort
     from layer8.net.dial import Where
 
-    if text.startswith(("tcp:", "unix:")):
-        try:
-            return Where.of(text)
-        except ConfigError as error:
-            raise ConfigError(f"{text!r}: {error}") from None
-    found = HostPort.parse(f"127.0.0.1:{text}" if _PORT.match(text) else text)
-    return Where(found.host, found.port)
+    return Where.read(text)
 
 
 class PortTarget(click.ParamType[tuple[int, str]]):

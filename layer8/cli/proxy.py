@@ -17,10 +17,10 @@ from attrs import frozen
 
 from layer8.cli.output import columns, json_option, print_json, printable
 from layer8.cli.policy import policy_of, policy_options, shown
-from layer8.config.home import home, run_dir
+from layer8.config import home as config_home
+from layer8.config.home import run_dir
 from layer8.core.errors import ConfigError, Layer8Error, Unavailable
 
-SECRETS: Final = "secrets"  # folder below the state folder
 NOT_PROVEN: Final = -20003
 WRONG_USAGE: Final = -32602  # JSON-RPC's invalid params
 DAY: Final = 86_400
@@ -301,7 +301,7 @@ def host_name(host: str) -> str:
 
 def secret_path(name: str) -> Path:
     """Give where the secret of a registered name is kept, unless somebody says otherwise."""
-    return home(os.environ) / SECRETS / f"{name.replace('*', '_')}.secret"
+    return config_home.secret_path(name, os.environ)
 
 
 def _with_secret(path: Path, use: Callable[[str], Any]) -> Any:

@@ -12,6 +12,8 @@ CONTROL_PEM = "control.pem"
 """Key and self-signed certificate that peers pin (see `layer8.crypto.x509`)."""
 TOKENS = "tokens.toml"
 """The named tokens of the control API, as hashes."""
+SECRETS = "secrets"
+"""Folder of the secrets of hosts."""
 
 
 def home(environ: Mapping[str, str]) -> Path:
@@ -28,6 +30,11 @@ def home(environ: Mapping[str, str]) -> Path:
 def run_dir(environ: Mapping[str, str]) -> Path:
     """Give the folder of the daemons' sockets and cookies; each daemon has NAME.sock and NAME.token there."""
     return home(environ) / "run"
+
+
+def secret_path(host: str, environ: Mapping[str, str]) -> Path:
+    """Give where the secret of a registered host is kept, unless somebody says otherwise."""
+    return home(environ) / SECRETS / f"{host.replace('*', '_')}.secret"
 
 
 def config_paths(environ: Mapping[str, str]) -> tuple[Path, ...]:

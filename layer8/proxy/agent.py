@@ -8,38 +8,45 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from layer8.config import files
 from layer8.config.endpoint import client as read_target
+from layer8.config.home import secret_path
 from layer8.config.proxy import AgentConfig, AgentHostConfig
 from layer8.config.tree import Config
 from layer8.control.access import Caller
+from layer8.control.client import Client
 from layer8.control.errors import Conflict, NotFound
 from layer8.control.metrics import Family, Metrics, counter, gauge
 from layer8.control.table import Table, method
-from layer8.core.errors import ConfigError
+from layer8.core.errors import ConfigError, Refused
 from layer8.core.members import member
 from layer8.crypto.secret import HostSecret
 from layer8.net.dial import Dialer, Via, Where
 from layer8.net.pump import Pump
 from layer8.net.tasks import TaskSet
 from layer8.proxy.carry import Carrier
+from layer8.proxy.exposed import Exposed
 from layer8.proxy.legacy_uplink import LegacyUplink
+from layer8.proxy.names import InvalidName, encode
 from layer8.proxy.uplink import ANY_PORT, Address, Errand, Published, ServerLink, Told, Uplink
 from layer8.proxy.wire import Empty, Host
 
 TICK = 0.25
 """Seconds between two looks at visitors that are on their way."""
+FAREWELL = 1.0
+"""Seconds that servers have to answer our close when the agent stops."""
 
 
 class Agent(Service):
@@ -51,7 +58,7 @@ class Agent(Service):
         self,
         reactor: Any,
         config: AgentConfig,
-        published: Iterable[Published],
+        published: Iterable[Published] = (),
         told: Told | None = None,
         served: Table | None = None,
     ):
@@ -70,6 +77,7 @@ class Agent(Service):
         self._reactor = reactor
         self._outward = outward
         self._told = told
+        self._exposed: dict[str, Exposed] = {}
         self._running: dict[str, Deferred[None]] = {}
         self._ticker = LoopingCall(self._tick)
         self._ticker.clock = reactor
@@ -106,10 +114,16 @@ class Agent(Service):
 
     async def _stop(self) -> None:
         self._stay()
+        for exposed in list(self._exposed.values()):
+            exposed.end()
+        leaving = [_left(link.client) for link in self.uplinks if isinstance(link, Uplink) and link.client is not None]
         await self.tasks.stop()
         self.carrier.close_all()
         if self._ticker.running:
             self._ticker.stop()
+        farewell: Deferred[Any] = DeferredList(leaving)
+        farewell.addTimeout(FAREWELL, self._reactor)
+        await farewell
         self.pump.stop()
 
     def _tick(self) -> None:
@@ -130,6 +144,8 @@ class Agent(Service):
             self._log.info("the server drains", event="agent.draining", server=where)
         if self._told is not None:
             self._told(what, uplink, word)
+        for exposed in list(self._exposed.values()):
+            exposed.look()
         self._tell_idle()
 
     def _tell_idle(self) -> None:
@@ -144,6 +160,7 @@ class Agent(Service):
         """Publish what another configuration says; connections to servers that stay are kept."""
         fresh = config.agent
         published = {one.host: one for one in read_hosts(fresh, {})}
+        published |= {host: exposed.published for host, exposed in self._exposed.items()}
         addresses = {url: Address.parse(url) for url in fresh.servers}
         old = dict(self.hosts)
         self.config = fresh
@@ -172,6 +189,39 @@ class Agent(Service):
         self.hosts[one.host] = one
         for uplink in self.uplinks:
             await uplink.subscribe(one)
+
+    def expose(
+        self, host: str, target: str | int | Mapping[int, str | int], secret: HostSecret | None = None
+    ) -> Exposed:
+        """Publish a host for a program; raises ConfigError, and Refused if it is published already.
+
+        `target` is a port of this machine, HOST:PORT or an endpoint string, for plain HTTP on any public port; or one
+        for each public port, of which 443 is for TLS as it comes. Without a `secret` it is read from the state folder,
+        as `layer8 expose` does.
+        """
+        try:
+            name = encode(host)
+        except InvalidName as error:
+            raise ConfigError(str(error)) from None
+        if name in self.hosts:
+            raise Refused(f"{name} is published already")
+        if secret is None:
+            secret = HostSecret.load(secret_path(name, os.environ))
+        ports = target if isinstance(target, Mapping) else {ANY_PORT: target}
+        published = Published(
+            name, secret.key, {port: Where.read(str(text)) for port, text in ports.items()}, secret=secret.value
+        )
+
+        async def withdraw() -> None:
+            self._exposed.pop(name, None)
+            if name in self.hosts:
+                await self.withdraw(name)
+
+        self._exposed[name] = exposed = Exposed(self._reactor, published, self.uplinks, withdraw)
+        self.hosts[name] = published
+        if self.running:
+            self.tasks.start("expose", self.publish(published))
+        return exposed
 
     async def withdraw(self, host: str) -> None:
         """Publish a host no longer; what is joined goes on."""
@@ -365,6 +415,13 @@ def _published(host: AgentHostConfig, environ: Mapping[str, str]) -> Published:
         host.proxy_protocol,
         host.pool,
     )
+
+
+def _left(client: Client) -> Deferred[None]:
+    """Fire when a connection to a server is lost."""
+    lost: Deferred[None] = Deferred()
+    client.when_lost(lambda: lost.callback(None) if not lost.called else None)
+    return lost
 
 
 def _where(text: str) -> Where:

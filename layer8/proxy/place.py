@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 from attrs import define, field
 
-from layer8.control.frame import Frame
 from layer8.net.listen import Sockets
 from layer8.net.sqlite import Database
 from layer8.net.storage import ThreadedStorage
 from layer8.proxy.bans import Banned
 from layer8.proxy.bus import Bus
 from layer8.proxy.bus_local import LocalBus
+from layer8.proxy.ground import Ground
 from layer8.proxy.remote import Sealer
 from layer8.proxy.store import SCHEMA, Carried, Kept, Store
 
@@ -60,7 +60,7 @@ class Place:
     killed: Callable[[str], None] = lambda host: None
 
 
-def open_store(frame: Frame) -> tuple[Store, Callable[[], Awaitable[None]]]:
+def open_store(frame: Ground) -> tuple[Store, Callable[[], Awaitable[None]]]:
     """Open the store in the state folder, and say how it is closed; raises StorageError."""
     reactor: Any = frame.reactor
     storage = ThreadedStorage(
@@ -71,7 +71,7 @@ def open_store(frame: Frame) -> tuple[Store, Callable[[], Awaitable[None]]]:
     return Store(storage, frame.source.loaded.config.proxy.limits.policy_rules), storage.close
 
 
-def alone(frame: Frame, given: Sockets | None = None) -> Place:
+def alone(frame: Ground, given: Sockets | None = None) -> Place:
     """Give a server the place of the only node there is; raises StorageError."""
     store, close = open_store(frame)
     kept = store.load()

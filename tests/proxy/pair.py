@@ -23,6 +23,9 @@ from layer8.net.dial import Where
 from layer8.proxy.agent import Agent
 from layer8.proxy.service import Server
 from layer8.proxy.uplink import ANY_PORT, Published
+from layer8.testing.pair import get, visit
+
+__all__ = ["Echo", "PairCase", "Text", "get", "published", "visit"]
 
 BASE = """
 [proxy]
@@ -123,27 +126,6 @@ class PairCase(TestCase):
 def published(host: str, secret: HostSecret, port: int) -> Published:
     """A host whose plain HTTP visitors go to a port of this machine, each by a call; `test_pooling` has pools."""
     return Published(host, secret.key, {ANY_PORT: Where("127.0.0.1", port)}, pool=0)
-
-
-def visit(port: int, data: bytes, *, half: bool = False, source: str = "127.0.0.1") -> bytes:
-    """Send `data` to a port as a visitor and give everything that comes back."""
-    with socket.create_connection(("127.0.0.1", port), 10, (source, 0)) as sock:
-        sock.settimeout(10)
-        sock.sendall(data)
-        if half:
-            sock.shutdown(socket.SHUT_WR)
-        got = b""
-        try:
-            while part := sock.recv(65536):
-                got += part
-        except ConnectionResetError:
-            got += b"(reset)"
-        return got
-
-
-def get(host: str, path: str = "/") -> bytes:
-    """A request that wants to be answered and closed."""
-    return f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
 
 
 class Echo:
