@@ -12,6 +12,7 @@ from attrs import field, frozen
 
 from layer8.core.members import Bounds, member
 from layer8.proxy.limits import GRACE, PAGE, TTL_MOST
+from layer8.proxy.users import is_user
 from layer8.proxy.wire import NAME_MOST, Alternatives, Hex32, Host, Port, Up
 
 Mode = Literal["raw", "guard", "proxy"]
@@ -39,6 +40,11 @@ class Policy:
     visitor: Literal["none", "full"] = "none"
     tls: Tls = "passthrough"
     users: Users = ()
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse users without a proper hash with ValueError."""
+        if not all(is_user(line) for line in self.users):
+            raise ValueError("users are lines of name:hash, as `layer8 proxy register --user` makes them")
 
 
 EVERYBODY: Final = Policy()

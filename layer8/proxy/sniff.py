@@ -13,6 +13,7 @@ from attrs import define
 
 TEXTS = {
     400: "Bad Request",
+    401: "Unauthorized",
     404: "Not Found",
     405: "Method Not Allowed",
     408: "Request Timeout",
