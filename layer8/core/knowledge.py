@@ -52,6 +52,21 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         part="proxy",
+        party="server, for a host with `tls = terminate`",
+        learns="everything that its visitors and the host say to each other, and the private key of its certificate",
+        hidden="what visitors of other hosts say in TLS",
+        tests=("interop.test_terminate.HostTests.test_another_registration",),
+    ),
+    Row(
+        part="proxy",
+        party="certificate authority",
+        learns="the server's address, the operator's mail address, and the names of hosts whose TLS ends at the server, "
+        "which it makes public",
+        hidden="all other hosts",
+        tests=("interop.test_acme.IssueTests.test_by_http",),
+    ),
+    Row(
+        part="proxy",
         party="agent",
         learns="the host, times, and the content for its own target",
         hidden="the visitor's address, unless the host's policy says `visitor = full`",
