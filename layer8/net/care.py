@@ -118,7 +118,7 @@ def _rest(pump: Pump, flow: Flow, care: Care, meter: Meter) -> None:
     pump.empty_pipe(flow)
     meter.waiting.append(flow)
     if len(meter.waiting) == 1:
-        pump.clock.callLater(meter.wait(), _go_on, pump, meter)
+        pump.later(meter.wait(), _go_on, pump, meter)
 
 
 def _go_on(pump: Pump, meter: Meter) -> None:
@@ -135,4 +135,4 @@ def _go_on(pump: Pump, meter: Meter) -> None:
             flow.link.last = now  # it was made to wait, so it was not idle
             pump.soon(flow)
     if waiting:
-        pump.clock.callLater(meter.wait(), _go_on, pump, meter)
+        pump.later(meter.wait(), _go_on, pump, meter)

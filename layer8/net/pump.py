@@ -33,7 +33,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IReactorFDSet, IReactorTime, IReadDescriptor
+from twisted.internet.interfaces import IDelayedCall, IReactorFDSet, IReactorTime, IReadDescriptor
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from zope.interface import implementer
@@ -106,6 +106,7 @@ class Pump:
         self._table: dict[int, Entry] = {}
         self.splices = splice
         self._again: Any = None
+        self._timers: set[IDelayedCall] = set()
         self._reading = False
         self._stale: set[int] = set()
         self._sweeper = LoopingCall(self.sweep)
@@ -150,8 +151,9 @@ class Pump:
         self._reactor.removeReader(self)
         if self._sweeper.running:
             self._sweeper.stop()
-        if self._again is not None and self._again.active():
-            self._again.cancel()
+        for timer in [self._again, *self._timers]:
+            if timer is not None and timer.active():
+                timer.cancel()
         for entry in list(self._table.values()):
             try:
                 if isinstance(entry, Flow) and entry.link is not None:
@@ -437,6 +439,16 @@ class Pump:
                 flow.readable = flow.ending = False  # an end already seen would have been read instead
             except OSError:
                 flow.eof = flow.reset = True
+
+    def later(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
+        """Call something later, unless the pump stops first."""
+
+        def run() -> None:
+            self._timers.discard(timer)
+            call(*arguments)
+
+        timer = self.clock.callLater(seconds, run)
+        self._timers.add(timer)
 
     def soon(self, flow: Flow) -> None:
         """Look at a flow again in the next turn."""

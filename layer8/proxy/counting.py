@@ -13,10 +13,12 @@ from layer8.control.metrics import Family, counter, gauge
 from layer8.core.errors import StorageError
 from layer8.net.pump import Pump
 from layer8.net.tasks import TaskSet
+from layer8.proxy.bus import Change, Put
 from layer8.proxy.choose import Seats
 from layer8.proxy.data import DataPort
 from layer8.proxy.limits import BYTES_FLUSH
 from layer8.proxy.place import Books
+from layer8.proxy.registration import Ownership
 from layer8.proxy.store import Carried
 from layer8.proxy.traffic import Traffic
 from layer8.proxy.wire import Reason
@@ -141,8 +143,8 @@ class Carrying:
     ) -> None:
         """`before` is what the store held at the start."""
         self._traffic = traffic
-        self._books = books
-        self._before = before
+        self.books = books
+        self._before = dict(before)
         self._tasks = tasks
         self._written: dict[str, Carried] = {}
         self._loop = LoopingCall(self.flush)
@@ -164,22 +166,52 @@ class Carrying:
             return before
         return Carried(before.bytes_in + tally.bytes_in, before.bytes_out + tally.bytes_out)
 
+    def standing(self) -> dict[str, Carried]:
+        """Give the bytes of every host there was."""
+        return {host: self._sum(host) for host in {*self._before, *self._traffic.tallies}}
+
+    def add(self, host: str, carried: Carried) -> None:
+        """Count what another process has carried."""
+        self._before[host] = self._before.get(host, Carried()).plus(carried)
+
     def flush(self) -> None:
         """Begin to write what has changed."""
         self._tasks.start("byte counts", self.write())
+
+    def changed(self, change: Change) -> None:
+        """Take what happened to a registration: whoever has the name next begins at nothing."""
+        row, traffic = change.row, self._traffic
+        if isinstance(change, Put):
+            traffic.allowances.changed(row, traffic.pump.now)
+        elif row.state is not Ownership.PENDING:
+            traffic.tallies.pop(row.host, None)
+            traffic.allowances.forget(row.host)
+            self._before.pop(row.host, None)
+            self._written.pop(row.host, None)
+
+    def _sweep(self) -> None:
+        """Let go of hosts that left without a word, as those of a configuration file, but not of their bytes."""
+        traffic = self._traffic
+        for host, tally in list(traffic.tallies.items()):
+            if traffic.registry.row(host) is None and not tally.open and not tally.calling:
+                self._before[host] = self._sum(host)
+                del traffic.tallies[host]
+                traffic.allowances.forget(host)
 
     async def write(self) -> None:
         """Write what has changed since it was written last; a disk that is full loses only the counts."""
         now = {host: self._sum(host) for host in self._traffic.tallies}
         changed = {host: count for host, count in now.items() if self._written.get(host) != count}
         if not changed:
+            self._sweep()
             return
         try:
-            await self._books.carry(changed)
+            await self.books.carry(changed)
         except StorageError as error:
             self._log.warn("byte counts were not written", event="proxy.counts_kept", reason=str(error))
             return
-        self._written.update(changed)
+        self._written.update((host, count) for host, count in changed.items() if host in self._traffic.tallies)
+        self._sweep()
 
     async def stop(self) -> None:
         """Write the last time."""

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import secrets
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,11 +55,12 @@ from layer8.proxy.modes import Modes
 from layer8.proxy.neighbours import Neighbours
 from layer8.proxy.operate import OperatorRows
 from layer8.proxy.orders import Policy
-from layer8.proxy.place import Place, alone
+from layer8.proxy.place import Books, Place, alone
 from layer8.proxy.pooling import Pooling
 from layer8.proxy.prove import NetworkProver, Prover
 from layer8.proxy.registration import Registration
 from layer8.proxy.registry import Registry, static
+from layer8.proxy.store import Carried
 from layer8.proxy.subscriber import House
 from layer8.proxy.terminate import Certificates, Terminator
 from layer8.proxy.traffic import Traffic
@@ -287,6 +289,44 @@ class Server(Service):
         self._place.killed(host)
         return self.traffic.kill(None, host)
 
+    # Another process in our place: see `layer8.proxy.takeover`.
+
+    async def freeze(self) -> list[tuple[str, str, socket.socket]]:
+        """Change nothing durable any more, and give every listener by option and endpoint string."""
+        await self.carrying.write()
+        self.ledger.frozen = True
+        return self.door.sockets() + await self._frame.control.lend()
+
+    def thaw(self) -> None:
+        """Go on: nobody comes in our place."""
+        self.ledger.frozen = False
+        self._frame.control.take_back()
+
+    def standing(self) -> dict[str, Carried]:
+        """Give the bytes of every host, as they were written last."""
+        return self.carrying.standing()
+
+    def write_to(self, books: Books) -> None:
+        """Write byte counts elsewhere from now on."""
+        self.carrying.books = books
+
+    def serves(self) -> bool:
+        """Say whether everything listens."""
+        return bool(self.running)
+
+    def hold(self, on: bool, *, data: bool) -> None:
+        """Leave visitors in the kernel's queue, or take them; with `data` dial-backs too."""
+        self.door.hold(on, data=data)
+
+    def has_agents(self, hosts: Sequence[str]) -> bool:
+        """Say whether each of these hosts has an agent."""
+        return all(self.seats.of(host) for host in hosts)
+
+    def add_carried(self, carried: Mapping[str, Sequence[int]]) -> None:
+        """Count bytes that another process has carried."""
+        for host, (into, out) in carried.items():
+            self.carrying.add(host, Carried(into, out))
+
     async def give_way(self) -> list[str]:
         """Let another process have visitors and agents, so that nobody is turned away in between.
 
@@ -294,6 +334,7 @@ class Server(Service):
         are sent away, to come again where they then arrive. Gives the hosts that had agents.
         """
         self.door.hold(True)
+        self._frame.control.accept_no_more()
         await self.door.close_agents()
         end = self._frame.reactor.seconds() + GIVE_WAY
         while self._frame.reactor.seconds() < end and (self.traffic.reach.pending or self.traffic.waiting):
