@@ -155,6 +155,19 @@ class IssueTests(AcmeCase):
         self.assertEqual(server.defects(), [])
 
 
+class WorkerTests(AcmeCase):
+    def test_one_asks_and_all_of_them_answer(self) -> None:
+        for by in ("http", "https"):
+            server, pebble = self.begin({"shop.test": TERMINATE}, by=by, text="workers = 3", agents=("agent.test",))
+            until("both have certificates", lambda home=server.home: len(list(home.glob("acme/*/certs/*.pem"))) == 2)
+            self.assertEqual(pebble.orders(), 2)
+            root = pebble.root()
+            for host in ("shop.test", "agent.test"):
+                for _ in range(12):  # the kernel shares these out
+                    self.assertIn(b"behind TLS", self.curl(server, host, root))
+            self.assertEqual(server.defects(), [])
+
+
 class FailureTests(AcmeCase):
     def test_a_host_that_cannot_be_proven(self) -> None:
         server, pebble = self.begin({"shop.test": TERMINATE}, pebble_http=free_port())
