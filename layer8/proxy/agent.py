@@ -30,6 +30,7 @@ from layer8.control.client import Client
 from layer8.control.errors import Conflict, NotFound
 from layer8.control.metrics import Family, Metrics, counter, gauge
 from layer8.control.table import Table, method
+from layer8.core.address import Networks
 from layer8.core.errors import ConfigError, Refused
 from layer8.core.members import member
 from layer8.crypto.secret import HostSecret
@@ -90,7 +91,8 @@ class Agent(Service):
         config = self.config
         address = Address.parse(url)
         retry = (config.retry_min, config.retry_max)
-        errand = Errand(self._reactor, self.carrier, self._outward, self.hosts, retry, self._happened)
+        near = Networks.parse(config.data_networks)
+        errand = Errand(self._reactor, self.carrier, self._outward, self.hosts, retry, self._happened, near)
         return LegacyUplink(address, errand) if config.legacy else Uplink(address, errand, self._served)
 
     # As a service.
@@ -140,6 +142,8 @@ class Agent(Service):
             self._log.warn("not subscribed, agent.status says why", event="agent.refused", server=where)
         elif what == "rejected":
             self._log.info("a visitor was turned away", event="agent.rejected", reason=word.partition(": ")[2])
+        elif what == "fenced":
+            self._log.warn("asked to dial back where it may not be", event="agent.fenced", server=where)
         elif what == "draining":
             self._log.info("the server drains", event="agent.draining", server=where)
         if self._told is not None:
