@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import click
+
 import layer8
+from layer8.cli.main import layer8 as layer8_command
 from layer8.config.field import Key, keys
 from layer8.config.tree import Config
+from layer8.config.twistd import options_class
 from layer8.core import knowledge
 from layer8.core.logbook import EVENTS
 
@@ -73,6 +77,35 @@ def sections() -> str:
     return "\n".join(lines)
 
 
+def table(rows: Iterator[tuple[str, str]]) -> str:
+    """Draw options and what they are for."""
+    lines = [f"| `{words}` | {doc.rstrip('.').replace('|', chr(92) + '|')}. |" for words, doc in rows]
+    return "\n".join(["| option | what |", "|---|---|", *lines])
+
+
+def click_options(*path: str) -> Iterator[tuple[str, str]]:
+    """Give every option of a `layer8` command, as it is written, and its help."""
+    command: click.Command = layer8_command
+    for name in path:
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), name)
+        assert found is not None
+        command = found
+    context = click.Context(command)
+    for option in command.params:
+        record = option.get_help_record(context)
+        if record is not None:
+            yield record[0].replace("INTEGER RANGE", "NUMBER").replace("FLOAT RANGE", "NUMBER"), record[1]
+
+
+def twistd_options(role: str) -> Iterator[tuple[str, str]]:
+    """Give every option of a `twistd` command and its help."""
+    options = options_class(role)()
+    for name in sorted(options.longOpt):
+        plain = name.rstrip("=")
+        yield f"--{plain}{' VALUE' if name.endswith('=') else ''}", options.docs[plain].strip()
+
+
 def events() -> str:
     """Draw every event of the log."""
     about = {name: event.doc + (" (record)" if event.record else "") for name, event in sorted(EVENTS.items())}
@@ -85,4 +118,11 @@ myst_substitutions = {
     "knowledge_control": knowledge.markdown("control"),
     "configuration": sections(),
     "events": events(),
+    "options_expose": table(click_options("expose")),
+    **{
+        f"options_proxy_{name}": table(click_options("proxy", name))
+        for name in ("register", "update", "list", "revoke", "rotate")
+    },
+    "options_layer8_proxy": table(twistd_options("proxy")),
+    "options_layer8_agent": table(twistd_options("agent")),
 }
