@@ -127,6 +127,28 @@ TABLE: tuple[Row, ...] = (
         ),
     ),
     Row(
+        part="proxy",
+        party="whoever sees the page of `layer8 expose --inspect`, or its JSON",
+        learns="method, target and fields of requests and answers, sizes, times",
+        hidden="bodies, and the values of Authorization, Proxy-Authorization, Cookie and Set-Cookie",
+        tests=(
+            "cli.test_inspector.ListenerTests.test_what_is_hidden_never_leaves",
+            "cli.test_inspector.ChromiumTests.test_requests_appear_and_nothing_hidden_does",
+            "proxy.test_inspect.RecordTests.test_every_hidden_field_by_any_spelling",
+        ),
+    ),
+    Row(
+        part="proxy",
+        party="a web page of another site, in the browser of whoever uses `--inspect`",
+        learns="whether a connection to the port fails, by its timing",
+        hidden="any answer, and a way to have a request sent again",
+        tests=(
+            "cli.test_inspector.ListenerTests.test_no_page_of_another_origin",
+            "cli.test_inspector.ListenerTests.test_only_who_has_the_token",
+            "cli.test_inspector.ChromiumTests.test_a_page_of_another_origin_gets_nothing",
+        ),
+    ),
+    Row(
         part="control",
         party="another user of the same machine",
         learns="that a port listens, `/healthz`, `/readyz`",
