@@ -20,7 +20,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -84,8 +84,8 @@ class Told(Protocol):
 class Acme(Service):
     """One authority's certificates; a `CertSource`, and what answers the authority's challenges.
 
-    `wanted` gives the hosts that need a certificate, `kinds` the challenges that we can answer, the best first.
-    `clock` is monotonic, `wall` is seconds since 1970. Raises `ConfigError` if the extra is not installed.
+    `wanted` gives the hosts that need a certificate, each with its owner, `kinds` the challenges that we can answer, the
+    best first. `clock` is monotonic, `wall` is seconds since 1970. Raises `ConfigError` if the extra is not installed.
     """
 
     _log = Logger(namespace="layer8.proxy")
@@ -95,7 +95,7 @@ class Acme(Service):
         reactor: Any,
         home: Path,
         settings: Settings,
-        wanted: Callable[[], Iterable[str]],
+        wanted: Callable[[], Mapping[str, str]],
         kinds: Callable[[], Sequence[str]],
         told: Told,
         clock: Callable[[], float],
@@ -180,17 +180,17 @@ class Acme(Service):
         if not self.running:
             return
         try:
-            hosts = frozenset(self._wanted())
+            hosts = self._wanted()
             now = self._wall()
             if self._busy or not self._alone():
                 return
-            self._patience.keep(hosts, now)
+            self._patience.keep(hosts.keys(), now)
             self._why = {host: why for host, why in self._why.items() if host in hosts}
             self._tell()
             host = self._next(hosts, now)
             if host is not None:
                 self._busy = True
-                self._tasks.start("certificate", self._get(host))
+                self._tasks.start("certificate", self._get(host, hosts[host]))
         except Layer8Error as error:
             self._told(False, str(error))
         except OSError as error:
@@ -218,26 +218,28 @@ class Acme(Service):
         except (ConfigError, ValueError):
             return None
 
-    def _next(self, hosts: Iterable[str], now: float) -> str | None:
-        """Give the host that is to be asked for now: those without a certificate first, then by failures."""
+    def _next(self, hosts: Mapping[str, str], now: float) -> str | None:
+        """Give the host that is to be asked for now: each owner in turn, hosts without a certificate first."""
         if not self._patience.ready(now):
             return None
-        due: list[tuple[bool, int, str]] = []
-        for host in hosts:
-            if not self._patience.may(host, now):
+        patience = self._patience
+        due: list[tuple[int, bool, int, str]] = []
+        for host, owner in hosts.items():
+            if not patience.may(host, now):
                 continue
             pair = self._certs.pair(host)
             if pair is None or now >= renew_at(pair.since, pair.until, _share(host)):
-                due.append((pair is not None, self._patience.hosts.get(host, NEVER).failures, host))
-        return min(due)[2] if due else None
+                failures = patience.hosts.get(host, NEVER).failures
+                due.append((patience.turn(owner), pair is not None, failures, host))
+        return min(due)[3] if due else None
 
-    async def _get(self, host: str) -> None:
+    async def _get(self, host: str, owner: str) -> None:
         from layer8.proxy.acme_ca import Refused  # an extra
 
         before = NEVER
         issued = False
         try:
-            before = self._patience.begin(host, self._wall(), _chance())
+            before = self._patience.begin(host, self._wall(), _chance(), owner)
             self._write_tries()  # if even this cannot be written, neither could the certificate
             key = new_key()
             chain = await self._ordered(host, key, before)
@@ -253,7 +255,7 @@ class Acme(Service):
                 if error.authority:
                     self._patience.silent(host, before, now, _chance())
                 if code == "rateLimited":
-                    self._patience.limited(now)
+                    self._patience.limited(host, now)
             elif issued:
                 code = "not_kept"
                 self._patience.lost(host, now)

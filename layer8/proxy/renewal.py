@@ -8,7 +8,8 @@ they outlive the process; `chance` is a number from 0 to below 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Container, Mapping
 from typing import Any, Final
 
 from attrs import define, field, frozen
@@ -17,11 +18,13 @@ LIFE_USED: Final = 2 / 3  # of a certificate's life, when another one is asked f
 LIFE_SPREAD: Final = 0.05  # of its life, by which that may be sooner: what came in one hour does not end in one hour
 HOST_FIRST: Final = 900.0  # seconds after the first failure of a host; each further wait is twice as long
 HOST_LONGEST: Final = 86_400.0  # no wait of a host is longer, but for what follows
+HOST_LIMITED: Final = 86_400.0  # seconds for a host for which the authority found that we ask too often
 HOST_LOST: Final = 2 * 86_400.0  # seconds after a certificate that was issued and could not be kept
 AUTHORITY_FIRST: Final = 60.0  # seconds after the authority itself could not be used; doubled each time
 AUTHORITY_LONGEST: Final = 3_600.0
-AUTHORITY_LIMITED: Final = 3 * 3_600.0  # seconds of silence after it said that we ask too often
+AUTHORITY_LIMITED: Final = 900.0  # seconds of silence after that; the limit may be one of that host's own domain
 ORDERS_AT_ONCE: Final = 20  # orders that a server which has been quiet may make one after the other
+OWNERS_AFRESH: Final = 86_400.0  # seconds after which it is forgotten how much was ordered for whom
 ORDER_EVERY: Final = 60.0  # seconds for one more
 SPREAD: Final = 0.25  # of a wait, added by chance
 
@@ -57,13 +60,19 @@ NEVER: Final = Tries()
 
 @define(eq=False)
 class Patience:
-    """All tries of one server; `orders` is what may be ordered at once."""
+    """All tries of one server; `orders` is what may be ordered at once, `owners` counts orders by the hosts' owners."""
 
     hosts: dict[str, Tries] = field(factory=dict)
     quiet_until: float = 0.0
     silences: int = 0
     orders: float = float(ORDERS_AT_ONCE)
+    owners: Counter[str] = field(factory=Counter)
     _counted: float | None = None
+    _day: float = 0.0
+
+    def turn(self, owner: str) -> int:
+        """Give how soon it is an owner's turn, least first: one who has a thousand hosts delays nobody else."""
+        return self.owners[owner]
 
     def may(self, host: str, now: float) -> bool:
         """Say whether a host may be tried now."""
@@ -71,12 +80,16 @@ class Patience:
 
     def ready(self, now: float) -> bool:
         """Say whether anything may be ordered now."""
+        if abs(now - self._day) > OWNERS_AFRESH:
+            self.owners.clear()
+            self._day = now
         earned = 0.0 if self._counted is None else max(0.0, now - self._counted) / ORDER_EVERY
         self.orders, self._counted = min(float(ORDERS_AT_ONCE), self.orders + earned), now
         return now >= self.quiet_until and self.orders >= 1
 
-    def begin(self, host: str, now: float, chance: float) -> Tries:
+    def begin(self, host: str, now: float, chance: float, owner: str = "") -> Tries:
         """Count an order; gives what was known before it."""
+        self.owners[owner] += 1
         before = self.hosts.get(host, NEVER)
         self.orders -= 1
         self.hosts[host] = before.begun(now, chance)
@@ -99,11 +112,12 @@ class Patience:
         self.silences += 1
         self.quiet_until = now + wait(self.silences, AUTHORITY_FIRST, AUTHORITY_LONGEST, chance)
 
-    def limited(self, now: float) -> None:
-        """Take that the authority found us too busy."""
-        self.quiet_until = now + AUTHORITY_LIMITED
+    def limited(self, host: str, now: float) -> None:
+        """Take that the authority found us too busy when we asked for a host."""
+        self.hosts[host] = Tries(self.hosts.get(host, NEVER).failures, now + HOST_LIMITED)
+        self.quiet_until = max(self.quiet_until, now + AUTHORITY_LIMITED)
 
-    def keep(self, hosts: frozenset[str], now: float) -> None:
+    def keep(self, hosts: Container[str], now: float) -> None:
         """Forget hosts that nobody wants any more, once their wait is over."""
         for host in [host for host, tries in self.hosts.items() if host not in hosts and now >= tries.again]:
             del self.hosts[host]

@@ -12,7 +12,7 @@ first that the TLS session gets. Here is also who answers a certificate authorit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -206,11 +206,14 @@ class Certificates(Service):
             await self._acme.stopService()
         await self._tasks.stop()
 
-    def wanted(self) -> Sequence[str]:
-        """Give the hosts for which an authority is to be asked: theirs is the name, and the folder has nothing."""
+    def wanted(self) -> Mapping[str, str]:
+        """Give the hosts for which an authority is to be asked, with their owners.
+
+        Theirs is the name, and the folder has nothing for it.
+        """
         folder = self._folder
-        return [
-            row.host
+        return {
+            row.host: row.owner
             for row in self._registry.hosts()
             if row.policy.tls == "terminate"
             and row.state in (Ownership.OWNED, Ownership.PROVEN)
@@ -218,7 +221,7 @@ class Certificates(Service):
             and row.host[0] not in "*["
             and not row.host[-1].isdigit()
             and (folder is None or folder.pair(row.host) is None)
-        ]
+        }
 
     def context(self, name: str) -> SSL.Context | None:
         """Give the context for a host name; the folder's comes first."""

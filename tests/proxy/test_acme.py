@@ -36,7 +36,7 @@ SETTINGS = Settings("https://ca.test:14000/dir")
 class Case(SynchronousTestCase):
     def setUp(self) -> None:
         self.home = Path(self.mktemp())
-        self.hosts: list[str] = []
+        self.hosts: dict[str, str] = {}
         self.told: list[tuple[bool, str]] = []
         self.acme = self.made()
         self.folder = self.home / "acme" / SETTINGS.folder
@@ -187,7 +187,7 @@ class WantedTests(Case):
         health = Health()
         certificates = Certificates(Clock(), self.home, health, registry, time.monotonic, wall_clock)
         certificates.prepare(ProxyConfig(certs=str(certs)))()
-        self.assertEqual(certificates.wanted(), ["shop.test"])
+        self.assertEqual(list(certificates.wanted()), ["shop.test"])
         self.assertIsNotNone(certificates.context("own.test"))
         self.assertIsNone(certificates.context("shop.test"))
         (certs / "bad.pem").write_bytes(self_signed("bad.test")[1])

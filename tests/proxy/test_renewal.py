@@ -81,9 +81,19 @@ class LimitTests(SynchronousTestCase):
 
     def test_silence_when_told_so(self) -> None:
         patience = Patience()
-        patience.limited(1e9)
-        self.assertFalse(patience.ready(1e9 + 3 * HOUR - 1))
-        self.assertTrue(patience.ready(1e9 + 3 * HOUR))
+        patience.limited("a.test", 1e9)
+        self.assertFalse(patience.ready(1e9 + renewal.AUTHORITY_LIMITED - 1))
+        self.assertTrue(patience.ready(1e9 + renewal.AUTHORITY_LIMITED))
+        self.assertFalse(patience.may("a.test", 1e9 + DAY - 1))
+        self.assertTrue(patience.may("b.test", 1e9))
+
+    def test_every_owner_has_a_turn(self) -> None:
+        patience = Patience()
+        for number in range(5):
+            patience.begin(f"{number}.test", 1e9, 0.0, "many")
+        self.assertGreater(patience.turn("many"), patience.turn("few"))
+        patience.ready(1e9 + 2 * DAY)
+        self.assertEqual(patience.turn("many"), patience.turn("few"))
 
 
 class RecordTests(SynchronousTestCase):
@@ -100,7 +110,7 @@ class RecordTests(SynchronousTestCase):
     def test_survives(self) -> None:
         patience = Patience()
         patience.begin("a.test", 1e9, 0.5)
-        patience.limited(1e9)
+        patience.limited("b.test", 1e9)
         again = Patience.of(json.loads(json.dumps(patience.record())), 1e9)
         self.assertEqual((again.hosts, again.quiet_until), (patience.hosts, patience.quiet_until))
         self.assertEqual(again.orders, ORDERS_AT_ONCE)
