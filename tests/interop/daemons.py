@@ -349,12 +349,17 @@ class Agent(Daemon):
         *,
         url: str | None = None,
         prefix: tuple[str, ...] = (),
+        more: Mapping[str, str] | None = None,
     ) -> "Agent":
-        """Publish `hosts` (targets by public port) with the secrets that `server` made; `text` is keys of [agent]."""
+        """Publish `hosts` (targets by public port) with the secrets that `server` made.
+
+        `text` is keys of [agent], `more` keys of a host.
+        """
         agent = cls("agent", folder(scope), scope, prefix)
         tables = "".join(
             f'[[agent.host]]\nhost = "{host}"\nsecret_file = "{server.secret(host)}"\n'
             f"targets = {{ {', '.join(f'{port} = {json.dumps(target)}' for port, target in targets.items())} }}\n"
+            f"{(more or {}).get(host, '')}\n"
             for host, targets in hosts.items()
         )
         (agent.home / "test.toml").write_text(
