@@ -82,7 +82,7 @@ class Gateway(Service):
         if bus is not None:
             place.bus, place.sealer = bus, sealer or Plain(place.node)
         self.server = Server(ground, prover, place)
-        self.server.setServiceParent(ground.daemon)
+        self.server.setServiceParent(ground.daemon)  # type: ignore[no-untyped-call]
 
     def startService(self) -> None:
         """Listen everywhere; raises `Unavailable` with nothing left open."""
