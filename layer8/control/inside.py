@@ -66,7 +66,7 @@ class Inside:
         *,
         serve: Serve = serves_nothing,
         told: Told,
-        raw: Callable[[bytes], None] = lambda message: None,
+        raw: Callable[[bytes], None] | None = None,
         lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Take over the socket; `lost` is called once when the other process has ended."""
@@ -118,16 +118,23 @@ class Inside:
         return self._courier.send(_text(message), descriptors)
 
     def _heard(self, message: bytes, descriptors: list[int]) -> None:
-        if not message.startswith(b"{"):
+        if self._raw is not None and not message.startswith(b"{"):
             self._raw(message)
             return
-        said = json.loads(message)
-        if "tell" in said:
+        try:
+            said = parse(message)
+        except RemoteProtocolError:
+            said = {}
+        if type(said.get("tell")) is str and type(said.get("params")) is dict:
             self._told(said["tell"], said["params"], descriptors)
             return
         for number in descriptors:
             os.close(number)
-        if "call" in said:
+        if type(said.get("id")) is not int:
+            self._courier.close()
+            self._lost()
+            return
+        if type(said.get("call")) is str and type(said.get("params")) is dict:
             self._tasks.start(said["call"], self._answer(said["id"], said["call"], said["params"]))
             return
         waiting = self._waiting.pop(said["id"], None)
@@ -174,10 +181,26 @@ def _text(message: Mapping[str, Any]) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode()
 
 
+def parse(message: bytes) -> dict[str, Any]:
+    """Take a message apart, where it is waited for without a reactor; raises `RemoteProtocolError`."""
+    try:
+        said = json.loads(message)
+    except ValueError:
+        said = None
+    if not isinstance(said, dict):
+        raise RemoteProtocolError("this is no message of ours")
+    return said
+
+
+def write_call(ident: int, method: str, params: Mapping[str, Any]) -> bytes:
+    """Write a call, to be sent without a reactor."""
+    return _text({"id": ident, "call": method, "params": dict(params)})
+
+
 def read(message: bytes) -> tuple[str, dict[str, Any]]:
     """Take apart something told, where it is waited for without a reactor; raises `RemoteProtocolError`."""
-    said = json.loads(message)
-    if not isinstance(said, dict) or "tell" not in said:
+    said = parse(message)
+    if "tell" not in said:
         raise RemoteProtocolError("something else was to be told")
     return str(said["tell"]), dict(said["params"])
 

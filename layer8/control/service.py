@@ -24,7 +24,6 @@ from typing import Any, Protocol, cast
 from attrs import define, field, frozen
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
-from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.protocols.tls import TLSMemoryBIOFactory
@@ -58,7 +57,7 @@ from layer8.core.errors import ConfigError, Unavailable
 from layer8.crypto.keyfile import make_private_folder, write_private
 from layer8.crypto.x509 import Identity
 from layer8.net.factory import Places
-from layer8.net.listen import now
+from layer8.net.listen import Sockets, serve
 from layer8.net.tls import TlsServer, peer_pin
 
 CONNECTIONS = 256
@@ -70,6 +69,7 @@ PER_SOURCE = 16
 FAREWELL = 1.0
 """Seconds that peers have to answer our close when the service stops."""
 
+OPTION = "--control"
 _SOCKET = "socket"
 
 
@@ -148,6 +148,8 @@ class ControlService(Service):
         self._pages: dict[str, Page] = {}
         self._files: list[Path] = []
         self._draining = False
+        self.given: Sockets | None = None
+        """Listening sockets that another process has opened for us."""
         self.beside: list[Binding] = []
 
     @property
@@ -274,6 +276,28 @@ class ControlService(Service):
 
         return settle
 
+    async def lend(self) -> list[tuple[str, str, socket.socket]]:
+        """Give our listening TCP sockets to another process, and leave it our names in the file system."""
+        named = [text for text, open_ in self._ports.items() if not _has_port(open_)]
+        await _stop([self._ports.pop(text) for text in named])
+        files, self._files = self._files, []
+        for path in files:
+            path.unlink(missing_ok=True)
+        return [(OPTION, text, open_.port.socket) for text, open_ in self._ports.items()]  # type: ignore[attr-defined]
+
+    def take_back(self) -> None:
+        """Go on with everything: the other process has not come."""
+        assert self._site is not None
+        self._write_cookie()
+        for text in _wanted(self.config):
+            if text not in self._ports:
+                self._ports[text] = self._listen(text, self._site)
+
+    def accept_no_more(self) -> None:
+        """Leave those who come to another process; who is here stays."""
+        ports, self._ports = self._ports, {}
+        _stop(ports.values())
+
     def set_draining(self, draining: bool) -> None:
         """Take no new calls but `node.*` on any connection, or take them again."""
         self._draining = draining
@@ -360,14 +384,17 @@ class ControlService(Service):
         make_private_folder(self.run)
         self.watchdog.start()
         self.metrics.add(self)
-        if _wanted(self.config):
-            write_private(self.cookie_path, self.keyring.cookie.encode() + b"\n")
-            self._files.append(self.cookie_path)
+        self._write_cookie()
         self._site = self.site("local", pages=True, names=self.config.names)
         for path, page in self._pages.items():
             self._site.hang(path, page)
         for text in _wanted(self.config):
             self._ports[text] = self._listen(text, self._site)
+
+    def _write_cookie(self) -> None:
+        if _wanted(self.config):
+            write_private(self.cookie_path, self.keyring.cookie.encode() + b"\n")
+            self._files.append(self.cookie_path)
 
     def _speaks_tls(self, texts: Iterable[str]) -> bool:
         return any(text != _SOCKET and read_endpoint(text).tls for text in texts)
@@ -383,11 +410,7 @@ class ControlService(Service):
             raise ConfigError(f"control.listen: {text} would speak plain text beyond this machine; write tls:")
         creator = self._creator(text) if endpoint.tls else None
         factory: IProtocolFactory = site if creator is None else TLSMemoryBIOFactory(creator, False, site)
-        try:
-            port = now(serverFromString(self._reactor, endpoint.twisted()).listen(factory))
-        except CannotListenError as error:
-            reason = os.strerror(error.socketError.errno or 0).lower()
-            raise Unavailable(f"cannot listen on {text}: {reason}; choose another with --control") from None
+        (port,) = serve(self._reactor, text, OPTION, factory, self.given)
         return _Open(port, "tcp" if creator is None else "tls", creator)
 
     def _creator(self, text: str) -> TlsServer:
@@ -427,6 +450,10 @@ class ControlService(Service):
 def _stop(ports: Iterable[_Open]) -> Deferred[None]:
     """Close ports; fires when they are closed."""
     return DeferredList([maybeDeferred(open_.port.stopListening) for open_ in ports]).addCallback(lambda _: None)
+
+
+def _has_port(open_: _Open) -> bool:
+    return hasattr(open_.port.getHost(), "port")
 
 
 def _wanted(config: ControlConfig) -> tuple[str, ...]:

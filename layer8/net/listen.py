@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from attrs import define, field
+from twisted.internet import tcp
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
@@ -75,10 +76,7 @@ def take(reactor: Any, text: str, option: str, *, defer: int = 0, given: Sockets
     socks = [] if given is None else given.take(option, text)
     if not socks:
         with one_line(option, text):
-            port = now(serverFromString(reactor, endpoint.twisted()).listen(Factory()))
-            port.stopReading()  # type: ignore[attr-defined]  # a tcp.Port: the pump accepts from here on
-            held = port.socket  # type: ignore[attr-defined]
-            socks = [socket.socket(held.family, socket.SOCK_STREAM, 0, held.detach())]
+            socks = [_detached(now(serverFromString(reactor, endpoint.twisted()).listen(Factory())))]
     for sock in socks:
         listening(sock, defer=defer)
     return [Taken(sock, endpoint, number(sock), text) for sock in socks]
@@ -88,11 +86,23 @@ def serve(
     reactor: Any, text: str, option: str, factory: IProtocolFactory, given: Sockets | None = None
 ) -> list[IListeningPort]:
     """Let a factory serve an endpoint string; raises `Unavailable` that names `option`."""
+    endpoint = server(text)
     socks = [] if given is None else given.take(option, text)
     with one_line(option, text):
         if not socks:
-            return [now(serverFromString(reactor, server(text).twisted()).listen(factory))]
+            port = now(serverFromString(reactor, endpoint.twisted()).listen(factory))
+            if endpoint.kind not in ("tcp", "tcp6", "tls") or not isinstance(port, tcp.Port):
+                return [port]
+            # A port that Twisted has opened itself shuts its socket down at the end, for all who have a duplicate.
+            socks = [_detached(port)]
         return [adopt(reactor, sock, factory) for sock in socks]
+
+
+def _detached(port: IListeningPort) -> socket.socket:
+    """Take the socket of a port that has just been opened: somebody else accepts from here on."""
+    port.stopReading()  # type: ignore[attr-defined]  # a tcp.Port
+    held = port.socket  # type: ignore[attr-defined]
+    return socket.socket(held.family, socket.SOCK_STREAM, 0, held.detach())
 
 
 def adopt(reactor: Any, sock: socket.socket, factory: IProtocolFactory) -> IListeningPort:

@@ -218,13 +218,25 @@ class Door:
             listener.close()
         self._visitors.clear()
 
-    def hold(self, on: bool) -> None:
-        """Leave visitors in the kernel's queue, or take them again."""
-        for _, listener, _, _ in self._visitors:
+    def hold(self, on: bool, *, data: bool = False) -> None:
+        """Leave visitors in the kernel's queue, or take them again; with `data` dial-backs too."""
+        for listener in [listener for _, listener, _, _ in self._visitors]:
             if on:
                 listener.pause()
             else:
                 listener.resume()
+        for listener in [listener for _, listener in self._data]:
+            if on and data:
+                listener.pause()
+            else:
+                listener.resume()
+
+    def sockets(self) -> list[tuple[str, str, socket.socket]]:
+        """Give every listening socket by option and endpoint string."""
+        found = [(f"--{scheme}", text, taken.sock) for taken, _, scheme, text in self._visitors]
+        found += [("--data", taken.asked, taken.sock) for taken, _ in self._data]
+        ports: list[tuple[Any, str, str]] = [(port, option, text) for port, _, option, text in self._ports]
+        return found + [(option, text, port.socket) for port, option, text in ports]
 
     async def close_agents(self) -> None:
         """Let no more agents in; those who are here stay."""

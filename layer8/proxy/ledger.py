@@ -40,6 +40,8 @@ class Ledger:
     prover: Prover
     wall: Callable[[], float]
     mode: Mode = "raw"
+    frozen: bool = field(default=False, init=False)
+    """Whether another process is to go on with the registrations: nothing is changed any more."""
     _lock: DeferredLock = field(factory=DeferredLock, init=False)
     _proving: int = field(default=0, init=False)
     _over: list[Registration] = field(factory=list, init=False)  # expired, and not yet struck out
@@ -139,6 +141,8 @@ class Ledger:
 
         What has expired is over at once; where that cannot be written down it is tried again next time.
         """
+        if self.frozen:
+            return
         now = self.wall()
         for row in self.registry.ended(now):
             self._changed(Gone(row))
@@ -192,6 +196,8 @@ class Ledger:
 
     async def _finish(self, change: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Make one change when those before it are made; cancelling forgets its result, never the change."""
+        if self.frozen:
+            raise Unavailable("another process is taking over; try again")
         result: Deferred[T] = Deferred(lambda _: None)
 
         def give(outcome: T | Failure) -> None:

@@ -178,7 +178,7 @@ class Server(Service):
         )
         self.ahead = Pooling(reactor, self.pump, self.seats, self.traffic, self.door, config.limits)
         self.traffic.reach.ahead = self.ahead
-        self.traffic.modes = Modes(self.traffic)
+        self.traffic.modes = Modes(self.traffic, secrets.token_bytes(32))
         self.seats.changed = self.ahead.changed
         self.carrying = Carrying(reactor, self.traffic, place.books, place.kept.carried, self.tasks)
         place.bus.watch(self.carrying.changed)
@@ -439,6 +439,7 @@ def _registration(host: ProxyHostConfig, environ: Mapping[str, str], config: Pro
             bandwidth=host.bandwidth,
             visitor=host.visitor,
             tls=host.tls,
+            users=host.users,
         ),
         rules=config.limits.policy_rules,
         introduction=host.proxy_protocol,

@@ -46,6 +46,10 @@ class Carried:
     bytes_in: int = 0
     bytes_out: int = 0
 
+    def plus(self, other: Carried) -> Carried:
+        """Give both together."""
+        return Carried(self.bytes_in + other.bytes_in, self.bytes_out + other.bytes_out)
+
 
 @frozen
 class Kept:

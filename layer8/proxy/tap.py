@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from twisted.application.service import IService
 
 from layer8.config.twistd import DaemonOptions, options_class
 from layer8.control.frame import Frame
 from layer8.net.process import or_exit, settle
+from layer8.proxy.place import alone
 from layer8.proxy.service import Server
+from layer8.proxy.takeover import Takeover, take_over
 from layer8.proxy.workers import Supervisor
 
 Options = options_class("proxy")
@@ -20,9 +23,15 @@ def makeService(options: DaemonOptions) -> IService:
     from twisted.internet import reactor
 
     with or_exit("layer8-proxy"):
+        config = options.config.proxy
+        taken = take_over(Path(config.takeover)) if config.takeover else None
+        given = None if taken is None else taken.given
         frame = Frame(reactor, "proxy", options, os.environ)
-        several = options.config.proxy.workers > 1
-        server = Supervisor(frame) if several else Server(frame)
-        frame.run(server, server)
+        frame.control.given = given
+        server = Supervisor(frame, given=given) if config.workers > 1 else Server(frame, place=alone(frame, given))
+        parts: list[IService] = [server]
+        if config.takeover:
+            parts.append(Takeover(reactor, Path(config.takeover), server, lambda: frame.stop(server.drain_s), taken))
+        frame.run(server, *parts)
         reactor.callWhenRunning(settle)
         return frame.process

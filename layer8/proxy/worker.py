@@ -53,6 +53,7 @@ class Begin:
     count: int
     node: str
     options: dict[str, Any]
+    held: bool
     snapshot: tuple[tuple[str, dict[str, Any]], ...]
     bans: tuple[tuple[str, float], ...]
 
@@ -158,6 +159,7 @@ class Worker:
         """Put the server together; raises ConfigError or StorageError."""
         self._source = _Source(told.options, environ)
         self._given = given
+        self._held = told.held
         self._stop = stop
         node = bytes.fromhex(told.node)
         self.frame = Frame(reactor, "proxy", self._source, environ)
@@ -189,6 +191,8 @@ class Worker:
         """Listen, and say so; raises `Unavailable`."""
         self.frame.process.startService()
         self._given.close()
+        if self._held:
+            self.server.door.hold(True, data=True)
         self._say("worker.ready", listening=list(self.server.listening()))
         self._beat.start(BEAT)
 
@@ -235,7 +239,7 @@ class Worker:
                 self.frame.health.draining = False
                 server.door.undrain()
             case "worker.hold":
-                server.door.hold(params["on"])
+                server.door.hold(params["on"], data=params["data"])
             case "worker.stop":
                 self.frame.daemon.drain_seconds = 0
                 self._stop()

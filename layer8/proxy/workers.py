@@ -50,7 +50,7 @@ from layer8.proxy.ledger import Ledger
 from layer8.proxy.legacy_listen import METHODS, PATH, LegacyApi, LegacyPage
 from layer8.proxy.limits import BYTES_FLUSH
 from layer8.proxy.methods import OwnerRows
-from layer8.proxy.place import open_store
+from layer8.proxy.place import Books, open_store
 from layer8.proxy.prove import NetworkProver, Prover
 from layer8.proxy.registry import Registry
 from layer8.proxy.service import SystemResolver, static_rows
@@ -124,7 +124,7 @@ class Supervisor(Service):
         self.config = config
         self.tasks = TaskSet(self._log)
         store, self._close_store = open_store(frame)
-        self._store = store
+        self._books: Books = store
         kept = store.load()
         self.registry = Registry(config.limits, os.urandom(32), [config.name] if config.name else [])
         self.bans = Bans(kept.bans)
@@ -142,6 +142,7 @@ class Supervisor(Service):
             for place in range(config.workers)
         )
         self.draining = False
+        self._held = given is not None  # until whoever opened them is ready for us
         self._stopping = False
         self._sockets: dict[tuple[str, str], list[socket.socket]] = {}
         self._looking = LoopingCall(self._look)
@@ -273,6 +274,7 @@ class Supervisor(Service):
                 "number": child.number,
                 "count": len(self.children),
                 "node": child.node.hex(),
+                "held": self._held,
                 "options": options_for(self._frame.source.loaded.config, child.number),
                 "snapshot": list(self._hub.snapshot(rows)),
                 "bans": [[ban.cidr, ban.until] for ban in self.bans],
@@ -309,7 +311,7 @@ class Supervisor(Service):
         child.pid, child.ready, child.open, child.agents, child.subscribers = 0, False, 0, 0, 0
         self.counted.end(child.number)
         for host, count in child.carried.items():
-            self._before[host] = _plus(self._before.get(host, Carried()), count)
+            self._before[host] = self._before.get(host, Carried()).plus(count)
         child.carried = {}
         if child.ended is not None:
             ended, child.ended = child.ended, None
@@ -421,15 +423,14 @@ class Supervisor(Service):
     def _sum(self, host: str) -> Carried:
         total = self._before.get(host, Carried())
         for child in self.children:
-            total = _plus(total, child.carried.get(host, Carried()))
+            total = total.plus(child.carried.get(host, Carried()))
         return total
 
     async def _flush(self) -> None:
         """Write the byte counts down; a disk that is full loses only the counts."""
-        hosts = {host for child in self.children for host in child.carried} | set(self._before)
         try:
-            if hosts:
-                await self._store.carry({host: self._sum(host) for host in hosts})
+            if standing := self.standing():
+                await self._books.carry(standing)
         except StorageError as error:
             self._log.warn("byte counts were not written", event="proxy.counts_kept", reason=str(error))
 
@@ -538,6 +539,53 @@ class Supervisor(Service):
         self.draining = False
         self.tell("worker.undrain")
 
+    # Another process in our place: see `layer8.proxy.takeover`.
+
+    async def freeze(self) -> list[tuple[str, str, socket.socket]]:
+        """Change nothing durable any more, and give every listener by option and endpoint string."""
+        await self._flush()
+        self.ledger.frozen = True
+        found = [(option, text, sock) for (option, text), socks in self._sockets.items() for sock in socks]
+        return found + await self._frame.control.lend()
+
+    def thaw(self) -> None:
+        """Go on: nobody comes in our place."""
+        self.ledger.frozen = False
+        self._frame.control.take_back()
+
+    def standing(self) -> dict[str, Carried]:
+        """Give the bytes of every host, as they were written last."""
+        hosts = {host for child in self.children for host in child.carried} | set(self._before)
+        return {host: self._sum(host) for host in hosts}
+
+    def write_to(self, books: Books) -> None:
+        """Write byte counts elsewhere from now on."""
+        self._books = books
+
+    async def give_way(self) -> list[str]:
+        """Let nobody in any more and send agents away; gives the hosts that had some."""
+        self._frame.control.accept_no_more()
+        answers = await self._ask("worker.yield", {})
+        return sorted({host for answer in answers for host in answer["hosts"]})
+
+    def serves(self) -> bool:
+        """Say whether every worker serves."""
+        return all(child.ready for child in self.children)
+
+    def hold(self, on: bool, *, data: bool) -> None:
+        """Leave visitors in the kernel's queue, or take them; with `data` dial-backs too."""
+        self._held = on
+        self.tell("worker.hold", on=on, data=data)
+
+    def has_agents(self, hosts: Sequence[str]) -> bool:
+        """Say whether each of these hosts has an agent."""
+        return all(self._bus.lookup(host) for host in hosts)
+
+    def add_carried(self, carried: Mapping[str, Sequence[int]]) -> None:
+        """Count bytes that another process has carried."""
+        for host, (into, out) in carried.items():
+            self._before[host] = self._before.get(host, Carried()).plus(Carried(into, out))
+
     def wind_down(self, seconds: float) -> None:
         """Take no more visitors; those who are here have `seconds`."""
         self.drain_for(seconds, ())
@@ -551,7 +599,3 @@ class Supervisor(Service):
     def resume(self) -> None:
         """Take visitors again."""
         self.undrain()
-
-
-def _plus(one: Carried, other: Carried) -> Carried:
-    return Carried(one.bytes_in + other.bytes_in, one.bytes_out + other.bytes_out)
