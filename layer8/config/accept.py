@@ -11,6 +11,7 @@ from layer8.config import endpoint, files
 from layer8.config.field import Check
 from layer8.core.address import HostPort, Networks
 from layer8.core.errors import ConfigError
+from layer8.crypto.password import is_hash
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)\Z")
 _PIN = re.compile(r"[A-Za-z0-9_-]{43}\Z")
@@ -99,6 +100,12 @@ def networks(value: tuple[str, ...]) -> str | None:
     return None
 
 
+def users(value: tuple[str, ...]) -> str | None:
+    """Accept lines of a user's name and kept password."""
+    wrong = [line.partition(":")[0] for line in value if not (line[:1] != ":" and is_hash(line.partition(":")[2]))]
+    return f"user {wrong[0]!r} has no hash as `layer8 proxy register --user` makes them" if wrong else None
+
+
 def host_name(value: str) -> str | None:
     """Accept "" or a lower-case host name in its ASCII form, not an address."""
     if not value:
@@ -182,6 +189,14 @@ def router(value: str) -> str | None:
     if parts.scheme == "ws" and not endpoint.is_loopback(host):
         return "it would speak plain text beyond this machine: write wss://"
     return None
+
+
+def authority(value: str) -> str | None:
+    """Accept the directory URL of a certificate authority (RFC 8555), and none."""
+    parts = urlsplit(value)
+    if not value or (parts.scheme == "https" and parts.hostname):
+        return None
+    return "write the authority's directory URL, https://..."
 
 
 def via(value: str) -> str | None:

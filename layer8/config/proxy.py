@@ -113,6 +113,11 @@ class ProxyHostConfig:
     visitor: Literal["none", "full"] = option(
         "none", doc="full: agent and target learn visitors' addresses, if the server's `visitor` agrees."
     )
+    users: tuple[str, ...] = option(
+        (),
+        doc="Users (name:hash) who alone may visit, by password, in mode proxy; empty: everybody.",
+        check=accept.users,
+    )
     proxy_protocol: Literal["none", "v1", "v2"] = option("none", doc="PROXY header sent to `target`.")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
@@ -181,6 +186,7 @@ class ProxyConfig:
     acme: str = option(
         "",
         doc="Directory URL of a certificate authority (RFC 8555) for hosts whose TLS the server ends; empty: none.",
+        check=accept.authority,
         example="https://acme-v02.api.letsencrypt.org/directory",
     )
     acme_email: str = option("", doc="Address that the authority may write to.")
@@ -267,6 +273,8 @@ class ProxyConfig:
         for index, host in enumerate(self.host):
             if host.host in seen:
                 yield f"host[{index}].host", "this host is registered twice"
+            if host.tls == "terminate" and not (self.certs or self.acme):
+                yield f"host[{index}].tls", "there is no certificate to show: say where by certs or acme"
             seen.add(host.host)
 
 

@@ -131,8 +131,9 @@ def sent_back(response: Response, close: bool) -> bytes:
 class Forward:
     """One visitor and one host.
 
-    `held` says that the visitor is to be read no further for now; `asks` are the credentials (the value of
-    Authorization) of a request that waits for `admitted`; `leave` says that this is over, `reply` with which words.
+    `held` says that the visitor is to be read no further for now, `waiting` that `take` may have more once it is not.
+    `asks` are the credentials (the value of Authorization) of a request that waits for `admitted`. `leave` says that
+    this is over, `reply` (of that `status`) with which words.
     """
 
     __slots__ = (
@@ -149,7 +150,9 @@ class Forward:
         "exchanges",
         "leave",
         "reply",
+        "status",
         "terms",
+        "waiting",
     )
 
     def __init__(self, terms: Terms) -> None:
@@ -168,6 +171,8 @@ class Forward:
         self.asks: bytes | None = None
         self.leave: Leave | None = None
         self.reply = b""
+        self.status = 0
+        self.waiting = False
 
     @property
     def up_free(self) -> int:
@@ -211,11 +216,12 @@ class Forward:
                     self._complete()
                 else:
                     passed.append(self._begin(what))
+            self.waiting = self.held
         except Malformed as doubt:
             if self._request is not None:
                 self.leave = Leave.BREAK
             else:
-                self._answer(page(doubt.status) if doubt.status else b"")
+                self._answer(doubt.status)
         return b"".join(passed)
 
     def _begin(self, request: Request) -> bytes:
@@ -237,18 +243,18 @@ class Forward:
         self._back.bare = request.method == b"HEAD"
         return head
 
-    def admitted(self, yes: bool) -> bytes:
-        """Take whether the credentials are good; gives what goes to the host."""
+    def admitted(self, refusal: int | None = None) -> bytes:
+        """Take that the credentials are good, or the status of a refusal; gives what goes to the host."""
         request, self.asks = self._head, None
         if request is None:
             return b""
-        if not yes:
-            self._answer(page(401, bare=request.method == b"HEAD", fields=REALM))
+        if refusal is not None:
+            self._answer(refusal, request)
             return b""
         try:
             return self._go(request) + self.take()
         except Malformed as doubt:
-            self._answer(page(doubt.status))
+            self._answer(doubt.status, request)
             return b""
 
     def heard(self, data: bytes) -> bytes:
@@ -320,15 +326,19 @@ class Forward:
         elif self._closing:
             self.leave = Leave.ANEW
 
-    def _answer(self, reply: bytes) -> None:
-        self.reply, self.leave = reply, Leave.REPLY
+    def _answer(self, status: int, request: Request | None = None) -> None:
+        """End with an answer of our own; status 0 is none."""
+        bare = request is not None and request.method == b"HEAD"
+        self.status = status
+        self.reply = page(status, bare=bare, fields=REALM if status == 401 else b"") if status else b""
+        self.leave = Leave.REPLY
 
     def _fail(self) -> None:
         """Give up on the host: with an answer of our own if the visitor has had none of its."""
         if self._told or self._request is None:
             self.leave = Leave.BREAK
         else:
-            self._answer(page(502, bare=self._request.method == b"HEAD"))
+            self._answer(502, self._request)
 
     def ended(self) -> None:
         """Take that the host says no more: `leave` is how to go on, None if its end is the visitor's."""

@@ -1,7 +1,8 @@
 """The modes of HTTP: what stands between a visitor and its host once they are joined.
 
-`raw` is nothing at all. `guard` (`layer8.proxy.guard`) reads requests and changes none. Each gives the pump a filter
-for either direction of a visitor's link; what they decide about the link itself is carried out here::
+`raw` is nothing at all. `guard` (`layer8.proxy.guard`) reads requests and changes none, `proxy`
+(`layer8.proxy.forward`) reads everything but bodies. Each gives the pump a filter for either direction of a visitor's
+link; what `guard` decides about the link itself is carried out here::
 
     a request that may not go on ──▶ the host hears the end, answers what it still owes, ends ──▶ last words, closed
                                                                           or after GIVE_UP s ──▶ closed
@@ -10,14 +11,13 @@ for either direction of a visitor's link; what they decide about the link itself
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from typing import Final
 
-from layer8.net.leg import Leg
-from layer8.net.pump import Pump
+from layer8.proxy.forwarding import Checks, Forwarding
 from layer8.proxy.guard import Answer, Guard, Verdict, Why, doubt
 from layer8.proxy.hooks import Filters
 from layer8.proxy.http1 import ENDLESS
-from layer8.proxy.pp import Header
+from layer8.proxy.parting import Keeper, begin_anew, see_off
 from layer8.proxy.registration import Registration
 from layer8.proxy.sniff import answer
 from layer8.proxy.visit import Visit
@@ -27,34 +27,13 @@ GIVE_UP: Final = 5.0
 """Seconds that a host has to end its side when its visitor may say no more."""
 
 
-class Keeper(Protocol):
-    """Who keeps the visitors."""
-
-    pump: Pump
-
-    def enter(
-        self,
-        fd: int,
-        address: str,
-        port: int,
-        scheme: str,
-        header: Header | None = None,
-        first: bytes = b"",
-        leg: Leg | None = None,
-        row: Registration | None = None,
-    ) -> None:
-        """Take a visitor, which has said `first`."""
-
-    def finish(self, visit: Visit, reason: Reason) -> None:
-        """Count and log the end of a visitor."""
-
-
 class Modes:
     """Gives visitors the filters of their host's mode."""
 
-    def __init__(self, keeper: Keeper) -> None:
-        """Serve `keeper`'s visitors."""
+    def __init__(self, keeper: Keeper, key: bytes) -> None:
+        """Serve `keeper`'s visitors; `key` are random bytes."""
         self.keeper = keeper
+        self.checks = Checks(keeper.reactor, key)
 
     def doubt(self, row: Registration, first: bytes) -> int | None:
         """Give the status for a visitor whose first request is refused before anybody is called; 0 is silence."""
@@ -62,6 +41,13 @@ class Modes:
 
     def filters(self, visit: Visit, row: Registration, first: bytes, rest: bytes) -> Filters | None:
         """Give the filters for a visitor that is about to be joined, with what they make of what was said already."""
+        if row.mode == "proxy":
+            forwarding = Forwarding(self.keeper, self.checks, visit, row)
+            first = forwarding.said(first)
+            if forwarding.forward.leave is not None or forwarding.forward.asks is not None:
+                self.keeper.pump.clock.callLater(0, forwarding.settle)  # when there is a link
+            back = forwarding.forward.heard(rest) if rest else b""
+            return Filters(first, back, forwarding.up, forwarding.down)
         up = Upward(self.keeper, visit)
         first = up.guard.feed(first)
         down = Downward(up, Answer() if up.guard.upgrading else None)
@@ -69,30 +55,6 @@ class Modes:
         if up.guard.over is not None:
             self.keeper.pump.clock.callLater(0, up.stop)  # when there is a link to stop
         return Filters(first, down.feed(rest) if rest else b"", up, down)
-
-
-def begin_anew(keeper: Keeper, visit: Visit, first: bytes) -> None:
-    """Part a visitor from its host, as if it had just come and said `first`."""
-    link, leg, row = visit.link, visit.leg, visit.row
-    if link is None:
-        return
-    fd, other = keeper.pump.part(link)
-    keeper.pump.close_fd(other)
-    visit.fd = -1
-    keeper.finish(visit, Reason.DONE)
-    keeper.enter(
-        fd, visit.address, visit.port, visit.scheme, visit.header, first, leg, row if leg is not None else None
-    )
-
-
-def see_off(keeper: Keeper, visit: Visit, reason: Reason, words: bytes) -> None:
-    """Part a visitor from its host and close it, after some last words."""
-    if visit.link is None:
-        return
-    _, other = keeper.pump.part(visit.link)
-    keeper.pump.close_fd(other)
-    visit.see_off(words)
-    keeper.finish(visit, reason)
 
 
 class Upward:

@@ -323,6 +323,9 @@ class Traffic:
             visit.session = None
             terminator.begin(visit, row, sniffer.data, found.alpn)
             return
+        if row.policy.users and not (row.mode == "proxy" and visit.speaks_http):
+            self.refuse(visit, Reason.DENIED)  # nobody here could ask for the password
+            return
         if self.modes is not None and row.mode != "raw" and visit.speaks_http:
             status = self.modes.doubt(row, sniffer.data)
             if status is not None:
@@ -453,7 +456,8 @@ class Traffic:
     def _close(self, visit: Visit, reason: str, farewell: bytes) -> None:
         """End a visitor that was never joined, once: whatever went wrong, no number is closed twice."""
         why = Reason(reason)
-        if not farewell and self._answers and visit.speaks_http:
+        pages = self._answers or (visit.row is not None and visit.row.mode == "proxy")
+        if not farewell and pages and visit.speaks_http:
             farewell = UNSERVED.get(why, b"")
         visit.see_off(farewell)
         if visit.attempt is not None:

@@ -115,15 +115,15 @@ class Visit:
         reset = Reason.VISITOR_RESET if link.up.reset else Reason.AGENT_RESET
         self.traffic.finish(self, self.verdict or _BY_LINK.get(reason, reset))
 
-    def see_off(self, words: bytes) -> None:
-        """Close the visitor's own connection, once, after some last words."""
+    def see_off(self, words: bytes, *, linger: bool = False) -> None:
+        """Close the visitor's own connection, once, after some last words; `linger` without any, too."""
         fd, self.fd = self.fd, -1
         if fd < 0:
             return
         traffic = self.traffic
         if self.leg is not None:
             words = self.leg.goodbye(words)
-        if words:
+        if words or linger:
             # It keeps its place until it is closed, or a scanner could have any number of these.
             traffic.open.take_again(self.source)
             answer_and_close(traffic.reactor, traffic.pump, fd, words, partial(traffic.open.give, self.source))
