@@ -18,15 +18,9 @@ from tests.interop.stage import CURL
 
 VISITOR = "127.0.0.77"
 BALANCER = "127.0.0.1"
-NAMES = (
-    "v1.agent.test",
-    "v2.agent.test",
-    "hidden.agent.test",
-    "v1.static.test",
-    "v2.static.test",
-    "hidden.static.test",
-)
 VERSIONS = ("v1", "v2")
+AGENTS = ("v1.agent.test", "v2.agent.test", "hidden.agent.test")
+NAMES = (*AGENTS, "v1.static.test", "v2.static.test", "hidden.static.test")
 
 
 class Behind:
