@@ -232,6 +232,11 @@ class ProblemTests(ConfigCase):
         self.refused(twice, "layer8.toml:5: proxy.host[1].host = 'a.example': this host is registered twice")
         self.refused('[proxy]\nlegacy_open = true\n[control]\nlisten = "tls:1"', "proxy.legacy_open")
 
+    def test_tls_that_ends_without_a_certificate(self) -> None:
+        ends = '[[proxy.host]]\nhost = "a.example"\ntarget = "tcp:127.0.0.1:1"\ntls = "terminate"\n'
+        self.refused(ends, "proxy.host[0].tls = 'terminate': there is no certificate to show")
+        self.refused('[proxy]\nacme = "http://ca.example/dir"\n', "write the authority's directory URL, https://...")
+
     def test_targets(self) -> None:
         for bad in ("{ 0 = 'tcp:a:1' }", "{ http = 'tcp:a:1' }", "{ 80 = 'a' }", "{ 80 = '' }", "{ 80 = 1 }", "'x'"):
             lines = self.problems(f'[[agent.host]]\nhost = "a.example"\ntargets = {bad}')

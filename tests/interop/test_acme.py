@@ -150,7 +150,7 @@ class IssueTests(AcmeCase):
         until("the other one has as well", lambda: pebble.issued() == 2)
         until("it is served", lambda: list((server.home / "acme").glob("*/certs/new.test.pem")))
         self.assertIn(b"behind TLS", self.curl(server, "new.test", pebble.root()))
-        server.reload(text.replace('acme = "', 'acme = ""\n# "'))
+        server.reload(text.replace('acme = "', f'certs = "{folder(self)}"\nacme = ""\n# "'))
         until("nobody asks any more", lambda: self.health(server, "acme") == (False, "absent"))
         self.assertEqual(server.defects(), [])
 
