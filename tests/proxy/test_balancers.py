@@ -1,7 +1,9 @@
 """Balancers in front: the header is required, believed, and counts for everything that an address counts for."""
 
+import contextlib
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +11,9 @@ from pathlib import Path
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
+from layer8.config.load import load_text
 from layer8.core.address import HostPort
+from layer8.proxy.agent import Agent
 from layer8.proxy.bans import Banned
 from layer8.proxy.pp import Header, Reader, v1, v2
 from layer8.proxy.service import Server
@@ -19,7 +23,8 @@ from layer8.proxy.sniff_tls import TlsSniffer
 from layer8.proxy.wire import Reason
 from tests.proxy import pair
 from tests.proxy.cuts import shown
-from tests.proxy.pair import Echo, PairCase, get, visit
+from tests.proxy.desk import row
+from tests.proxy.pair import Echo, PairCase, get, published, visit
 from tests.proxy.rows_http import PLAIN
 from tests.proxy.rows_tls import PROXY_V1, PROXY_V2, WHOLE
 
@@ -225,3 +230,74 @@ class ServerTests(BalancedCase):
         server.traffic.configure(evolve(server.config, proxy_from=("127.0.0.1",)))
         self.assertEqual(await self.say(get("app.test")), b"")
         self.assertIn(b"200 OK", await self.say(v1(VISITOR) + get("app.test")))
+
+
+class Balancer:
+    """Passes connections on, from one address, with a header that says something else."""
+
+    def __init__(self, port: int, source: HostPort) -> None:
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self.sock.getsockname()[1]
+        self.passed = 0
+        self._to = port
+        self._source = source
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                near, _ = self.sock.accept()
+            except OSError:
+                return
+            self.passed += 1
+            far = socket.create_connection(("127.0.0.1", self._to))
+            far.sendall(v2(self._source))
+            for one, other in ((near, far), (far, near)):
+                threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
+
+    @staticmethod
+    def _copy(one: socket.socket, other: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+        with contextlib.suppress(OSError):
+            other.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+
+class OnePortTests(BalancedCase):
+    async def test_agents_that_come_through_a_balancer_are_who_it_says(self) -> None:
+        """Their control connections and dial-backs on the visitors' TLS port, under the server's own name."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        source = HostPort("2001:db8::5", 5)
+        balancer = Balancer(port, source)
+        self.addCleanup(balancer.close)
+        base = pair.BASE.replace('https = ["tcp:0:interface=127.0.0.1"]', f'https = ["tcp:{port}:interface=127.0.0.1"]')
+        self.patch(pair, "BASE", base)
+        server = self.serve(
+            f'name = "localhost"\ndata_public = "localhost:{balancer.port}"\nproxy_from = ["127.0.0.1"]\n'
+            f"public_https = {balancer.port}"
+        )
+        secret, _ = self.secret()
+        server.registry.put(row("app.test", secret.value))
+        text = f'[agent]\nservers = ["wss://localhost:{balancer.port}?pin={server.identity().pin}"]\n'
+        config = load_text(text, {}, {}, role="agent").config.agent
+        agent = Agent(
+            self.reactor,
+            config,
+            [published("app.test", secret, self.echo.port)],
+            lambda what, _, word: self.told.append((what, word)),
+        )
+        agent.startService()
+        self.addCleanup(agent.stopService)
+        await self.until(lambda: ("subscribed", "app.test") in self.told)
+        (seat,) = server.seats
+        self.assertEqual(seat.address, source.host)
+        self.port = server.door.port_of("http")
+        self.assertIn(b"200 OK", await self.say(v1(VISITOR) + get("app.test")))
+        self.assertGreaterEqual(balancer.passed, 2)
