@@ -41,7 +41,7 @@ class Target:
         with sock:
             sock.settimeout(10)
             data, header, rest, reader = b"", None, b"", Reader()
-            while b"Connection: close\r\n\r\n" not in data:
+            while b"\r\n\r\n" not in rest:
                 part = sock.recv(65536)
                 if not part:
                     return
@@ -49,7 +49,7 @@ class Target:
                 if self.kind != "none" and header is None:
                     found = reader.feed(part)
                     header = found if isinstance(found, Header) else None
-                    rest = reader.data
+                    rest = reader.data if header is not None else b""
                 else:
                     rest += part
             self.heard.append((data, header))
@@ -172,6 +172,26 @@ class StaticTests(PassingCase):
         assert header is not None
         assert header.source is not None
         self.assertEqual(header.source.host, SOURCE)
+
+
+class ForwardedTests(PassingCase):
+    async def test_in_mode_proxy_the_field_goes_by_the_same_rule(self) -> None:
+        for host_says, server_says in product(("none", "full"), ("none", "full")):
+            target = self.target("none")
+            server = self.serve(
+                f'visitor = "{server_says}"',
+                f'[[proxy.host]]\nhost = "app.test"\ntarget = "tcp:127.0.0.1:{target.port}"\n'
+                f'mode = "proxy"\nvisitor = "{host_says}"\n',
+            )
+            asked = get("app.test").replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n")
+            await self.thread(visit, server.door.port_of("http"), asked, source=SOURCE)
+            data = target.heard.pop()[0].decode()
+            self.assertNotIn("203.0.113.9", data, "what the visitor says of itself is not believed")
+            if server_says == host_says == "full":
+                self.assertIn(f"x-forwarded-for: {SOURCE}\r\n", data.lower())
+            else:
+                self.assertNotIn(SOURCE, data)
+            await self.stop_server()
 
 
 class PrivacyTests(PassingCase):
