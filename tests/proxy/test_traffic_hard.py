@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import time
 from typing import Any, NoReturn
 
 from layer8.net.pump import Pump
@@ -99,6 +100,27 @@ class SilentTests(TrafficCase):
         ours.sendall(b"G")
         self.assertTrue((await self.thread(ours.recv, 100)).startswith(b"HTTP/1.1 408 "))
         await self.until(lambda: not server.traffic.visits)
+
+
+class TargetTests(TrafficCase):
+    async def test_one_that_does_not_answer_is_waited_for_as_long_as_agents_are(self) -> None:
+        hole = socket.create_server(("127.0.0.1", 0), backlog=0)
+        self.mine.append(hole)
+        for _ in range(4):  # its queue is full, and the kernel drops what comes
+            one = socket.socket()
+            one.setblocking(False)
+            one.connect_ex(hole.getsockname())
+            self.mine.append(one)
+        server = self.start(
+            "[proxy.limits]\ncall_time = 0.5\ncall_step = 0.2", f"tcp:127.0.0.1:{hole.getsockname()[1]}"
+        )
+        began = time.monotonic()
+        ours, fd = self.enter(server, get("static.test"))
+        self.assertEqual(await self.thread(ours.recv, 10), b"")
+        self.assertTrue(0.4 < time.monotonic() - began < 4, "after call_time, not after the pump's own 10 s")
+        self.assertEqual(server.traffic.totals.ended[Reason.TARGET_REFUSED], 1)
+        self.nothing_left(server)
+        self.closed_once(server, fd)
 
 
 class DefectTests(TrafficCase):
