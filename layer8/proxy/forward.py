@@ -187,6 +187,8 @@ class Forward:
     @property
     def held(self) -> bool:
         """Whether what the visitor says has to wait."""
+        if self._opened:
+            return False
         return self.leave is not None or self.asks is not None or (self._request is not None and self._sent)
 
     def said(self, data: bytes) -> bytes:
@@ -205,6 +207,7 @@ class Forward:
     def take(self) -> bytes:
         """Give what goes to the host of what was said before."""
         if self._opened:
+            self.waiting = False
             return self._forth.rest()
         passed: list[bytes] = []
         try:

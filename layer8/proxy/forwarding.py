@@ -92,11 +92,14 @@ class Forwarding:
         self._asked = False
 
     def said(self, data: bytes) -> bytes:
-        """Take what the visitor says; credentials that are known cost it no time."""
-        forward = self.forward
-        passed = forward.said(data)
-        if forward.asks is not None and self._checks.known.has(self.users, forward.asks):
-            passed += forward.admitted()
+        """Take what the visitor says; gives what goes to the host."""
+        return self._known(self.forward.said(data))
+
+    def _known(self, passed: bytes) -> bytes:
+        """Add to what goes on the request that asks next, if its credentials are known: they cost it no time."""
+        asks = self.forward.asks
+        if asks is not None and self._checks.known.has(self.users, asks):
+            passed += self.forward.admitted()
         return passed
 
     def settle(self) -> None:
@@ -114,7 +117,7 @@ class Forwarding:
         elif forward.held:
             pump.pause(link.up)
         elif forward.waiting:
-            pump.go_on(link.up, self.said(b""))
+            pump.go_on(link.up, self._known(forward.take()))
             self._hold()
 
     def _hold(self) -> None:
