@@ -30,6 +30,7 @@ from layer8.net.service import Health
 from layer8.net.tasks import TaskSet
 from layer8.proxy.acme import HTTP, TLS_ALPN, Acme, Settings
 from layer8.proxy.acme import PATH as CHALLENGES
+from layer8.proxy.allowances import Allowances
 from layer8.proxy.certs import Folder
 from layer8.proxy.registration import Ownership, Registration
 from layer8.proxy.registry import Registry
@@ -47,6 +48,7 @@ class Keeper(Protocol):
     """Who keeps the visitors."""
 
     pump: Pump
+    allowances: Allowances
 
     def shaking(self, visit: Visit) -> bool:
         """Give a visitor a place among those without a name; False if it was sent away instead."""
@@ -87,6 +89,9 @@ class Terminator:
             if context is None:
                 self.keeper.refuse(visit, Reason.NO_CERTIFICATE, UNRECOGNIZED_NAME)
                 return
+        if not self.keeper.allowances.admits(row, self.keeper.pump.now):  # a handshake is work
+            self.keeper.refuse(visit, Reason.HOST_LIMIT)
+            return
         if not self.keeper.shaking(visit):
             return
         done = partial(self._shaken, visit, alpn == _CHALLENGE)

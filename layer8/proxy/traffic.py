@@ -314,7 +314,7 @@ class Traffic:
             self.refuse(visit, Reason.CHALLENGED, words)  # whoever else may come, and wherever
             return
         if row.ports and visit.port not in row.ports:
-            self.refuse(visit, Reason.WRONG_PORT, UNKNOWN[scheme] if self._answers else b"")
+            self.refuse(visit, Reason.WRONG_PORT, UNKNOWN[visit.carried] if self._answers else b"")
             return
         if row.gate is not None and not row.gate.admits(visit.address):
             self.refuse(visit, Reason.DENIED)
@@ -334,7 +334,7 @@ class Traffic:
         tally = self.tallies.get(row.host) or self.accounts.tally(row.host)
         limits = self.config.limits
         most = row.policy.max_conns or limits.host_conns
-        if (most and tally.open + tally.calling >= most) or not self.allowances.admits(row, pump.now):
+        if (most and tally.open + tally.calling >= most) or not (visit.leg or self.allowances.admits(row, pump.now)):
             self.refuse(visit, Reason.HOST_LIMIT)
         elif row.target is not None:
             visit.tally = tally

@@ -339,6 +339,48 @@ class EndTests(SynchronousTestCase):
         self.assertEqual(ended.server.defects(), [])
 
 
+class ModeTests(SynchronousTestCase):
+    """What is behind TLS that ended here is HTTP like any other."""
+
+    skip = missing(nginx="nginx")
+
+    def test_a_later_request_for_another_host(self) -> None:
+        ended, _, _ = stage()
+        for way in WAYS:
+            visitor = ended.dial(f"web.{way}.test")
+            visitor.sendall(f"GET /1 HTTP/1.1\r\nHost: web.{way}.test\r\n\r\n".encode())
+            self.assertTrue(visitor.recv(1000).startswith(b"HTTP/1.1 200 "))
+            visitor.sendall(b"GET /1 HTTP/1.1\r\nHost: other.static.test\r\n\r\n")
+            said = rest(visitor)
+            self.assertEqual(said.count(b"HTTP/1.1 "), 1, said)
+            self.assertIn(b"HTTP/1.1 421 ", said)
+
+    def test_behind_a_balancer(self) -> None:
+        ended = Ended.start(self, stage()[1].plain, 'proxy_from = ["127.0.0.1/32"]')
+        for way in WAYS:
+            raw = socket.create_connection(("127.0.0.1", ended.server.https), TIME_S)
+            raw.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1234 443\r\n")
+            raw.setblocking(True)
+            visitor = SSL.Connection(SSL.Context(SSL.TLS_CLIENT_METHOD), raw)
+            visitor.set_tlsext_host_name(f"web.{way}.test".encode())
+            visitor.set_connect_state()
+            visitor.do_handshake()
+            visitor.sendall(f"GET /1k HTTP/1.0\r\nHost: web.{way}.test\r\n\r\n".encode())
+            self.assertTrue(rest(visitor).startswith(b"HTTP/1.1 200 "))
+
+    def test_a_rate_counts_before_the_handshake(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.addCleanup(listener.close)
+        ended = Ended.start(self, listener.getsockname()[1], "[proxy.limits]\nhost_rate = 2.0\n")
+        done = 0
+        for _ in range(20):
+            with contextlib.suppress(SSL.Error):
+                ended.dial("web.static.test")
+                done += 1
+        self.assertLess(done, 10)
+        until("the log says why", lambda: "host_limit" in ended.reasons())
+
+
 class RotationTests(SynchronousTestCase):
     skip = missing(wrk="wrk", nginx="nginx")
 
