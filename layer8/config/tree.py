@@ -26,3 +26,7 @@ class Config:
         """Give keys that do not go together, with the reason."""
         if self.proxy.legacy_open and not all(endpoint.server(text).loopback for text in self.control.listen):
             yield "proxy.legacy_open", "it needs a control API that only this machine can reach: see control.listen"
+        if self.proxy.bus == "wamp" and not self.control.wamp.url:
+            yield "control.wamp.url", "the wamp bus needs a router"
+        if self.proxy.bus == "wamp" and not self.proxy.database_file:
+            yield "proxy.database_file", "the wamp bus needs a database that all nodes share"

@@ -58,7 +58,8 @@ class Bus(Protocol):
     async def register(self, row: Registration) -> None:
         """Write a registration or a claim down; watchers on all nodes are told, ours before this returns.
 
-        Raises `Denied` with ALREADY_REGISTERED if the name is another owner's, and not just claimed or suspended.
+        Raises `Denied` with ALREADY_REGISTERED if the name is another owner's, and not just claimed or suspended, and
+        `layer8.control.errors.Conflict` if another node has changed it meanwhile.
         """
 
     async def remove(self, row: Registration) -> None:

@@ -72,6 +72,11 @@ class LocalBus:
             del self._taken[row.host]
         self._tell(Gone(gone))
 
+    def standing(self, host: str, owner: str) -> int | None:
+        """Give the version of what stands under a host and an owner, None if nothing does."""
+        row = self._rows.get((host, owner))
+        return None if row is None else row.version
+
     async def registrations(self, since: int = 0) -> tuple[Registration, ...]:
         """Give what stands and is newer than `since`."""
         return tuple(sorted((row for row in self._rows.values() if row.version > since), key=lambda row: row.version))

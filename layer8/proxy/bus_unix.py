@@ -21,11 +21,11 @@ from itertools import count
 from typing import Any, Final, Protocol
 
 from attrs import define, field, frozen
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from layer8.control.errors import ControlError, MethodNotFound
+from layer8.control.errors import Conflict, ControlError, MethodNotFound
 from layer8.core.errors import StorageError, Unavailable
 from layer8.proxy.bus import Change, Gone, Lease, Presence, Put, Stop
 from layer8.proxy.bus_local import LocalBus
@@ -91,6 +91,7 @@ class Hub:
         """Take the bus of this process, which others may use beside the hub."""
         self._bus = bus
         self._members: dict[bytes, _Member] = {}
+        self._lock = DeferredLock()
         bus.watch(self._changed)
 
     @property
@@ -129,10 +130,8 @@ class Hub:
             raise Unavailable("this process is being replaced")
         with answering():
             match method:
-                case "bus.register":
-                    await self._bus.register(unpack(params))
-                case "bus.remove":
-                    await self._bus.remove(unpack(params))
+                case "bus.register" | "bus.remove":
+                    await self._lock.run(lambda: Deferred.fromCoroutine(self._change(method, params)))
                 case "bus.lease":
                     return await self._leased(member, _presence(params))
                 case "bus.renew":
@@ -142,6 +141,14 @@ class Hub:
                 case _:
                     raise MethodNotFound(method)
         return {}
+
+    async def _change(self, method: str, params: Mapping[str, Any]) -> None:
+        """Make one change after the other, and none by somebody who has not seen what stands."""
+        row = unpack(params)
+        standing, new = self._bus.standing(row.host, row.owner), method == "bus.register"
+        if standing != params["known"] or (new and standing is not None and row.version <= standing):
+            raise Conflict(standing or 0)
+        await (self._bus.register(row) if new else self._bus.remove(row))
 
     async def _leased(self, member: _Member, presence: Presence) -> dict[str, Any]:
         lease = await self._bus.lease(presence)
@@ -262,6 +269,10 @@ class UnixBus:
             else:
                 waiting.errback(Failure(Unavailable("that node is not there")))
 
+    def _known(self, row: Registration) -> dict[str, int | None]:
+        known = self._rows.get((row.host, row.owner))
+        return {"known": None if known is None else known.version}
+
     def _put(self, row: Registration) -> None:
         self._rows[row.host, row.owner] = row
         self._tell(Put(row))
@@ -290,11 +301,12 @@ class UnixBus:
 
     async def register(self, row: Registration) -> None:
         """Let the hub write it down; watchers here are told before its answer comes."""
-        await self._call("bus.register", pack(row))
+        await self._call("bus.register", pack(row) | self._known(row))
 
     async def remove(self, row: Registration) -> None:
         """Let the hub strike it out."""
-        await self._call("bus.remove", pack(row))
+        if (row.host, row.owner) in self._rows:
+            await self._call("bus.remove", pack(row) | self._known(row))
 
     async def registrations(self, since: int = 0) -> tuple[Registration, ...]:
         """Give what stands, as soon as all of it was told."""
@@ -369,4 +381,6 @@ class UnixBus:
         except ControlError as error:
             if error.code in _CODES:
                 raise Denied(Code(error.code), error.message, **error.data) from None
+            if isinstance(error, Conflict):
+                raise
             raise (StorageError if error.name == "storage" else Unavailable)(error.message) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from attrs import evolve
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
@@ -17,7 +18,7 @@ from layer8.proxy.choose import Seat, Seats
 from layer8.proxy.door import Door
 from layer8.proxy.reach import Reach
 from layer8.proxy.remote import Remote, Sealer
-from layer8.proxy.wire import Code
+from layer8.proxy.wire import Code, DataAddress
 
 TURN: Final = 0.5
 """Seconds between two looks at what is over."""
@@ -29,20 +30,28 @@ class Neighbours(Service):
     _log = Logger(namespace="layer8.proxy.neighbours")
 
     def __init__(
-        self, reactor: Any, node: bytes, bus: Bus, sealer: Sealer, seats: Seats, reach: Reach, door: Door
+        self, reactor: Any, node: bytes, bus: Bus, sealer: Sealer, seats: Seats, reach: Reach, door: Door, host: str
     ) -> None:
-        """Let the visitors of this server have the agents of all nodes, and the other way round."""
+        """Let the visitors of this server have the agents of all nodes, and the other way round.
+
+        `host` is where agents of other nodes dial us back; "" if that is where they dial their own.
+        """
         self._bus = bus
         self._reach = reach
+        self._door = door
+        self._host = host
         self._tasks = TaskSet(self._log)
         self._unlisten: Stop | None = None
         self.remote = Remote(
-            node, bus.lookup, sealer, self._post, seats, door.addresses, reach.rejected, reach.seat_gone, door.announce
+            node, bus.lookup, sealer, self._post, seats, self._where, reach.rejected, reach.seat_gone, door.announce
         )
         seats.elsewhere = self.remote.of
         door.elsewhere = lambda: self.remote.addresses
         self._loop = LoopingCall(lambda: self.remote.tick(reactor.seconds()))
         self._loop.clock = reactor
+
+    def _where(self) -> tuple[DataAddress, ...]:
+        return tuple(evolve(known, host=known.host or self._host) for known in self._door.addresses())
 
     def startService(self) -> None:
         """Take messages."""

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from attrs import define, field
+from twisted.application.service import IService
 
 from layer8.net.listen import Sockets
 from layer8.net.sqlite import Database
@@ -43,6 +44,7 @@ class Place:
 
     `sealer` is None where there are no other nodes. `first` and `step` number visitors and subscriptions, so that no
     two processes of one machine use the same. `looks_again`: proofs of ownership are looked at again from here.
+    `host` is where agents of other nodes dial this one back; `parts` start before the server and stop after it.
     `guessed` is told who has shown a wrong secret, `killed` that the visitors of a host are to be closed everywhere.
     """
 
@@ -56,6 +58,8 @@ class Place:
     first: int = 1
     step: int = 1
     looks_again: bool = True
+    host: str = ""
+    parts: tuple[IService, ...] = ()
     guessed: Callable[[str], None] = lambda address: None
     killed: Callable[[str], None] = lambda host: None
 

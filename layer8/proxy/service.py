@@ -221,7 +221,7 @@ class Server(Service):
         self.neighbours: Neighbours | None = None
         if place.sealer is not None:
             self.neighbours = Neighbours(
-                reactor, place.node, place.bus, place.sealer, self.seats, self.traffic.reach, self.door
+                reactor, place.node, place.bus, place.sealer, self.seats, self.traffic.reach, self.door, place.host
             )
             self._agent_rows.settled = presences.settle
 
@@ -328,17 +328,25 @@ class Server(Service):
             self.carrying.add(host, Carried(into, out))
 
     async def give_way(self) -> list[str]:
-        """Let another process have visitors and agents, so that nobody is turned away in between.
+        """Let nobody in any more and send agents away; gives the hosts that had some."""
+        await self.settle()
+        return self.send_away()
 
-        New visitors stay in the kernel's queue from now on. Those whose agent is called are joined first, then agents
-        are sent away, to come again where they then arrive. Gives the hosts that had agents.
+    async def settle(self) -> None:
+        """Let nobody in any more, and wait until those who are here are joined or refused.
+
+        Visitors stay in the kernel's queue, for the process that comes.
         """
+        reactor = self._frame.reactor
         self.door.hold(True)
         self._frame.control.accept_no_more()
         await self.door.close_agents()
-        end = self._frame.reactor.seconds() + GIVE_WAY
-        while self._frame.reactor.seconds() < end and (self.traffic.reach.pending or self.traffic.waiting):
-            await deferLater(self._frame.reactor, GIVE_WAY / 200, lambda: None)
+        end = reactor.seconds() + GIVE_WAY
+        while reactor.seconds() < end and (self.traffic.reach.pending or self.traffic.waiting):
+            await deferLater(reactor, GIVE_WAY / 200, lambda: None)
+
+    def send_away(self) -> list[str]:
+        """Let agents come again, where they then arrive; gives the hosts that had some."""
         hosts = sorted({seat.host for seat in self.seats})
         for seat in list(self.seats):
             seat.voice.close("going_away")

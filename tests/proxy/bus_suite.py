@@ -5,12 +5,15 @@ With a bus of one node, the tests that need another are run with one, where that
 
 from __future__ import annotations
 
+import contextlib
 from typing import ClassVar
 
 from attrs import evolve
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
+from layer8.control.errors import Conflict
 from layer8.core.errors import Unavailable
 from layer8.proxy.bus import Bus, Change, Gone, Lease, Presence, Put
 from layer8.proxy.limits import BUS_LEASE, BUS_RENEW
@@ -67,6 +70,7 @@ class Suite:
 
         async def test_changed(self) -> None:
             await self.buses[0].register(row(version=1))
+            await self.settle()
             after = row(version=2, ports=(443,))
             await self.buses[-1].register(after)
             await self.settle()
@@ -84,6 +88,7 @@ class Suite:
 
         async def test_removed(self) -> None:
             await self.buses[0].register(row())
+            await self.settle()
             await self.buses[-1].remove(row())
             await self.settle()
             self.assertEqual(await self.stands(self.buses[0]), [])
@@ -98,6 +103,73 @@ class Suite:
             self.assertIs(error.code, Code.ALREADY_REGISTERED)
             await self.settle()
             self.assertEqual(await self.stands(self.buses[0]), [row()])
+
+        async def test_one_of_two_owners_at_once(self) -> None:
+            """Registered on two nodes at the same time, the name is one owner's everywhere."""
+            asked = [
+                Deferred.fromCoroutine(self.buses[0].register(row(owner="ann"))),
+                Deferred.fromCoroutine(self.buses[-1].register(row(owner="bob"))),
+            ]
+            failed = []
+            for waiting in asked:
+                try:
+                    await waiting
+                except Denied as error:
+                    failed.append(error.code)
+            self.assertEqual(failed, [Code.ALREADY_REGISTERED])
+            await self.settle()
+            stands = [await self.stands(bus) for bus in self.buses]
+            self.assertEqual(len(stands[0]), 1)
+            self.assertTrue(all(one == stands[0] for one in stands))
+
+        async def test_nobody_overwrites_what_he_has_not_seen(self) -> None:
+            if self.nodes == 1:
+                return
+            await self.buses[0].register(row())
+            await self.settle()
+            asked = [
+                Deferred.fromCoroutine(bus.register(row(version=2, ports=(port,))))
+                for bus, port in zip(self.buses, (80, 443), strict=False)
+            ]
+            outcome: list[object] = []
+            for waiting in asked:
+                try:
+                    await waiting
+                    outcome.append(None)
+                except Conflict as error:
+                    outcome.append(error.data["version"])
+            self.assertEqual(sorted(outcome, key=str), [2, None])
+            await self.settle()
+            first = (await self.stands(self.buses[0]))[0]
+            self.assertEqual([(await self.stands(bus))[0] for bus in self.buses], [first] * self.nodes)
+            # whoever lost has seen it now
+            await self.buses[outcome.index(2)].register(evolve(first, version=3, ports=(8080,)))
+
+        async def test_nobody_removes_what_he_has_not_seen(self) -> None:
+            if self.nodes == 1:
+                return
+            await self.buses[0].register(row())
+            await self.settle()
+            changing = Deferred.fromCoroutine(self.buses[0].register(row(version=2, expires=9.0)))
+            removing = Deferred.fromCoroutine(self.buses[-1].remove(row()))
+            for waiting in (changing, removing):
+                with contextlib.suppress(Conflict):
+                    await waiting
+            await self.settle()
+            stands = [await self.stands(bus) for bus in self.buses]
+            self.assertTrue(all(one == stands[0] for one in stands))
+
+        async def test_watchers_everywhere_hear_everything_in_order(self) -> None:
+            suspended = row(state=Ownership.SUSPENDED)
+            taken = row(owner="bob", version=2)
+            await self.buses[0].register(suspended)
+            await self.settle()
+            await self.buses[-1].register(taken)
+            await self.settle()
+            await self.buses[0].remove(taken)
+            await self.settle()
+            for heard in self.told:
+                self.assertEqual(heard, [Put(suspended), Gone(suspended), Put(taken), Gone(taken)])
 
         async def test_claims_stand_beside_a_registration(self) -> None:
             claim = row(owner="bob", state=Ownership.PENDING, version=2)
@@ -184,6 +256,42 @@ class Suite:
             await self.settle()
             for bus in self.buses:
                 self.assertEqual(bus.lookup(HOST), (new.presence,))
+
+        async def test_the_older_lease_is_fenced_out_on_all_nodes(self) -> None:
+            old = await self.here()
+            await self.settle()
+            new = await self.buses[0].lease(evolve(old.presence, weight=7))
+            await self.settle()
+            self.assertEqual(await self.buses[0].renew([old]), (old,))
+            await self.buses[0].release(old)
+            await self.settle()
+            for bus in self.buses:
+                self.assertEqual([one.weight for one in bus.lookup(HOST)], [7])
+            await self.buses[0].release(new)
+            await self.settle()
+            for bus in self.buses:
+                self.assertEqual(bus.lookup(HOST), ())
+
+        async def test_each_nodes_leases_are_its_own(self) -> None:
+            leases = [await bus.lease(Presence(HOST, self.node(n), 1)) for n, bus in enumerate(self.buses)]
+            await self.settle()
+            for bus in self.buses:
+                self.assertEqual(set(bus.lookup(HOST)), {lease.presence for lease in leases})
+            await self.buses[0].release(leases[0])
+            await self.settle()
+            for bus in self.buses:
+                self.assertEqual(set(bus.lookup(HOST)), {lease.presence for lease in leases[1:]})
+
+        async def test_what_is_not_renewed_lapses_beside_what_is(self) -> None:
+            kept, lapsed = await self.here(1), await self.here(2)
+            await self.settle()
+            for _ in range(4):
+                self.clock.advance(BUS_RENEW)
+                self.assertEqual(await self.buses[0].renew([kept]), ())
+                await self.settle()
+            for bus in self.buses:
+                self.assertEqual(bus.lookup(HOST), (kept.presence,))
+            self.assertEqual(await self.buses[0].renew([kept, lapsed]), (lapsed,))
 
         # Messages
 

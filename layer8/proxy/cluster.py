@@ -1,0 +1,73 @@
+"""The place of a server that is one node of several: a database and a router that they share, a store of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from layer8.config import files
+from layer8.config.endpoint import server as read_endpoint
+from layer8.config.proxy import ProxyConfig
+from layer8.control.frame import Frame
+from layer8.control.service import wall_clock
+from layer8.core.address import HostPort
+from layer8.core.errors import ConfigError
+from layer8.crypto.hpke import Sealer
+from layer8.crypto.keyfile import read_private
+from layer8.net.listen import Sockets
+from layer8.proxy.bus_cluster import ClusterBus
+from layer8.proxy.bus_pg import PgBook
+from layer8.proxy.bus_wamp import WampPresence
+from layer8.proxy.place import Place, open_store
+
+
+def clustered(frame: Frame, given: Sockets | None = None) -> Place:
+    """Give a server its place among others; waits for the database. Raises ConfigError or StorageError."""
+    config = frame.source.loaded.config.proxy
+    assert frame.router is not None  # the configuration says so
+    path = Path(config.database_file)
+    conninfo = read_private(path, forbidden=files.forbidden(path, frame.environ)).decode("utf-8", "replace").strip()
+    host = reached_as(config)
+    sealer = Sealer(frame.key, int(wall_clock() * 1000))
+    reactor: Any = frame.reactor
+    present = WampPresence(reactor, frame.router, sealer)
+    book = PgBook(
+        reactor,
+        conninfo,
+        sealer.node,
+        sealer.announcement,
+        report=lambda ok, why: frame.health.set("database", ok, why, needed=False),
+    )
+    bus = ClusterBus(book, present, sealer)
+    present.unknown = book.look_for_nodes
+    book.members = bus.members
+    book.open()
+    store, close_store = open_store(frame)
+
+    async def close() -> None:
+        present.leave()
+        await close_store()
+
+    return Place(
+        sealer.node,
+        bus,
+        store,
+        store.load(),
+        close,
+        sealer=sealer,
+        given=given or Sockets(),
+        host=host,
+        parts=(book,),
+    )
+
+
+def reached_as(config: ProxyConfig) -> str:
+    """Give the host at which agents of other nodes dial this one back; raises ConfigError if nothing says which."""
+    if config.data_public:
+        return HostPort.parse(config.data_public).host
+    if config.name:
+        return config.name
+    interfaces = {read_endpoint(text).interface for text in config.data}
+    if len(interfaces) == 1 and (only := interfaces.pop()) not in ("", "0.0.0.0", "::"):
+        return only
+    raise ConfigError("proxy.name: agents of other nodes dial this one back: give it a name, or set data_public")
