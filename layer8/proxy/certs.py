@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, Protocol
 
-from attrs import define, field, frozen
+from attrs import define, field
 from OpenSSL import SSL
 from twisted.logger import Logger
 
@@ -29,6 +29,8 @@ CHECK: Final = 5.0
 """Seconds between two looks whether files have changed; nobody looks while no visitor comes."""
 PAIRS: Final = 10_000
 """Pairs read from one folder; the rest is left out, and said."""
+TICKET_KEY: Final = 43_200.0
+"""Seconds for which one key seals tickets: whoever gets it can read recordings of TLS 1.2 sessions that were resumed."""
 HTTP_ALPN: Final = ("http/1.1",)
 
 Told = Callable[[bool, str], None]
@@ -42,23 +44,36 @@ class CertSource(Protocol):
         """Give the context that shows a certificate for a host name, or None without one."""
 
 
-@frozen
+@define(eq=False)
 class Pair:
-    """One certificate that can be shown; `since` and `until` are seconds since 1970."""
+    """One certificate that can be shown; `since` and `until` are seconds since 1970, `made` is monotonic.
 
-    names: tuple[str, ...]
-    since: float
-    until: float
-    context: SSL.Context = field(repr=False)
+    Raises `ConfigError` if it is for no name, or OpenSSL refuses it.
+    """
 
-    @classmethod
-    def of(cls, identity: Identity) -> Pair:
-        """Make its context; raises `ConfigError` if it is for no name, or OpenSSL refuses it."""
-        names = identity.names
-        if not names:
+    identity: Identity = field(repr=False)
+    made: float
+    names: tuple[str, ...] = field(init=False)
+    since: float = field(init=False)
+    until: float = field(init=False)
+    context: SSL.Context = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Make its context."""
+        self.names = self.identity.names
+        if not self.names:
             raise ConfigError("the certificate is for no host name (subjectAltName)")
-        since, until = identity.life
-        return cls(names, since, until, server_context(identity, HTTP_ALPN, resume=True))
+        self.since, self.until = self.identity.life
+        self.context = self._new()
+
+    def fresh(self, now: float) -> SSL.Context:
+        """Give its context, a new one if the last has sealed tickets for long enough."""
+        if now - self.made >= TICKET_KEY:
+            self.context, self.made = self._new(), now
+        return self.context
+
+    def _new(self) -> SSL.Context:
+        return server_context(self.identity, HTTP_ALPN, resume=True)
 
 
 Stamp = tuple[tuple[int, int, int] | None, ...]
@@ -90,7 +105,7 @@ class Folder:
     def context(self, name: str) -> SSL.Context | None:
         """Give the context for a host name, after a look at the files if the last one is long ago."""
         pair = self.pair(name)
-        return None if pair is None else pair.context
+        return None if pair is None else pair.fresh(self.clock())
 
     def pair(self, name: str) -> Pair | None:
         """Give the certificate for a host name or a `*.` pattern."""
@@ -136,7 +151,7 @@ class Folder:
         try:
             if key == chain and not _holds_key(chain):
                 raise ConfigError(f"{chain}: there is no {chain.stem}.key beside it, and no key inside")
-            fresh.pair = Pair.of(Identity.load(key, chain))
+            fresh.pair = Pair(Identity.load(key, chain), self.clock())
         except ConfigError as error:
             fresh.why = str(error) if str(chain.parent) in str(error) else f"{chain}: {error}"
             self._log.warn(

@@ -106,6 +106,16 @@ class ChangeTests(FolderCase):
         self.certs.look()  # as a reload of the configuration does, at once
         self.assertEqual(self.names("b.test"), ())
 
+    def test_a_key_for_tickets_lasts_half_a_day(self) -> None:
+        put(self.folder, "a", ["a.test"])
+        first = self.certs.context("a.test")
+        self.now += certs.TICKET_KEY - 1
+        self.assertIs(self.certs.context("a.test"), first)
+        self.now += 1
+        second = self.certs.context("a.test")
+        self.assertIsNot(second, first)
+        self.assertIs(self.certs.context("a.test"), second)
+
     def test_bad_files_change_nothing(self) -> None:
         put(self.folder, "a", ["a.test"])
         first = self.certs.context("a.test")
