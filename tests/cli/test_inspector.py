@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import random
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from twisted.internet.task import deferLater
 from twisted.web.resource import Resource
@@ -67,6 +68,8 @@ class Web(ThreadingHTTPServer):
 class InspectorCase(PairCase):
     """A server, an agent whose visitors are looked at, and the page."""
 
+    mode: Literal["", "raw", "guard", "proxy"] = "raw"
+
     async def open(self, port: int = 0) -> None:
         self.web = Web()
         self.addCleanup(self.web.close)
@@ -87,7 +90,8 @@ class InspectorCase(PairCase):
         from layer8.config.proxy import ProxyHostConfig
         from layer8.proxy.service import _registration
 
-        yield _registration(ProxyHostConfig(host=HOST, secret_file=str(path)), self.environ, self.server.config)
+        row = ProxyHostConfig(host=HOST, secret_file=str(path), mode=self.mode)
+        yield _registration(row, self.environ, self.server.config)
 
     async def visit(self, path: str, method: str = "GET", body: bytes | None = None, **fields: str) -> int:
         """Visit the published host as anybody would; gives the status."""
@@ -267,10 +271,11 @@ class ListenerTests(InspectorCase):
         for beyond in ("tcp:4040", "tcp:4040:interface=0.0.0.0", "unix:/tmp/x"):
             self.assertRaises(ConfigError, third.listen, beyond)
 
-    async def test_bytes_are_the_same_with_and_without_a_look(self) -> None:
-        """A download that is spliced for the most part, and something that is no HTTP behind its head."""
+    async def test_bytes_go_on_as_they_are(self) -> None:
+        """A download that is spliced for the most part, then an upgrade, and what is no HTTP any more behind it."""
         await self.open(port := free_port())
-        size = 8 << 20
+        body = random.Random(7).randbytes(8 << 20)
+        switched = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n"
         heard: list[bytes] = []
         with socket.create_server(("127.0.0.1", port)) as target:
 
@@ -278,12 +283,33 @@ class ListenerTests(InspectorCase):
                 connection, _ = target.accept()
                 with connection:
                     heard.append(connection.recv(65536))
-                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                    heard.append(connection.recv(65536))
+                    connection.sendall(switched)
+                    while data := connection.recv(65536):
+                        connection.sendall(data)
+
+            def talk() -> bytes:
+                public = "127.0.0.1", self.server.door.port_of("http")
+                with socket.create_connection(public, 20) as visitor:
+                    visitor.sendall(f"GET /big HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+                    got = b""
+                    while not got.endswith(body[-64:]):
+                        got += visitor.recv(1 << 20)
+                    self.assertEqual(got.partition(b"\r\n\r\n")[2], body)
+                    visitor.sendall(
+                        f"GET /up HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n".encode()
+                    )
+                    self.assertEqual(visitor.recv(65536), switched)
+                    visitor.sendall(b"\x00\xffGET / HTTP/1.1\r\n\r\n")
+                    visitor.shutdown(socket.SHUT_WR)
+                    return b"".join(iter(lambda: visitor.recv(65536), b""))
 
             threading.Thread(target=serve, daemon=True).start()
-            self.assertEqual(await self.visit("/big"), 200)
-        row = self.record.rows(0)[0]
-        self.assertEqual((row["answer_size"], row["state"]), (size, "done"))
+            self.assertEqual(await self.thread(talk), b"\x00\xffGET / HTTP/1.1\r\n\r\n")
+        first, second = self.record.rows(0)
+        self.assertEqual((first["answer_size"], first["state"]), (len(body), "done"))
+        self.assertEqual((second["status"], second["state"]), (101, "upgraded"))
 
 
 class ChromiumTests(InspectorCase):
