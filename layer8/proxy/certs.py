@@ -30,7 +30,7 @@ CHECK: Final = 5.0
 PAIRS: Final = 10_000
 """Pairs read from one folder; the rest is left out, and said."""
 TICKET_KEY: Final = 43_200.0
-"""Seconds for which one key seals tickets: whoever gets it can read recordings of TLS 1.2 sessions that were resumed."""
+"""Seconds for which one key seals tickets: whoever gets it reads recordings of TLS 1.2 sessions that were resumed."""
 HTTP_ALPN: Final = ("http/1.1",)
 
 Told = Callable[[bool, str], None]
