@@ -69,10 +69,12 @@ TABLE: tuple[Row, ...] = (
         part="proxy",
         party="agent",
         learns="the host, times, and the content for its own target",
-        hidden="the visitor's address, unless the host's policy says `visitor = full`",
+        hidden="the visitor's address, unless the server and the host's policy both say `visitor = full`",
         tests=(
             "privacy.test_views.AgentTests.test_memory",
             "privacy.test_views.PathTests.test_notifications_hold_no_visitor",
+            "proxy.test_passing.PrivacyTests.test_nowhere_unless_both_say_so",
+            "proxy.test_passing.AgentTests",
             "privacy.test_views.PathTests.test_data_connections_hold_no_visitor_and_no_inner_content",
         ),
     ),

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Care:
     """What a flow needs beyond being carried: a filter, a meter, or both.
 
-    `paused` is the filter's wish, `resting` the meter's, `share` what it granted after a rest, `read` counts what came
-    from the source. `lost` is told that the source was reset, and may part the link.
+    `paused` is the filter's wish, `resting` the meter's, `share` what it granted after a rest, `read` counts the bytes
+    of the source. `lost` is told that the source was reset, and may part the link.
     """
 
     __slots__ = ("filter", "lost", "meter", "paused", "read", "resting", "share")
