@@ -60,8 +60,8 @@ TABLE: tuple[Row, ...] = (
     Row(
         part="proxy",
         party="certificate authority",
-        learns="the server's address, the operator's mail address, and the names of hosts whose TLS ends at the server, "
-        "which it makes public",
+        learns="the server's address, the operator's mail address, and the names of hosts whose TLS ends at the "
+        "server, which it makes public",
         hidden="all other hosts",
         tests=("interop.test_acme.IssueTests.test_by_http",),
     ),
