@@ -20,6 +20,7 @@ from attrs import define, field
 from OpenSSL import SSL
 from twisted.logger import Logger
 
+from layer8.control.service import wall_clock
 from layer8.core.errors import ConfigError
 from layer8.crypto.keyfile import FILE_MOST
 from layer8.crypto.x509 import Identity
@@ -91,11 +92,12 @@ class _Read:
 
 @define(eq=False)
 class Folder:
-    """The certificates of one folder; `clock` gives monotonic seconds."""
+    """The certificates of one folder; `clock` gives monotonic seconds, `wall` seconds since 1970."""
 
     folder: Path
     clock: Callable[[], float]
     told: Told
+    wall: Callable[[], float] = wall_clock
     _read: dict[Path, _Read] = field(factory=dict, init=False)
     _by_name: Mapping[str, Pair] = field(factory=dict, init=False)
     _looked: float | None = field(default=None, init=False)
@@ -139,6 +141,9 @@ class Folder:
         if changed or found.keys() != self._read.keys():
             self._by_name = _index(one.pair for one in found.values() if one.pair is not None)
         self._read = found
+        now = self.wall()
+        ended = {pair.names[0] for pair in self._by_name.values() if pair.until <= now}
+        wrong += [f"{name}: the certificate has expired" for name in sorted(ended)]
         self.told(not wrong, "; ".join(wrong[:3]))
 
     def _look_at(self, chain: Path, key: Path) -> tuple[_Read, bool]:

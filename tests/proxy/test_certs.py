@@ -116,6 +116,15 @@ class ChangeTests(FolderCase):
         self.assertIsNot(second, first)
         self.assertIs(self.certs.context("a.test"), second)
 
+    def test_one_that_has_expired_is_shown_and_told(self) -> None:
+        put(self.folder, "a", ["a.test"], 0)
+        self.assertEqual(self.names("a.test"), ("a.test",))
+        self.assertEqual(self.told, [(False, "a.test: the certificate has expired")])
+        put(self.folder, "b", ["a.test"])
+        self.later()
+        self.assertIsNotNone(self.certs.context("a.test"))
+        self.assertEqual(self.told[-1], (True, ""))
+
     def test_bad_files_change_nothing(self) -> None:
         put(self.folder, "a", ["a.test"])
         first = self.certs.context("a.test")
