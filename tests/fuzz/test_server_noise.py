@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, rule, run_state_machine_as_test
 from twisted.internet.threads import blockingCallFromThread
 
+from layer8.core.address import HostPort
 from layer8.crypto.secret import HostSecret
+from layer8.proxy.pp import v1, v2
 from tests.proxy import pair
 from tests.proxy.hellos import alpn, hello, records, sni
 from tests.proxy.pair import Echo, PairCase, get, visit
@@ -29,7 +31,10 @@ EXAMPLES = 1500
 STEPS = 25
 SETTLE = 10.0
 """Seconds for everything to be over after an example."""
-LISTENERS = ("http", "https", "agents", "legacy", "data", "control")
+LISTENERS = ("http", "https", "agents", "legacy", "data", "control", "http behind", "https behind")
+BALANCER = "127.0.0.9"
+"""From here every connection has to begin with a PROXY header."""
+HEADERS = (v1(HostPort("192.0.2.1", 7)), v2(HostPort("2001:db8::1", 7)), v1(None), v2(None, tlvs=((4, b"x"),)))
 
 UPGRADE = (
     b"GET %b HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -53,6 +58,11 @@ WELL_FORMED = (
     records(hello(sni(b"own.test"), alpn(b"layer8-data/1"))),
     records(hello(sni(b"own.test"), alpn(b"http/1.1"))),
     *UPGRADES.values(),
+    *(header + get(host) for header in HEADERS for host in ("static.test", "agent.test")),
+    HEADERS[1] + records(hello(sni(b"static.test"))),
+    HEADERS[1] + records(hello(sni(b"own.test"), alpn(b"layer8-data/1"))),
+    HEADERS[1] + records(hello(sni(b"own.test"), alpn(b"http/1.1"))),
+    *HEADERS,
     b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
     b'POST /api/v1/proxy HTTP/1.1\r\nHost: localhost\r\nContent-Length: 30\r\n\r\n{"host":"x.test"',
@@ -129,7 +139,7 @@ class ServerNoiseTests(PairCase):
         self.addCleanup(echo.close)
         secret, path = self.secret()
         server: Any = self.serve(
-            'legacy = ["tcp:0:interface=127.0.0.1"]\nname = "own.test"\n'
+            f'legacy = ["tcp:0:interface=127.0.0.1"]\nname = "own.test"\nproxy_from = ["{BALANCER}"]\n'
             "[proxy.limits]\nsecret_time = 3600\nsniff_time = 3600\n",
             f'[[proxy.host]]\nhost = "static.test"\ntarget = "tcp:127.0.0.1:{echo.port}"\n'
             f'[[proxy.host]]\nhost = "agent.test"\nsecret_file = "{path}"\n',
@@ -143,6 +153,7 @@ class ServerNoiseTests(PairCase):
             "data": server.door.addresses()[0].port,
             "control": control,
         }
+        ports |= {f"{scheme} behind": ports[scheme] for scheme in ("http", "https")}
         await self.thread(self.fuzz, server, ports, secret)
         self.assertEqual(self.flushLoggedErrors(), [])
 
@@ -157,6 +168,7 @@ class ServerNoiseTests(PairCase):
             traffic, frame = server.traffic, case.frame
             return {
                 "visitors": len(traffic.visits),
+                "without a header": len(traffic.balancers.waiting),
                 "without a name": len(traffic.waiting),
                 "waiting for an agent": len(traffic.pending),
                 "places": traffic.open.open,
@@ -191,7 +203,8 @@ class ServerNoiseTests(PairCase):
                 return self.opened(where, UPGRADES[where] + b"".join(said))
 
             def opened(self, where: str, first: bytes | None) -> socket.socket:
-                sock = socket.create_connection(("127.0.0.1", ports[where]), 5)
+                source = (BALANCER if where.endswith("behind") else "127.0.0.1", 0)
+                sock = socket.create_connection(("127.0.0.1", ports[where]), 5, source)
                 sock.settimeout(0.2)
                 self.socks.append(sock)
                 if first is not None:
