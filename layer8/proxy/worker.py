@@ -209,8 +209,11 @@ class Worker:
         if method == "worker.idle":
             await self.server.traffic.idle()
             return {}
-        if method == "worker.yield":
-            return {"hosts": await self.server.give_way()}
+        if method == "worker.settle":
+            await self.server.settle()
+            return {}
+        if method == "worker.send_away":
+            return {"hosts": self.server.send_away()}
         return await self.frame.table.call(self._caller, method, params)
 
     def _told(self, what: str, params: dict[str, Any], descriptors: list[int]) -> None:

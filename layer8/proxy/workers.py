@@ -565,7 +565,8 @@ class Supervisor(Service):
     async def give_way(self) -> list[str]:
         """Let nobody in any more and send agents away; gives the hosts that had some."""
         self._frame.control.accept_no_more()
-        answers = await self._ask("worker.yield", {})
+        await self._ask("worker.settle", {})  # all of them, since each may wait for agents of the others
+        answers = await self._ask("worker.send_away", {})
         return sorted({host for answer in answers for host in answer["hosts"]})
 
     def serves(self) -> bool:

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import time
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from layer8.net.courier import send_now
@@ -46,6 +47,12 @@ class Wrk:
         refused = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
         errors["status"] = int(refused.group(1)) if refused else 0
         return int(answered.group(1)) if answered else 0, errors, said
+
+
+def longest(load: Load) -> float:
+    """Give the longest time between two answers that one visitor after the other got."""
+    times = [when for when, _ in load.marks]
+    return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
 
 
 class TakeoverCase(DaemonCase):
@@ -86,7 +93,7 @@ class TakeoverTests(TakeoverCase):
         self.assertNotEqual(server.pid, pid)
         answered, errors, said = wrk.result()
         load.stop()
-        note(f"taken over in {took:.1f} s: {answered} requests, errors {errors}")
+        note(f"taken over in {took:.1f} s: {answered} requests, errors {errors}, longest wait {longest(load):.2f} s")
         self.assertGreater(answered, 200, said)
         self.assertEqual({kind for kind, count in errors.items() if count}, set(), said)
         self.assertEqual(load.bad_since(0), 0)
@@ -168,7 +175,8 @@ class WorkersTakeoverTests(TakeoverCase):
         _, took = self.replace(server)
         answered, errors, said = wrk.result()
         load.stop()
-        note(f"two workers taken over in {took:.1f} s: {answered} requests, errors {errors}")
+        waited = longest(load)
+        note(f"two workers taken over in {took:.1f} s: {answered} requests, {errors}, longest wait {waited:.2f} s")
         self.assertGreater(answered, 200, said)
         self.assertEqual({kind for kind, count in errors.items() if count}, set(), said)
         self.assertEqual(load.bad_since(0), 0)

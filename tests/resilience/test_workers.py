@@ -1,0 +1,286 @@
+"""Several processes for one server, whole: what any of them knows all know, and the death of one is nobody else's.
+
+What is counted under load is what wrk counts: a connection for each request, and every connect, read or write error.
+kill -9 of a worker takes the connections with it that are in its hands at that moment; those count as read errors. If
+the agent was connected to that worker, and is the only one of its host, those who come to the other one until it is
+back find nobody, which the access log says of each. Nothing else may fail.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+from layer8.crypto.secret import HostSecret
+from tests.interop.daemons import Proxy, folder, missing, until
+from tests.resilience.rig import Load, fetched, note, registered, request, visit
+from tests.resilience.test_kill import DaemonCase
+from tests.resilience.test_takeover import Wrk
+from tests.resilience.wire import Line, Refused
+
+TWO = "workers = 2\n"
+AGENTLESS = ("no_subscriber", "rejected", "call_time")
+"""Reasons for which a visitor is sent away while the only agent of its host is on its way to another worker."""
+
+
+class WorkersCase(DaemonCase):
+    def two(self, text: str = "", *, secrets: tuple[str, ...] = ("web.test",)) -> Proxy:
+        """Start a server with two workers that serve."""
+        server = self.server(TWO + text, secrets=secrets)
+        self.all_serve(server)
+        return server
+
+    def all_serve(self, server: Proxy, seconds: float = 20) -> None:
+        until("all workers serve", lambda: all("serves" in line for line in self.workers(server)), seconds)
+
+    def workers(self, server: Proxy) -> list[str]:
+        """Give the lines about workers."""
+        lines: list[str] = server.ask("node.status")["workers"]
+        return lines
+
+    def pids(self, server: Proxy) -> list[int]:
+        """Give the process ids of the workers that there are."""
+        return [int(found) for line in self.workers(server) for found in re.findall(r"pid (\d+)", line)]
+
+    def everywhere(self, server: Proxy, host: str, *, times: int = 24, source: str = "127.0.0.1") -> list[bool]:
+        """Visit so often that each worker has had somebody, and give how it went."""
+        return [fetched(server.http, host, source=source) for _ in range(times)]
+
+    def both_had_visitors(self, server: Proxy) -> None:
+        served = {line["conn"] for line in server.access()}
+        odd = {int(conn[1:]) % 2 for conn in served}
+        self.assertEqual(odd, {0, 1}, "numbers of both workers")
+
+
+class WorkersTests(WorkersCase):
+    def test_one_agent_serves_all(self) -> None:
+        server = self.two()
+        self.assertEqual(len(set(self.pids(server))), 2)
+        agent = self.agent(server, "web.test")
+        self.assertEqual(set(self.everywhere(server, "web.test")), {True})
+        until("both had visitors", lambda: len({line["conn"] for line in server.access()}) >= 24)
+        self.both_had_visitors(server)
+        self.assertEqual(len(server.data_ports()), 2, "each has a data port of its own")
+        rows = server.ask("proxy.subscribers")["subscribers"]
+        self.assertEqual([row["host"] for row in rows], ["web.test"])
+        agent.program.kill()
+        until("nobody has it", lambda: not server.ask("proxy.subscribers")["subscribers"], 5)
+        until("all know", lambda: visit(server.http, request("web.test")) == b"", 3)
+        self.assertEqual(set(self.everywhere(server, "web.test", times=12)), {False})
+        agent.again("web.test")
+        self.assertEqual(set(self.everywhere(server, "web.test")), {True}, "as soon as the agent says so")
+        self.quiet(server, agent)
+
+    def test_registrations_reach_all(self) -> None:
+        server = self.two()
+        token = server.ask("token.add", name="ann", roles=["owner"], hosts=["*.ann.test"])["token"]
+        secret = HostSecret.make()
+        for _ in range(2):
+            owner = Line(server.agents, token=token)  # arrives at any worker
+            host = f"n{owner.sock.getsockname()[1]}.ann.test"
+            owner.call("proxy.register", host=host, secret_hash=secret.key.hex())
+            self.assertIn(host, {row["host"] for row in registered(server)})
+            owner.close()
+        hosts = {row["host"] for row in registered(server)}
+        self.assertEqual(len(hosts), 3)
+        server.ask("proxy.register", host="admin.test", secret_hash=secret.key.hex())
+        lines = [Line(server.agents) for _ in range(8)]
+        for line in lines:
+            line.hello()
+            line.subscribe("admin.test", secret.key)
+        self.assertEqual(len(server.ask("proxy.subscribers")["subscribers"]), 8)
+        server.ask("proxy.unregister", host="admin.test")
+        for line in lines:
+            line.ended()
+        server.ask("token.revoke", name="ann")
+        for _ in range(6):
+            with self.assertRaises(Exception):  # noqa: B017  (closed, or refused: the token is not known)
+                owner = Line(server.agents, token=token)
+                owner.call("proxy.list")
+        server.program.kill()
+        server.again()
+        self.all_serve(server)
+        self.assertEqual({row["host"] for row in registered(server)}, hosts, "what was acknowledged is written down")
+        self.quiet(server)
+
+    def test_bans_and_guesses_reach_all(self) -> None:
+        server = self.two("[proxy.limits]\nsubscribe_fails = 4\n")
+        agent = self.agent(server, "web.test")
+        server.ask("proxy.ban", cidr="127.66.0.0/16", ttl_s=600)
+        self.assertEqual(set(self.everywhere(server, "web.test", source="127.66.0.1")), {False})
+        self.assertEqual(server.ask("proxy.stats")["bans"], 1)
+        server.ask("proxy.unban", cidr="127.66.0.0/16")
+        self.assertEqual(set(self.everywhere(server, "web.test", source="127.66.0.1")), {True})
+        codes = []
+        for _ in range(12):
+            line = Line(server.agents, source="127.77.0.1")
+            line.hello()
+            try:
+                line.subscribe("web.test", b"x" * 32)
+            except Refused as refused:
+                codes.append(refused.code)
+            line.close()
+        self.assertEqual(codes[:4], [-20001] * 4)
+        self.assertEqual(codes[6:], [-20004] * 6, "however they are dealt out")
+        self.quiet(server, agent)
+
+    def test_operators_see_all(self) -> None:
+        server = self.two('[control]\nlisten = ["tcp:0:interface=127.0.0.1"]\nmetrics_open = true\n')
+        agent = self.agent(server, "web.test")
+        held = []
+        for _ in range(16):
+            sock = socket.create_connection(("127.0.0.1", server.http), 10)
+            sock.sendall(request("web.test", "/hold"))
+            self.addCleanup(sock.close)
+            held.append(sock)
+        until("all are joined", lambda: server.ask("proxy.stats")["open"] == 16)
+        rows = server.ask("proxy.connections")["connections"]
+        self.assertEqual([row["conn"] for row in rows], sorted({row["conn"] for row in rows}))
+        self.assertEqual(len(rows), 16)
+        paged, cursor = [], None
+        while True:
+            page = server.ask("proxy.connections", limit=3, **({"cursor": cursor} if cursor else {}))
+            paged += page["connections"]
+            cursor = page.get("cursor")
+            if not cursor:
+                break
+        self.assertEqual([row["conn"] for row in paged], [row["conn"] for row in rows], "the same page by page")
+        self.assertEqual(server.ask("proxy.kill", conn=rows[0]["conn"])["closed"], 1)
+        self.assertEqual(server.ask("proxy.hosts")["hosts"][0]["open"], 15)
+        text = self.metrics(server)
+        self.assertRegex(text, r'layer8_proxy_connections_total\{result="joined"\} 16\.0')
+        gauges = dict(re.findall(r'layer8_proxy_open\{worker="(\d)"\} (\d+)\.0', text))
+        self.assertEqual((set(gauges), sum(map(int, gauges.values()))), ({"1", "2"}, 15))
+        self.assertEqual(server.ask("proxy.kill", host="web.test")["closed"], 15)
+        until("nobody is left", lambda: server.ask("proxy.stats")["open"] == 0, 5)
+        joined = server.ask("proxy.stats")["ended"]["killed"]
+        self.assertEqual(joined, 16)
+        os.kill(self.pids(server)[0], signal.SIGKILL)
+        self.all_serve(server)
+        until("counters never fall", lambda: 'result="joined"} 16.0' in self.metrics(server), 5)
+        self.assertIn("layer8_proxy_worker_restarts_total 1.0", self.metrics(server))
+        self.assertEqual(agent.defects(), [])
+
+    def metrics(self, server: Proxy) -> str:
+        """Scrape, when a second has passed since the last change."""
+        time.sleep(2.1)
+        where = next(text for text in server.listening() if text.startswith("control on tcp"))
+        port = int(re.findall(r"tcp:(\d+)", where)[-1])
+        answer = visit(port, b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        self.assertIn(b" 200 ", answer[:20])
+        return answer.decode()
+
+    def test_none_outlives_its_supervisor(self) -> None:
+        server = self.two()
+        pids = self.pids(server)
+        server.program.kill()
+        until("they are gone", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 5)
+        server.again()
+        self.all_serve(server)
+        pids = self.pids(server)
+        start = time.monotonic()
+        os.kill(server.pid, signal.SIGTERM)
+        server.program.process.wait(10)
+        self.assertLess(time.monotonic() - start, 4)
+        self.assertFalse([pid for pid in pids if Path(f"/proc/{pid}").exists()])
+        self.quiet(server)
+
+    def test_one_that_cannot_start(self) -> None:
+        server = Proxy("proxy", folder(self), self, ())
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            server.http = taken.getsockname()[1]
+            server.write(TWO)
+            said = self.fails(server)
+        self.assertIn("choose another with --http", said)
+        server.http = 0
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            server.write(f'{TWO}data = ["tcp:{taken.getsockname()[1]}:interface=127.0.0.1"]\n')
+            said = self.fails(server)
+        self.assertIn("--data", said)
+
+    def fails(self, server: Proxy) -> str:
+        try:
+            server.begin(lambda: False)
+        except AssertionError as error:
+            return str(error)
+        raise AssertionError("it started")
+
+
+class LoadTests(WorkersCase):
+    skip = missing(wrk="wrk")
+
+    def test_killed_under_load(self) -> None:
+        server = self.two()
+        agent = self.agent(server, "web.test")
+        wrk = Wrk(self, server.http, "web.test", 7, connections=8)
+        time.sleep(1)
+        victims = self.pids(server)
+        row = server.ask("proxy.subscribers")["subscribers"][0]["subscription"]
+        victim = victims[(row - 1) % 2]  # the one that has the agent: the harder case
+        os.kill(victim, signal.SIGKILL)
+        until("it is started again", lambda: victim not in self.pids(server), 10)
+        self.all_serve(server)
+        answered, errors, said = wrk.result()
+        turned = sum(line["reason"] in AGENTLESS for line in server.access())
+        note(f"a worker killed under load: {answered} requests, errors {errors}, {turned} found no agent meanwhile")
+        self.assertEqual((errors.get("connect", 0), errors.get("write", 0), errors.get("timeout", 0)), (0, 0, 0), said)
+        self.assertLessEqual(errors.get("read", 0), 8 + turned, "at most what was in its hands")
+        self.assertGreater(answered, 200, said)
+        self.assertEqual(set(self.everywhere(server, "web.test")), {True})
+        self.assertIn("worker.ended", server.program.said())
+        self.quiet(server, agent)
+
+    def test_reloaded_under_load(self) -> None:
+        server = self.two()
+        server.stop()
+        server.again()  # on ports that its file names, so that they stay
+        self.all_serve(server)
+        agent = self.agent(server, "web.test")
+        wrk = Wrk(self, server.http, "web.test", 5)
+        text = (server.home / "test.toml").read_text()
+        static = f'\n[[proxy.host]]\nhost = "static.test"\ntarget = "{self.target}"\n'
+        for number in range(4):
+            time.sleep(0.6)
+            server.reload(text + (static if number % 2 == 0 else ""))
+        time.sleep(0.5)
+        self.assertFalse(fetched(server.http, "static.test"))
+        extra = self.reload_with_more(server, text, static)
+        answered, errors, said = wrk.result()
+        note(f"reloaded five times under load: {answered} requests, errors {errors}")
+        self.assertEqual({kind for kind, count in errors.items() if count}, set(), said)
+        self.assertEqual({fetched(extra, "static.test") for _ in range(12)}, {True}, "a new listener, at all workers")
+        self.quiet(server, agent)
+
+    def reload_with_more(self, server: Proxy, text: str, static: str) -> int:
+        """Add a listener and a host, and give its port."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port: int = free.getsockname()[1]
+        before = f'http = ["tcp:{server.http}:interface=127.0.0.1"'
+        self.assertIn(before, text)
+        more = text.replace(before, f'{before}, "tcp:{port}:interface=127.0.0.1"') + static
+        server.reload(more)
+        until("it listens", lambda: f"http on 127.0.0.1:{port}" in server.listening(), 5)
+        bad = more.replace("workers = 2", "workers = 2\nunknown = 7")
+        server.reload(bad)
+        until("it is refused", lambda: "config.refused" in server.program.said(), 5)
+        return port
+
+    def test_drained_under_load(self) -> None:
+        """What is joined ends by itself, new ones are turned away by both, and all is well when that is over."""
+        server = self.two("drain_s = 5\n")
+        agent = self.agent(server, "web.test")
+        load = Load(self, server.http, "web.test")
+        until("load", lambda: len(load.marks) > 20)
+        server.ask("proxy.drain", deadline_s=3)
+        self.assertTrue(server.ask("proxy.stats")["draining"])
+        self.assertEqual(set(self.everywhere(server, "web.test", times=12)), {False})
+        server.ask("proxy.undrain")
+        start = time.monotonic()
+        until("visitors are served", lambda: load.good_since(start), 5)
+        load.stop()
+        self.assertEqual(set(self.everywhere(server, "web.test", times=12)), {True})
+        self.quiet(server, agent)
