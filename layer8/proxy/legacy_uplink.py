@@ -12,12 +12,12 @@ from twisted.logger import Logger
 
 from layer8.control.websocket import ClientSocket, Pulse, Socket
 from layer8.core.errors import RemoteProtocolError, Unavailable
-from layer8.net.dial import Where
 from layer8.proxy.carry import Carried
+from layer8.proxy.dialback import DialBack
 from layer8.proxy.legacy import LegacyClient, NotSubscribed, Subscribed, Visitor
 from layer8.proxy.limits import LEGACY_IN
 from layer8.proxy.uplink import Address, Errand, Published, open_socket, persist, redirect
-from layer8.proxy.wire import Code
+from layer8.proxy.wire import Code, DataAddress
 
 
 class LegacyUplink:
@@ -37,6 +37,7 @@ class LegacyUplink:
         self._pulse = Pulse(errand.reactor)
         self._socket: Socket | None = None
         self._client = LegacyClient()
+        self._dialback = DialBack(address.host, None, errand.near)
         self._gone: Deferred[None] | None = None
         self._called = 0
 
@@ -59,6 +60,7 @@ class LegacyUplink:
         try:
             taken = await open_socket(self._errand.carrier.pump, self._errand.outward, address.host, address.port)
             with taken:  # the reactor takes a duplicate
+                self._dialback.reached(taken.getpeername()[0] if self._errand.outward.direct else None)
                 taken.setblocking(False)
                 self._errand.reactor.adoptStreamConnection(taken.fileno(), taken.family, _Once(end))
         except OSError as error:
@@ -116,7 +118,7 @@ class LegacyUplink:
             self.calls_ignored += 1  # there is no way to say no
             return
         self._called += 1
-        server = Where(self.address.host, visitor.data_port)
+        server = self._dialback.where(DataAddress("", visitor.data_port), visitor.data_port)
         number = visitor.subscription
         intro = published.introduce(None, visitor.port)
         self._errand.carrier.carry(
