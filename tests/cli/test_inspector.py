@@ -21,7 +21,7 @@ from layer8.control.service import wall_clock
 from layer8.core.errors import ConfigError, Unavailable
 from layer8.proxy.record import BODY, Record
 from layer8.proxy.replay import Inspection
-from layer8.testing.browser import Chromium, ChromiumPage
+from layer8.testing.browser import Chromium, ChromiumPage, Firefox, Page
 from tests.interop.daemons import free_port
 from tests.proxy.pair import PairCase, published
 
@@ -126,6 +126,19 @@ class InspectorCase(PairCase):
 
         found: tuple[int, bytes, dict[str, str]] = await self.thread(run)
         return found
+
+    async def shows(self, page: Page, expression: str, wanted: object) -> None:
+        """Wait until an expression has a value."""
+        found: object = None
+        for _ in range(400):
+            found = await page.evaluate(expression)
+            if found == wanted:
+                return
+            await self.pause(0.025)
+        self.assertEqual(found, wanted, expression)
+
+    async def pause(self, seconds: float) -> None:
+        await deferLater(self.reactor, seconds)
 
     async def news(self, after: int = -1) -> Any:
         status, body, _ = await self.ask(f"/api/exchanges?after={after}")
@@ -333,19 +346,6 @@ class ChromiumTests(InspectorCase):
         await self.shows(page, "document.querySelector('#link').dataset.state", "live")
         return page
 
-    async def shows(self, page: ChromiumPage, expression: str, wanted: object) -> None:
-        """Wait until an expression has a value."""
-        found: object = None
-        for _ in range(400):
-            found = await page.evaluate(expression)
-            if found == wanted:
-                return
-            await self.pause(0.025)
-        self.assertEqual(found, wanted, expression)
-
-    async def pause(self, seconds: float) -> None:
-        await deferLater(self.reactor, seconds)
-
     async def key(self, page: ChromiumPage, key: str, text: str = "") -> None:
         for kind in ("keyDown", "keyUp"):
             await page.call("Input.dispatchKeyEvent", type=kind, key=key, text=text if kind == "keyDown" else "")
@@ -459,3 +459,25 @@ class ChromiumTests(InspectorCase):
         self.assertLessEqual(await page.evaluate(narrow), 360)
         await page.evaluate("document.querySelector('#back').click()")
         await self.shows(page, "document.querySelector('#detail').hidden", True)
+
+
+class FirefoxTests(InspectorCase):
+    """The same page in the other browser, once through."""
+
+    skip = Firefox.absent()
+    timeout = 120
+
+    async def test_a_request_and_its_repetition(self) -> None:
+        await self.open()
+        browser = await Firefox.start(self.reactor)
+        self.addCleanup(browser.close)
+        page = await browser.page(self.page.url)
+        await self.shows(page, "document.querySelector('#link').dataset.state", "live")
+        await self.visit("/here", Cookie=f"c={SECRET}")
+        await self.shows(page, "document.querySelectorAll('#list li').length", 1)
+        await page.evaluate("document.querySelector('#list li').click()")
+        await page.evaluate("document.querySelector('#replay').click()")
+        await self.shows(page, "document.querySelector('#second').hidden", False)
+        await self.shows(page, "document.querySelector('#second .line').textContent", "HTTP/1.1 200 OK")
+        self.assertEqual([asked[1] for asked in self.web.asked], ["/here", "/here"])
+        self.assertNotIn(SECRET, await page.evaluate("document.documentElement.outerHTML"))
