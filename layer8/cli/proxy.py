@@ -218,6 +218,19 @@ def update(
         _show_row(row)
 
 
+@proxy.command()
+@click.argument("host")
+@where_options
+@json_option
+def show(host: str, server: str | None, token_file: Path | None, pin: str | None, as_json: bool) -> None:
+    """Show what is registered for HOST, with its policy; of users only the names."""
+    row = Where(server, token_file, pin).call("proxy.get", {"host": host_name(host)})
+    if as_json:
+        print_json(row)
+        return
+    _show_row(row)
+
+
 @proxy.command("list")
 @where_options
 @json_option
@@ -347,8 +360,9 @@ def _show(row: Mapping[str, Any], path: Path, as_json: bool) -> None:
 
 
 def _show_row(row: Mapping[str, Any]) -> None:
+    _, _, ports, _, _, expires = _cells(row)
     click.echo(f"{printable(str(row['host']))}  {row['state']}")
-    for key, value in shown(row["policy"]):
+    for key, value in (("ports", ports), ("mode", str(row["mode"])), ("expires", expires), *shown(row["policy"])):
         click.echo(f"{key:<11}  {printable(value)}")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from twisted.trial.unittest import TestCase
 
 from layer8.core.errors import StorageError
+from layer8.crypto.password import hashed
 from layer8.net.sqlite import Database
 from layer8.net.storage import Put, Value
 from layer8.proxy.bans import Banned
@@ -33,12 +34,14 @@ class StoreTests(TestCase):
         return self.store
 
     async def test_everything_of_a_registration(self) -> None:
-        policy = Policy(allow=("192.0.2.0/24",), deny=("192.0.2.1",), max_conns=3)
+        users = (f"ann:{hashed('a secret')}",)
+        policy = Policy(("192.0.2.0/24",), ("192.0.2.1",), 3, 0.5, 200_000, "full", "terminate", users)
         whole = row(
             "*.example.com",
             b"\0" * 32,
             OTHER,
             ports=(80, 443),
+            mode="proxy",
             policy=policy,
             state=Ownership.PROVEN,
             created=1.5,
