@@ -121,7 +121,7 @@ myst_substitutions = {
     "options_expose": table(click_options("expose")),
     **{
         f"options_proxy_{name}": table(click_options("proxy", name))
-        for name in ("register", "update", "list", "revoke", "rotate")
+        for name in ("register", "update", "show", "list", "revoke", "rotate")
     },
     "options_layer8_proxy": table(twistd_options("proxy")),
     "options_layer8_agent": table(twistd_options("agent")),
