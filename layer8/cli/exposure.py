@@ -138,7 +138,7 @@ class Exposure:
             self._names[host] = await deferToThread(probe.addresses, host)
         for uplink in self.agent.uplinks:
             self._refuse_loop(uplink, [uplink.address.port])
-        what = f"{self.plan.host} -> {', '.join(map(_shown, self._targets.values()))}"
+        what = f"{self.plan.host} -> {', '.join(where.words for where in self._targets.values())}"
         if not self.checking:
             self.screen.begin(self.agent, what)
             if self.plan.inspect is not None:
@@ -175,7 +175,7 @@ class Exposure:
             same = where.host == server or (is_loopback(where.host) and is_loopback(server))
             same = same or bool(self._names.get(where.host, frozenset()) & self._names.get(server, frozenset()))
             if same and not where.path and where.port in ports:
-                raise Refused(f"{_shown(where)} is the server itself: visitors would go round in a circle")
+                raise Refused(f"{where.words} is the server itself: visitors would go round in a circle")
 
     async def _knock(self) -> None:
         """Warn once of targets that do not answer; they may come up later."""
@@ -183,8 +183,8 @@ class Exposure:
             why = await deferToThread(probe.knock, where)
             if why:
                 self._warned = True
-                line = f"{_shown(where)} does not answer ({why}); visitors are turned away until it does"
-                self.screen.say("target", line, warning=True, target=_shown(where), why=why)
+                line = f"{where.words} does not answer ({why}); visitors are turned away until it does"
+                self.screen.say("target", line, warning=True, target=where.words, why=why)
 
     # What the agent tells.
 
@@ -359,7 +359,7 @@ class Exposure:
         found = []
         for where in dict.fromkeys(self._targets.values()):
             why = await deferToThread(probe.knock, where)
-            shown = f"{_shown(where)}: {why}" if why else _shown(where)
+            shown = f"{where.words}: {why}" if why else where.words
             found.append(Verdict("local", not why, shown, "start what is to be published, or name another LOCAL"))
         return found
 
@@ -410,7 +410,7 @@ class Exposure:
         try:
             ours = await deferToThread(probe.key_at, local, name)
         except Layer8Error as error:
-            return [Verdict("certificate", False, f"{_shown(local)}: {error}", "let the target behind 443 speak TLS")]
+            return [Verdict("certificate", False, f"{local.words}: {error}", "let the target behind 443 speak TLS")]
         try:
             seen = await deferToThread(probe.key_at, Where(uplink.address.host, port), name)
         except Unavailable as error:
@@ -419,18 +419,12 @@ class Exposure:
             why = f"port {port} of {uplink.address.host}: {error}"
             return [Verdict("certificate", False, why, "the other lines say whether visitors get through at all")]
         if seen != ours:
-            why = f"visitors see the key {seen}, {_shown(local)} has {ours}"
+            why = f"visitors see the key {seen}, {local.words} has {ours}"
             advice = (
                 "somebody on the way ends TLS: the server if the host is registered with tls = terminate, else ask who"
             )
             return [Verdict("certificate", False, why, advice)]
         return [Verdict("certificate", True, f"visitors see the target's own key {seen}")]
-
-
-def _shown(where: Where) -> str:
-    if where.path:
-        return f"unix:{where.path}"
-    return f"[{where.host}]:{where.port}" if ":" in where.host else f"{where.host}:{where.port}"
 
 
 def _reason(server: str, word: str) -> str:

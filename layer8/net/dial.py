@@ -50,6 +50,13 @@ class Where:
             return socket.AF_UNIX, self.path
         return literal(self.host, self.port)
 
+    @property
+    def words(self) -> str:
+        """Name it for people."""
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     @classmethod
     def of(cls, endpoint: str) -> Where:
         """Read `tcp:HOST:PORT` or `unix:PATH`; raises `ConfigError`."""

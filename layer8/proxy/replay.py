@@ -44,7 +44,7 @@ class Inspection:
 
     def watch(self, host: str, target: Where, intro: bytes = b"", replay_of: int | None = None) -> Watch:
         """Give the filters for a connection to a target, which hears `intro` first: a PROXY header or nothing."""
-        words = _words(target)
+        words = target.words
         # Who comes again is not the visitor: the header says nothing, but it is there.
         self._targets[words] = target, intro and (v1(None) if intro.startswith(b"PROXY") else v2(None))
         return Watch(self.record, self._pump.look_at_clock, self._wall, host, words, replay_of)
@@ -161,9 +161,3 @@ async def _dialled(local: Dialer, pump: Pump, target: Where) -> int:
         if attempt is not None:
             attempt.cancel()
         raise
-
-
-def _words(target: Where) -> str:
-    if target.path:
-        return f"unix:{target.path}"
-    return f"[{target.host}]:{target.port}" if ":" in target.host else f"{target.host}:{target.port}"
