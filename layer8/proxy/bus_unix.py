@@ -16,7 +16,7 @@ Ends trust the hub and each other: all are one program of one user.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any, Final, Protocol
 
@@ -31,6 +31,7 @@ from layer8.proxy.bus import Change, Gone, Lease, Presence, Put, Stop
 from layer8.proxy.bus_local import LocalBus
 from layer8.proxy.errors import answering
 from layer8.proxy.limits import BUS_LEASE
+from layer8.proxy.orphans import GRACE
 from layer8.proxy.packed import pack, unpack
 from layer8.proxy.registration import Registration
 from layer8.proxy.wire import Code, Denied
@@ -87,8 +88,10 @@ class _Member:
 class Hub:
     """The side with the store; `join` each process that has an end."""
 
-    def __init__(self, bus: LocalBus) -> None:
+    def __init__(self, bus: LocalBus, clock: IReactorTime) -> None:
         """Take the bus of this process, which others may use beside the hub."""
+        self._clock = clock
+        self._lost: list[tuple[list[str], float]] = []
         self._bus = bus
         self._members: dict[bytes, _Member] = {}
         self._lock = DeferredLock()
@@ -107,6 +110,10 @@ class Hub:
             for lease in member.leases.values():
                 if lease.presence in self._bus.lookup(lease.presence.host):
                     yield "bus.present", _plain(lease.presence, lease.generation)
+        for hosts, when in self._lost:
+            left = when + GRACE - self._clock.seconds()
+            if left > 0:
+                yield "bus.orphans", {"hosts": hosts, "seconds": left}
         yield "bus.joined", {}
 
     def join(self, node: bytes, talk: Talk) -> Stop:
@@ -120,6 +127,10 @@ class Hub:
             for lease in member.leases.values():
                 self._bus.end(lease)
                 self._tell("bus.absent", _plain(lease.presence))
+            hosts = sorted({lease.presence.host for lease in member.leases.values()})
+            self._lost = [(hosts, self._clock.seconds())]
+            for place in range(0, len(hosts), RENEWED):
+                self._tell("bus.orphans", {"hosts": hosts[place : place + RENEWED], "seconds": GRACE})
 
         return leave
 
@@ -216,6 +227,10 @@ class UnixBus:
         self._listening: list[Callable[[bytes], None]] = []
         self._sent: dict[int, Deferred[None]] = {}
         self._numbers = count(1)
+        self.orphans: Callable[[Sequence[str], float], None] = lambda hosts, seconds: None
+        """Told of hosts whose agents were with a process that has died, and how long they may take to come back."""
+        self.found: Callable[[str], None] = lambda host: None
+        """Told of hosts that have an agent."""
         self._joined = False
         self._waiting: list[Deferred[None]] = []
 
@@ -246,6 +261,8 @@ class UnixBus:
             case "bus.renewed":
                 for value in params["leases"]:
                     self._is_present(_presence(value))
+            case "bus.orphans":
+                self.orphans(params["hosts"], params["seconds"])
             case "bus.joined":
                 self._joined = True
                 waiting, self._waiting = self._waiting, []
@@ -289,6 +306,7 @@ class UnixBus:
     def _is_present(self, presence: Presence) -> None:
         of_host = self._present.setdefault(presence.host, {})
         of_host[presence.node, presence.subscription] = _Present(presence, self._clock.seconds() + BUS_LEASE)
+        self.found(presence.host)
 
     def _is_absent(self, presence: Presence) -> None:
         of_host = self._present.get(presence.host)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from functools import partial
 from itertools import count
 from sys import intern
 from typing import Any
@@ -34,6 +35,7 @@ from layer8.proxy.bans import Bans
 from layer8.proxy.choose import Seat, Seats
 from layer8.proxy.hooks import Modes, Own, Terminator
 from layer8.proxy.orders import Policy
+from layer8.proxy.orphans import Orphans
 from layer8.proxy.pp import Header
 from layer8.proxy.reach import Reach
 from layer8.proxy.registration import Registration, gate
@@ -88,6 +90,7 @@ class Traffic:
         self.terminator: Terminator | None = None
         self.modes: Modes | None = None
         self.own: Own | None = None
+        self.orphans: Orphans | None = None
         self.own_names: frozenset[str] = frozenset()
         self.bans = bans
         self.draining = False
@@ -348,9 +351,14 @@ class Traffic:
             session = visit.session
             if session is None:
                 session = visit.session = Visitor(sniffer, scheme, self._times, visit.opened, State.ROUTED)
-            name = row.host
             pump.watch(visit.fd, visit)
-            session.call(lambda tried: self._seats.best(name, tried), pump.now)
+            if self.orphans is None or not self.orphans.keeps(row.host, partial(self._call, visit, session, row.host)):
+                self._call(visit, session, row.host)
+
+    def _call(self, visit: Visit, session: Visitor, name: str) -> None:
+        """Let agents be called for a visitor that is still here."""
+        if session.state is State.ROUTED:
+            session.call(lambda tried: self._seats.best(name, tried), self.pump.now)
             self.perform(visit, session)
 
     def shaking(self, visit: Visit) -> bool:

@@ -27,6 +27,7 @@ from layer8.net.courier import receive
 from layer8.net.listen import Sockets
 from layer8.proxy.bans import Banned
 from layer8.proxy.bus_unix import UnixBus
+from layer8.proxy.orphans import Orphans
 from layer8.proxy.place import Place
 from layer8.proxy.remote import Plain
 from layer8.proxy.service import Server
@@ -38,6 +39,8 @@ START: Final = 30.0
 """Seconds that a worker waits to be told what it is."""
 BEAT: Final = 1.0
 """Seconds between two reports of what a worker has counted."""
+WAKE: Final = 0.25
+"""Seconds between two looks at visitors that wait for an agent to come back."""
 SOME: Final = 400
 """Hosts, or series, in one message."""
 
@@ -164,8 +167,6 @@ class Worker:
         node = bytes.fromhex(told.node)
         self.frame = Frame(reactor, "proxy", self._source, environ)
         self._bus = UnixBus(reactor, node)
-        for what, params in told.snapshot:
-            self._bus.told(what, params)
         self._inside = Inside(reactor, sock, serve=self._serve, told=self._told, raw=self._bus.raw, lost=self._lost)
         self._bus.connect(self._inside)
         place = Place(
@@ -183,6 +184,13 @@ class Worker:
         )
         self.server = Server(self.frame, place=place)
         self.frame.run(self.server, self.server)
+        orphans = self.server.traffic.orphans = Orphans(self._served)
+        self._bus.orphans = lambda hosts, seconds: orphans.lost(hosts, reactor.seconds(), seconds)
+        self._bus.found = orphans.found
+        self._waking = LoopingCall(lambda: orphans.tick(reactor.seconds()))
+        self._waking.clock = reactor
+        for what, params in told.snapshot:
+            self._bus.told(what, params)
         self._caller = Caller("supervisor", frozenset({"admin"}), EVERYTHING, True, None, (), _Nobody({}))
         self._beat = LoopingCall(self._report)
         self._beat.clock = reactor
@@ -195,6 +203,10 @@ class Worker:
             self.server.door.hold(True, data=True)
         self._say("worker.ready", listening=list(self.server.listening()))
         self._beat.start(BEAT)
+        self._waking.start(WAKE, now=False)
+
+    def _served(self, host: str) -> bool:
+        return bool(self.server.seats.of(host)) or bool(self._bus.lookup(host))
 
     def _lost(self) -> None:
         self._bus.lost()

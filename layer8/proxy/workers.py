@@ -130,7 +130,7 @@ class Supervisor(Service):
         self.bans = Bans(kept.bans)
         self._before = dict(kept.carried)
         bus = LocalBus(reactor, store, frame.key.node_id, kept.rows)
-        self._hub = Hub(bus)
+        self._hub = Hub(bus, reactor)
         self._bus = bus
         seats = Seats(lambda seat, kill: None)
         resolver = prover or NetworkProver(reactor, SystemResolver())

@@ -85,7 +85,7 @@ class UnixBusTests(Suite.BusTests):
             self.storage = InlineStorage(Database(self.path, SCHEMA))
             store = Store(self.storage, 64)
             local = LocalBus(getattr(self, "clock", None) or Clock(), store, b"hub".ljust(32), store.load().rows)
-            self.local, self.hub = local, Hub(local)
+            self.local, self.hub = local, Hub(local, self.clock)
         end = UnixBus(self.clock, self.node(number))
         end.connect(ToHub(self.hub, self.node(number)))
         rows = self.at_once(self.local.registrations())
