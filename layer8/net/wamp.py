@@ -24,7 +24,7 @@ from layer8.core.errors import Layer8Error, TimedOut, Unavailable
 
 RETRY_LEAST = 1.0
 RETRY_MOST = 60.0
-RETRY_GROWTH = 1.5
+RETRY_GROWTH = 1.25
 PING = 10.0
 """Seconds between pings to the router, and seconds that it has to answer one."""
 MESSAGE = 1 << 20
