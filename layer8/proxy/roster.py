@@ -251,6 +251,7 @@ class Roster:
             if standing[1] > generation:
                 return  # fenced out
             self._drop(node, view, standing[1])
+        self._drop(node, view, generation)  # one lease of a number
         view.leases[generation] = presence, until
         self._place(presence, generation)
 
