@@ -173,7 +173,12 @@ class ProxyConfig:
         "", doc="Certificate chain (PEM) for that name; empty: self-signed and pinned.", file="read"
     )
     tls_key_file: str = option("", doc="Its private key (PEM).", file="secret")
-    workers: int = option(1, doc="Processes that share the listeners.", check=accept.between(1, 256), hot=False)
+    workers: int = option(
+        1,
+        doc="Processes that share the listeners; each has a data port of its own, a fixed one and those behind it.",
+        check=accept.between(1, 256),
+        hot=False,
+    )
     takeover: str = option(
         "",
         doc="Unix socket by which a newly started server gets the listeners of the one that runs; empty: none.",
@@ -263,6 +268,12 @@ class ProxyConfig:
             yield "tls_cert_file", "tls_cert_file and tls_key_file need each other"
         if self.data_rotate and self.data_public:
             yield "data_rotate", "the port that data_public forwards to cannot be swapped"
+        if self.workers > 1 and self.data_public:
+            yield "data_public", "each of several workers has a data port of its own, and all have to be reachable"
+        if self.workers > 1 and self.bus != "local":
+            yield "workers", "several workers share one machine; a node of a cluster is one process"
+        if self.takeover and self.bus != "local":
+            yield "takeover", "two processes cannot be the same node of a cluster; drain it and start it again"
         if self.limits.per_source_sniffing > self.limits.sniffing:
             yield "limits.per_source_sniffing", "it cannot be more than sniffing"
         if self.limits.call_step > self.limits.call_time:
@@ -304,6 +315,12 @@ class AgentHostConfig:
         """Give keys that do not go together, with the reason."""
         if not self.secret_file:
             yield "secret_file", "the host's secret is needed"
+        if (
+            not self.check_path.startswith("/")
+            or not self.check_path.isascii()
+            or any(c <= " " for c in self.check_path)
+        ):
+            yield "check_path", "it begins with / and has neither spaces nor letters that a URL would encode"
         if not self.targets:
             yield "targets", 'at least one target is needed, for example { 80 = "tcp:127.0.0.1:8000" }'
 
