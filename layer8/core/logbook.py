@@ -58,6 +58,8 @@ EVENTS: Mapping[str, Logged] = {
     "proxy.draining": Logged("no new visitors are let in"),
     "proxy.counts_kept": Logged("byte counts could not be written and stay in memory"),
     "proxy.closed": Logged("a visitor's connection ended: the access log", record=True),
+    "agent.down": Logged("no target of a host answers; servers let others have its visitors"),
+    "agent.up": Logged("a target of a host that was down answers again"),
     "agent.connected": Logged("a server took this agent's subscriptions"),
     "agent.lost": Logged("the connection to a server ended; it is dialled again"),
     "agent.refused": Logged("a server refused a subscription; the agent goes on trying"),

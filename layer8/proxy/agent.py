@@ -39,6 +39,7 @@ from layer8.net.pump import Pump
 from layer8.net.tasks import TaskSet
 from layer8.proxy.carry import Carrier
 from layer8.proxy.exposed import Exposed
+from layer8.proxy.health import PATIENCE, Checks, words
 from layer8.proxy.legacy_uplink import LegacyUplink
 from layer8.proxy.names import InvalidName, encode
 from layer8.proxy.uplink import ANY_PORT, Address, Errand, Published, ServerLink, Told, Uplink
@@ -78,6 +79,7 @@ class Agent(Service):
         self._reactor = reactor
         self._outward = outward
         self._told = told
+        self.checks = Checks(reactor, self.pump, self.carrier.local, self.hosts, self._turned)
         self._exposed: dict[str, Exposed] = {}
         self._running: dict[str, Deferred[None]] = {}
         self._ticker = LoopingCall(self._tick)
@@ -102,6 +104,7 @@ class Agent(Service):
         Service.startService(self)
         self.pump.start()
         self._ticker.start(TICK, now=False)
+        self.checks.start()
         for uplink in self.uplinks:
             self._begin(uplink)
 
@@ -116,6 +119,7 @@ class Agent(Service):
 
     async def _stop(self) -> None:
         self._stay()
+        self.checks.stop()
         for exposed in list(self._exposed.values()):
             exposed.end()
         leaving = [_left(link.client) for link in self.uplinks if isinstance(link, Uplink) and link.client is not None]
@@ -141,7 +145,12 @@ class Agent(Service):
             # The word holds a host's name and the server's own text, which are for agent.status and not for a log.
             self._log.warn("not subscribed, agent.status says why", event="agent.refused", server=where)
         elif what == "rejected":
-            self._log.info("a visitor was turned away", event="agent.rejected", reason=word.partition(": ")[2])
+            host, _, why = word.partition(": ")
+            self._log.info("a visitor was turned away", event="agent.rejected", reason=why)
+            self.checks.doubt(host)
+        elif what == "subscribed":
+            if word in self.checks.down and isinstance(uplink, Uplink):
+                uplink.tell_health(word, False)
         elif what == "fenced":
             self._log.warn("asked to dial back where it may not be", event="agent.fenced", server=where)
         elif what == "draining":
@@ -151,6 +160,16 @@ class Agent(Service):
         for exposed in list(self._exposed.values()):
             exposed.look()
         self._tell_idle()
+
+    def _turned(self, host: str, up: bool) -> None:
+        """Tell every server that a host is down, or up again."""
+        if up:
+            self._log.info("the targets of a host answer again", event="agent.up")
+        else:
+            self._log.warn("no target of a host answers", event="agent.down")
+        for uplink in self.uplinks:
+            if isinstance(uplink, Uplink):
+                uplink.tell_health(host, up)
 
     def _tell_idle(self) -> None:
         if not self.carrier.open:
@@ -293,6 +312,7 @@ class Agent(Service):
         yield gauge(
             "layer8_agent_servers", "Servers that have taken our hello.", sum(u.connected for u in self.uplinks)
         )
+        yield gauge("layer8_agent_down", "Hosts whose every target is down.", len(self.checks.down))
         yield counter("layer8_agent_called_total", "Visitors that servers called us for.", totals.called)
         yield counter("layer8_agent_joined_total", "Visitors that reached their target.", totals.joined)
         yield counter("layer8_agent_rejected_total", "Visitors that were turned away.", totals.rejected)
@@ -348,6 +368,41 @@ class RemoveHost:
     host: Host
 
 
+@frozen
+class TargetRow:
+    """One target of a host, and what a look at it has shown; `why` is empty if all is well."""
+
+    port: int
+    target: str
+    up: bool
+    why: str
+    ms: int
+
+
+@frozen
+class CheckRow:
+    """One host: `up` is what its servers are told."""
+
+    host: str
+    check: str
+    up: bool
+    targets: tuple[TargetRow, ...]
+
+
+@frozen
+class CheckRows:
+    """`agent.check`: every host, or the one that was asked for."""
+
+    hosts: tuple[CheckRow, ...]
+
+
+@frozen
+class CheckHost:
+    """`agent.check`: look at one host's targets now, or at those of all."""
+
+    host: Host | None = None
+
+
 class AgentCommands:
     """The rows `agent.*`, on the agent's own control socket."""
 
@@ -378,6 +433,20 @@ class AgentCommands:
             totals.joined,
             totals.rejected,
         )
+
+    @method("agent.check", role="operate", errors=(NotFound,), timeout=2 * PATIENCE)
+    async def check(self, caller: Caller, params: CheckHost) -> CheckRows:
+        """Look at targets now, and say how they are; a host that is not looked after is looked at by tcp."""
+        agent = self._agent
+        if params.host is not None and params.host not in agent.hosts:
+            raise NotFound("host")
+        chosen = [one for name, one in agent.hosts.items() if params.host in (None, name)]
+        looks = [agent.checks.now(one) for one in chosen]
+        rows = []
+        for one, look in zip(chosen, looks, strict=True):
+            targets = tuple(TargetRow(h.port, words(h.where), not h.why, h.why, h.ms) for h in await look)
+            rows.append(CheckRow(one.host, one.check, one.host not in agent.checks.down, targets))
+        return CheckRows(tuple(rows))
 
     @method("agent.add", role="admin", errors=(Conflict,))
     async def add(self, caller: Caller, params: AddHost) -> Empty:
@@ -418,6 +487,8 @@ def _published(host: AgentHostConfig, environ: Mapping[str, str]) -> Published:
         secret.value,
         host.proxy_protocol,
         host.pool,
+        host.check,
+        host.check_path,
     )
 
 

@@ -37,6 +37,7 @@ from layer8.proxy.wire import (
     VERSION,
     Code,
     DataAddress,
+    Health,
     Hello,
     HelloResult,
     Nodes,
@@ -112,6 +113,8 @@ class Published:
     secret: bytes = field(default=b"", repr=False)
     proxy_protocol: Kind = "none"
     pool: int = 2
+    check: str = "none"
+    check_path: str = "/"
 
     def asks_the_same(self, other: Published) -> bool:
         """Say whether a server would hear the same of both: targets are ours alone."""
@@ -295,6 +298,12 @@ class Uplink:
     def replace(self, published: Published) -> None:
         """Send the next visitors of a host to its new targets, before the server hears anything."""
         redirect(self.subscriptions, published)
+
+    def tell_health(self, host: str, up: bool) -> None:
+        """Tell the server that a host's targets answer again, or that none does."""
+        for number, published in self.subscriptions.items():
+            if published.host == host and self.client is not None:
+                self.client.notify("proxy.health", to_json(Health(number, "up" if up else "down")))
 
     async def unsubscribe(self, host: str) -> None:
         """Give a host's subscription up; what is joined goes on."""
