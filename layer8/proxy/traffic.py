@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from functools import partial
-from itertools import count
+from itertools import count, takewhile
 from sys import intern
 from typing import Any
 
@@ -540,13 +540,8 @@ class Traffic:
 
     def _drop_silent(self, before: float) -> None:
         """Under pressure, those who have said nothing at all for `first_byte` seconds make room."""
-        silent = []
-        for visit in self.waiting:
-            if visit.opened > before:
-                break
-            if visit.session is not None and visit.session.silent:
-                silent.append(visit)
-        for visit in silent:
+        old = takewhile(lambda visit: visit.opened <= before, self.waiting)
+        for visit in [visit for visit in old if visit.session is not None and visit.session.silent]:
             self.refuse(visit, Reason.FIRST_BYTE)
 
     # Operators.
