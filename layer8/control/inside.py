@@ -89,7 +89,11 @@ class Inside:
         """Call the other process and give its result; raises ControlError: its own, CallTimedOut, CallUnavailable."""
         self._last += 1
         ident = self._last
-        waiting: Deferred[Any] = Deferred(lambda _: self._waiting.pop(ident, None))
+
+        def forget(_: Deferred[Any]) -> None:
+            self._waiting.pop(ident, None)
+
+        waiting: Deferred[Any] = Deferred(forget)
         self._waiting[ident] = waiting
         if not self._say({"id": ident, "call": method, "params": dict(params or {})}):
             self._waiting.pop(ident, None)
@@ -107,6 +111,11 @@ class Inside:
     def carry(self, message: bytes) -> bool:
         """Send bytes of which nothing is known here; they do not begin with a brace."""
         return self._courier.send(message)
+
+    def finish(self) -> None:
+        """Take the other process's last words, which has ended, and end the talk."""
+        self._courier.finish()
+        self.close()
 
     def close(self) -> None:
         """End the talk; what waits for an answer fails."""

@@ -150,6 +150,18 @@ class Courier:
             return True
         return True
 
+    def finish(self) -> None:
+        """Take everything that the other end has said before it ended, and be done."""
+        while self._open:
+            try:
+                got = _take(self._sock)
+            except BlockingIOError:
+                break
+            if got is None:
+                break
+            self._heard(*got)
+        self.close()
+
     def close(self) -> None:
         """Be done with it, without a word to our own side."""
         if not self._open:

@@ -124,11 +124,11 @@ class _Source:
         return load_text("", self.environ, self.next, role="proxy")
 
 
-@frozen
+@define(eq=False)
 class _Nobody:
     """The peer of calls that come from our own supervisor."""
 
-    slots: dict[str, object]
+    slots: dict[str, object] = field(factory=dict)
 
     def notify(self, method: str, params: Mapping[str, Any]) -> bool:
         """Tell nothing: it is asked for what it wants to know."""
@@ -191,7 +191,7 @@ class Worker:
         self._waking.clock = reactor
         for what, params in told.snapshot:
             self._bus.told(what, params)
-        self._caller = Caller("supervisor", frozenset({"admin"}), EVERYTHING, True, None, (), _Nobody({}))
+        self._caller = Caller("supervisor", frozenset({"admin"}), EVERYTHING, True, None, (), _Nobody())
         self._beat = LoopingCall(self._report)
         self._beat.clock = reactor
 
@@ -323,4 +323,4 @@ def _shifted(text: str, by: int) -> str:
     endpoint = server(text)
     if not endpoint.port:
         return text
-    return evolve(endpoint, words=endpoint.words | {"port": str(endpoint.port + by)}).twisted()
+    return evolve(endpoint, words={**endpoint.words, "port": str(endpoint.port + by)}).twisted()

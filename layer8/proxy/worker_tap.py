@@ -36,20 +36,20 @@ def run() -> None:
         from twisted.internet import reactor
 
         def stop() -> None:
-            if reactor.running:  # type: ignore[attr-defined]
-                reactor.callLater(0, _stop_once)  # type: ignore[attr-defined]
+            if reactor.running:
+                reactor.callLater(0, _stop_once)
 
         def _stop_once() -> None:
-            if reactor.running:  # type: ignore[attr-defined]
-                reactor.stop()  # type: ignore[attr-defined]
+            if reactor.running:
+                reactor.stop()
 
         worker = Worker(reactor, sock, told, given, os.environ, stop)
         globalLogBeginner.beginLoggingTo([worker.frame.logs], redirectStandardIO=False)
         worker.start()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        reactor.addSystemEventTrigger("before", "shutdown", worker.frame.process.stopService)  # type: ignore[attr-defined]
-    reactor.callWhenRunning(settle)  # type: ignore[attr-defined]
-    reactor.run()  # type: ignore[attr-defined]
+        reactor.addSystemEventTrigger("before", "shutdown", worker.frame.process.stopService)
+    reactor.callWhenRunning(settle)
+    reactor.run()
 
 
 if __name__ == "__main__":

@@ -208,9 +208,11 @@ class Supervisor(Service):
                 child.ended = Deferred()
                 waiting.append(child.ended)
                 self._tell(child, "worker.stop")
-                late = self._reactor.callLater(LEAVE, self._kill, child)
-                child.ended.addBoth(lambda _, late=late: late.cancel() if late.active() else None)
+                child.again = self._reactor.callLater(LEAVE, self._kill, child)
         await DeferredList(waiting)
+        for child in self.children:
+            if child.again is not None and child.again.active():
+                child.again.cancel()
         self._close_sockets()
         await self.tasks.stop()
         await self._flush()
@@ -303,7 +305,7 @@ class Supervisor(Service):
         code = getattr(reason.value, "exitCode", None)
         by_signal = getattr(reason.value, "signal", None)
         if child.inside is not None:
-            child.inside.close()
+            child.inside.finish()
         if child.leave is not None:
             child.leave()
         was_ready = child.ready

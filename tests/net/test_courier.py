@@ -98,6 +98,15 @@ class CourierTests(TestCase):
         self.assertRaises(Unavailable, receive, ours, 1)
         ours.close()
 
+    async def test_last_words(self) -> None:
+        """What was said before the end is heard, also by somebody who learns of the end in another way first."""
+        for number in range(150):
+            send_now(self.theirs, b"%d" % number)
+        self.theirs.close()
+        self.courier.finish()
+        self.assertEqual([message for message, _ in self.heard], [b"%d" % number for number in range(150)])
+        self.assertEqual((self.courier.open, self.ended), (False, 0))
+
     def test_limits(self) -> None:
         for message, numbers in ((b"", []), (b"x" * (MESSAGE + 1), []), (b"x", [0] * (DESCRIPTORS + 1))):
             self.assertRaises(ValueError, self.courier.send, message, numbers)

@@ -180,4 +180,10 @@ class WorkersTakeoverTests(TakeoverCase):
         self.assertGreater(answered, 200, said)
         self.assertEqual({kind for kind, count in errors.items() if count}, set(), said)
         self.assertEqual(load.bad_since(0), 0)
+        counted = server.ask("proxy.hosts")["hosts"][0]["bytes_out"]
+        self.assertGreaterEqual(counted, answered * 62, "with what the old workers have carried to the very end")
+        server.stop()
+        server.again()
+        kept = server.ask("proxy.hosts")["hosts"][0]["bytes_out"]
+        self.assertGreaterEqual(kept, counted, "and it is written down")
         self.quiet(server, agent)
