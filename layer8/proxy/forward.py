@@ -343,7 +343,7 @@ class Forward:
         else:
             self._answer(502, self._request)
 
-    def ended(self) -> None:
+    def ended(self, *, reset: bool = False) -> None:
         """Take that the host says no more: `leave` is how to go on, None if its end is the visitor's."""
         if self.leave is not None or self._opened:
             return
@@ -353,7 +353,7 @@ class Forward:
         elif not self._told and self._sent and self.exchanges and request.method in AGAIN and not request.body:
             # It closed a connection that was kept, as the request was on its way.
             self._request, self._head, self.leave = None, request, Leave.ANEW
-        elif self._told and self._back.whole:
+        elif self._told and self._back.whole and (self._answered or not reset):
             self.leave = Leave.CLOSE
         else:
             self._fail()

@@ -14,8 +14,9 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from layer8.core.guesses import Guesses
+from layer8.net.flow import Link
 from layer8.proxy.forward import Forward, Leave, Terms
-from layer8.proxy.parting import Keeper, begin_anew, see_off
+from layer8.proxy.parting import Keeper, begin_anew, break_off, see_off
 from layer8.proxy.registration import Registration
 from layer8.proxy.users import Known, credentials, good
 from layer8.proxy.visit import Visit
@@ -89,7 +90,7 @@ class Forwarding:
         self._keeper = keeper
         self._checks = checks
         self._leaving = False
-        self._asked = False
+        self._asked: Link | None = None  # where the answer to a check belongs: it may have been parted meanwhile
 
     def said(self, data: bytes) -> bytes:
         """Take what the visitor says; gives what goes to the host."""
@@ -107,12 +108,14 @@ class Forwarding:
         forward, link, pump = self.forward, self.visit.link, self._keeper.pump
         if link is None or link.up.link is None:
             return
+        if link.down.care is not None and link.down.care.lost is None:
+            link.down.care.lost = self.reset
         if forward.leave is not None:
             self._leave()
         elif forward.asks is not None:
             pump.pause(link.up)
-            if not self._asked:
-                self._asked = True
+            if self._asked is None:
+                self._asked = link
                 self._checks.ask(self.users, forward.asks, self.visit.address, pump.now, self._checked)
         elif forward.held:
             pump.pause(link.up)
@@ -126,10 +129,9 @@ class Forwarding:
             self.settle()
 
     def _checked(self, refusal: int | None) -> None:
-        self._asked = False
+        link, self._asked = self._asked, None
         passed = self.forward.admitted(refusal)
-        link = self.visit.link
-        if link is not None and link.up.link is not None:
+        if link is not None and link is self.visit.link and link.up.link is not None:
             self._keeper.pump.go_on(link.up, passed)
             self.settle()
 
@@ -139,15 +141,19 @@ class Forwarding:
             return
         self._leaving = True
         if self.forward.leave is Leave.BREAK:
-            link.close("reset")
+            break_off(link)
         else:
             pump.pause(link.up)
             pump.finish(link.down)
 
-    def ended(self) -> None:
+    def reset(self) -> None:
+        """Take that the host has gone: its visitor need not."""
+        self.ended(reset=True)
+
+    def ended(self, *, reset: bool = False) -> None:
         """Part: the host says no more, or is to say no more, and the visitor has everything."""
         forward, visit, keeper = self.forward, self.visit, self._keeper
-        forward.ended()
+        forward.ended(reset=reset)
         match forward.leave:
             case Leave.ANEW:
                 begin_anew(keeper, visit, forward.rest())
@@ -156,7 +162,7 @@ class Forwarding:
             case Leave.CLOSE:
                 see_off(keeper, visit, Reason.DONE, b"")
             case Leave.BREAK if visit.link is not None:
-                visit.link.close("reset")
+                break_off(visit.link)
 
 
 class FromVisitor:

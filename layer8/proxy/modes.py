@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from twisted.internet.interfaces import IDelayedCall
+
 from layer8.proxy.forwarding import Checks, Forwarding
 from layer8.proxy.guard import Answer, Guard, Verdict, Why, doubt
 from layer8.proxy.hooks import Filters
 from layer8.proxy.http1 import ENDLESS
-from layer8.proxy.parting import Keeper, begin_anew, see_off
+from layer8.proxy.parting import Keeper, begin_anew, break_off, see_off
 from layer8.proxy.registration import Registration
 from layer8.proxy.sniff import answer
 from layer8.proxy.visit import Visit
@@ -34,6 +36,12 @@ class Modes:
         """Serve `keeper`'s visitors; `key` are random bytes."""
         self.keeper = keeper
         self.checks = Checks(keeper.reactor, key)
+        self.stopping: set[Upward] = set()
+
+    def stop(self) -> None:
+        """Give up all that hosts are waited for."""
+        for up in list(self.stopping):
+            up.give_up()
 
     def doubt(self, row: Registration, first: bytes) -> int | None:
         """Give the status for a visitor whose first request is refused before anybody is called; 0 is silence."""
@@ -48,7 +56,7 @@ class Modes:
                 self.keeper.pump.clock.callLater(0, forwarding.settle)  # when there is a link
             back = forwarding.forward.heard(rest) if rest else b""
             return Filters(first, back, forwarding.up, forwarding.down)
-        up = Upward(self.keeper, visit)
+        up = Upward(self, visit)
         first = up.guard.feed(first)
         down = Downward(up, Answer() if up.guard.upgrading else None)
         up.down = down
@@ -60,11 +68,13 @@ class Modes:
 class Upward:
     """Sees what a guarded visitor says."""
 
-    __slots__ = ("_keeper", "_stopped", "down", "guard", "visit")
+    __slots__ = ("_keeper", "_modes", "_stopped", "_timer", "down", "guard", "visit")
 
-    def __init__(self, keeper: Keeper, visit: Visit) -> None:
+    def __init__(self, modes: Modes, visit: Visit) -> None:
         """Begin before the first byte."""
-        self._keeper = keeper
+        self._modes = modes
+        self._keeper = modes.keeper
+        self._timer: IDelayedCall | None = None
         self._stopped = False
         self.visit = visit
         self.guard = Guard()
@@ -104,7 +114,7 @@ class Upward:
         link, guard = self.visit.link, self.guard
         if verdict is Verdict.BROKEN:
             if link is not None:
-                link.close("reset")
+                break_off(link)
             return
         waiting = guard.opened() if verdict is Verdict.OPENED else guard.declined()
         if link is not None:
@@ -121,19 +131,31 @@ class Upward:
         self._stopped = True
         if over.why is not Why.ANEW:
             visit.verdict = Reason.MISDIRECTED if over.why is Why.MISDIRECTED else Reason.BAD_HTTP
+        if link.down.care is not None and link.down.care.lost is None:
+            link.down.care.lost = self.finished  # a host may end by a reset
         pump.finish(link.up)
+        self._timer = pump.clock.callLater(GIVE_UP, self.give_up)
+        self._modes.stopping.add(self)
 
-        def give_up() -> None:
-            if visit.link is link:
-                link.close("half_closed")
+    def give_up(self) -> None:
+        """Wait no longer for the host."""
+        self.settled()
+        if self.visit.link is not None:
+            self.visit.link.close("half_closed")
 
-        pump.clock.callLater(GIVE_UP, give_up)
+    def settled(self) -> None:
+        """Forget the time."""
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+        self._modes.stopping.discard(self)
 
     def finished(self) -> None:
         """Take that the host has ended, after everything that it had to say."""
         visit, over = self.visit, self.guard.over
         if not self._stopped or over is None:
             return
+        self.settled()
         if over.why is Why.ANEW:
             begin_anew(self._keeper, visit, over.rest)
         else:

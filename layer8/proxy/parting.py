@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from layer8.net.flow import Link
 from layer8.net.leg import Leg
 from layer8.net.pump import Pump
 from layer8.proxy.pp import Header
@@ -61,3 +62,9 @@ def see_off(keeper: Keeper, visit: Visit, reason: Reason, words: bytes) -> None:
     keeper.pump.close_fd(other)
     visit.see_off(words, linger=True)
     keeper.finish(visit, reason)
+
+
+def break_off(link: Link) -> None:
+    """Close a link in the middle of a message, so that its visitor cannot take what it has for all of it."""
+    link.down.reset = True
+    link.close("reset")

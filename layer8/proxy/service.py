@@ -178,7 +178,7 @@ class Server(Service):
         )
         self.ahead = Pooling(reactor, self.pump, self.seats, self.traffic, self.door, config.limits)
         self.traffic.reach.ahead = self.ahead
-        self.traffic.modes = Modes(self.traffic, secrets.token_bytes(32))
+        self.traffic.modes = self.modes = Modes(self.traffic, secrets.token_bytes(32))
         self.seats.changed = self.ahead.changed
         self.carrying = Carrying(reactor, self.traffic, place.books, place.kept.carried, self.tasks)
         place.bus.watch(self.carrying.changed)
@@ -267,6 +267,7 @@ class Server(Service):
         if self.neighbours is not None and self.neighbours.running:
             await self.neighbours.stopService()
         await self.door.close()
+        self.modes.stop()
         self.traffic.stop()
         self.pump.stop()
         await self.carrying.stop()

@@ -202,6 +202,13 @@ class ForwardTests(SynchronousTestCase):
         forward.ended()
         self.assertEqual(forward.leave, Leave.CLOSE)
 
+    def test_a_body_without_a_length_that_a_reset_ends(self) -> None:
+        forward = self.forward
+        forward.said(GET)
+        forward.heard(b"HTTP/1.1 200 OK\r\n\r\nany")
+        forward.ended(reset=True)
+        self.assertEqual(forward.leave, Leave.BREAK)
+
     def test_a_request_that_met_a_closing_connection_is_said_again(self) -> None:
         for request, wanted in ((GET, Leave.ANEW), (POST, Leave.REPLY), (CHUNKED, Leave.REPLY)):
             forward = Forward(TERMS)
