@@ -28,6 +28,13 @@ for maker in getPlugins(IServiceMaker):
         print(maker.tapname)
 """
 
+FILES_OF_PAGES = """
+from importlib.resources import files
+from layer8.cli.inspector import FILES
+for name in FILES:
+    assert (files("layer8") / "web" / "inspect" / name).read_bytes()
+"""
+
 
 def run(*command: str | Path, env: dict[str, str] | None = None, limit: float = 120) -> str:
     """Run a program to its end and give what it printed; a bad end is ours too."""
@@ -106,6 +113,9 @@ def main(folder: Path) -> None:
     if not where.is_relative_to(sys.prefix):
         fail(f"layer8 is imported from {where}, not from the wheel")
     step(f"imported from {where.parent}")
+
+    run(sys.executable, "-P", "-c", FILES_OF_PAGES)
+    step("the files of its pages came along")
 
     listed = run(BIN / "twistd", "--help")
     plugins = run(sys.executable, "-P", "-c", OPTIONS_OF_EVERY_PLUGIN).split()
