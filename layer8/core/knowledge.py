@@ -113,9 +113,13 @@ TABLE: tuple[Row, ...] = (
     Row(
         part="proxy",
         party="the router between the nodes of a cluster",
-        learns="node ids and times",
+        learns="node ids, the nodes' addresses, times and sizes",
         hidden="hosts and one-time secrets, which are sealed to the node that they are for",
-        built=False,
+        tests=(
+            "resilience.test_cluster.ClusterTests.test_what_the_router_sees",
+            "proxy.test_bus_wamp.SwitchTests.test_the_router_learns_no_host_and_no_secret",
+            "crypto.test_hpke.SealerTests.test_nothing_of_it_shows",
+        ),
     ),
     Row(
         part="proxy",
@@ -188,8 +192,12 @@ TABLE: tuple[Row, ...] = (
         part="control",
         party="operator of a WAMP router",
         learns="node ids, method names, parameters, results, times",
-        hidden="one-time secrets, which are sealed; traffic",
-        built=False,
+        hidden="tokens, which are neither taken nor shown there; one-time secrets, which are sealed; traffic",
+        tests=(
+            "control.test_wamp.WampTests.test_the_cookie_is_admin",
+            "control.test_wamp.WampTests.test_tokens_come_and_go",
+            "resilience.test_cluster.ClusterTests.test_what_the_router_sees",
+        ),
     ),
     Row(
         part="control",

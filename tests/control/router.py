@@ -25,18 +25,15 @@ from layer8.core.errors import TimedOut, Unavailable
 from layer8.net.wamp import Link, RouterError
 from tests.control.rig import pause
 from tests.interop.daemons import RUN, Program, Scope, answers, crossbar, folder, free_port
+from tests.names import ROOT
 
 TICKET = "a ticket of 24 letters.."
 ROLES = ("node", "hidden", "read", "admin")  # of the router; `hidden` is not disclosed to those it calls
 
 
-def allow(**actions: bool) -> dict[str, bool]:
-    return {"call": True, "register": True, "publish": True, "subscribe": True} | actions
-
-
 @define(eq=False)
 class Router:
-    """One Crossbar.io: a realm, and anybody whose name begins with a role's has that role."""
+    """One Crossbar.io with the permissions of docs/examples/crossbar.json; who is named like a role has that role."""
 
     home: Path
     port: int
@@ -48,20 +45,12 @@ class Router:
         """Start one on a free port."""
         made = cls(folder(scope), free_port(), scope)
         names = {f"{role}{number}": role for role in ROLES for number in range(10)}
-        roles = [
-            {
-                "name": role,
-                "permissions": [
-                    {
-                        "uri": "",
-                        "match": "prefix",
-                        "allow": allow(),
-                        "disclose": {"caller": role != "hidden", "publisher": role != "hidden"},
-                    }
-                ],
-            }
-            for role in ROLES
-        ]
+        shown = json.loads((ROOT / "docs" / "examples" / "crossbar.json").read_text())
+        worker = shown["workers"][0]
+        granted = {role["name"]: role["permissions"] for role in worker["realms"][0]["roles"]}
+        granted["hidden"] = [{**granted["operators"][0], "disclose": {"caller": False}}]
+        granted["read"] = granted["admin"] = granted["operators"]
+        roles = [{"name": role, "permissions": granted[role]} for role in ROLES]
         auth = {
             "type": "static",
             "principals": {name: {"ticket": TICKET, "role": role} for name, role in names.items()},
@@ -72,8 +61,8 @@ class Router:
             "serializers": ["json"],
             "auth": {"ticket": auth},
         }
-        worker = {"type": "router", "realms": [{"name": "layer8", "roles": roles}], "transports": [transport]}
-        text = json.dumps({"version": 2, "controller": {}, "workers": [worker]})
+        worker["realms"][0]["roles"], worker["transports"] = roles, [transport]
+        text = json.dumps(shown)
         (made.home / "config.json").write_text(text)
         made.again()
         return made
@@ -200,3 +189,11 @@ async def quiet(reactor: Any) -> None:
     for call in reactor.getDelayedCalls():
         if "_BatchedTimer" in repr(call.func):
             call.cancel()
+
+
+async def passed(link: Any) -> None:
+    """Wait until the router has done what was asked of it before: it answers in order, if only that there is nobody."""
+    try:
+        await link.call("layer8.nobody.rpc.ping", {}, 5)
+    except RouterError as error:
+        assert error.uri == "wamp.error.no_such_procedure", error

@@ -23,7 +23,7 @@ from layer8.control.errors import (
 )
 from layer8.control.wamp import GUESTS, WampBinding
 from tests.control.rig import Rig, pause, raises, rig, until
-from tests.control.router import Caller, Router, quiet, shared
+from tests.control.router import Caller, Router, passed, quiet, shared
 from tests.control.test_bindings import Cases
 from tests.interop.daemons import no_crossbar
 
@@ -56,7 +56,7 @@ class Wamp:
         case.addCleanup(lambda: Deferred.fromCoroutine(self.end()))
         await until(self.rig.reactor, lambda: self.link.session is not None)
         # the router has taken our registrations when it answers what we ask after them
-        await self.link.session.call("wamp.session.count")
+        await passed(self.link)
 
     async def end(self) -> None:
         for caller in self.callers:
