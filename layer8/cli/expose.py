@@ -81,6 +81,11 @@ class PortTarget(click.ParamType[tuple[int, str]]):
     flag_value="v2",
     help="Let LOCAL hear each visitor's address first, in a PROXY header (v2), if the server agrees.",
 )
+@click.option(
+    "--health",
+    type=click.Choice(["tcp", "http"]),
+    help="Look after LOCAL: while it does not answer, or says 500 or more, servers let other agents have its visitors.",
+)
 @click.option("--inspect", is_flag=True, help="Show the last requests on a page of this machine, and send them again.")
 @click.option(
     "--inspect-at", metavar="ENDPOINT", help="Where that page is (tcp:4040:interface=127.0.0.1 or the next free port)."
@@ -98,6 +103,7 @@ def expose(
     secret_file: Path | None,
     check: bool,
     pass_address: Literal["v1", "v2"] | None,
+    health: Literal["tcp", "http"] | None,
     inspect: bool,
     inspect_at: str | None,
     as_json: bool,
@@ -118,6 +124,8 @@ def expose(
     plan = _plan(local, host_name(host), servers, dict(ports), secret_file)
     if inspect or inspect_at:
         plan = evolve(plan, inspect=inspect_at or "")
+    if health:
+        plan = evolve(plan, health=health)
     if pass_address:
         plan = evolve(plan, proxy_protocol=pass_address)
     registrar = _registrar(plan, owner_token_file, control, secret_file)

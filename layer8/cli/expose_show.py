@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Protocol
 
 import click
@@ -207,11 +207,13 @@ def states(agent: Agent) -> Iterator[tuple[str, str, bool, int]]:
     """Give each server, how it stands with it, whether that is well, and how many connections wait for visitors."""
     for uplink in agent.uplinks:
         ahead = len(uplink.reserve) if isinstance(uplink, Uplink) else 0
-        state, good = _state(uplink)
+        state, good = _state(uplink, agent.checks.down)
         yield uplink.address.url, state, good, ahead
 
 
-def _state(uplink: ServerLink) -> tuple[str, bool]:
+def _state(uplink: ServerLink, down: Collection[str]) -> tuple[str, bool]:
+    if any(one.host in down for one in uplink.subscriptions.values()):
+        return "serving, but the target does not answer", False
     if uplink.subscriptions:
         return "serving", True
     if uplink.refusals:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred
@@ -49,7 +49,7 @@ class Plan:
     """What is to be published: `targets` by public port, with `ANY_PORT` for plain HTTP.
 
     `inspect` is where the page of requests is to be, empty for the usual place and None for no page.
-    With a `proxy_protocol` targets hear who comes.
+    With a `proxy_protocol` targets hear who comes. `health` says how they are looked after.
     """
 
     host: str
@@ -59,6 +59,7 @@ class Plan:
     config: AgentConfig
     inspect: str | None = None
     proxy_protocol: Kind = "none"
+    health: Literal["none", "tcp", "http"] = "none"
 
     @property
     def visited(self) -> str:
@@ -114,6 +115,7 @@ class Exposure:
     _serving: Deferred[ServerLink] = field(factory=Deferred, init=False)
     _shown: tuple[str, ...] = field(default=(), init=False)
     _warned: bool = field(default=False, init=False)
+    _down: bool = field(default=False, init=False)
     _away: set[str] = field(factory=set, init=False)
     _looker: LoopingCall | None = field(default=None, init=False)
     _page: Inspector | None = field(default=None, init=False)
@@ -127,6 +129,7 @@ class Exposure:
             self._targets,
             secret=self.secret.value,
             proxy_protocol=self.plan.proxy_protocol,
+            check=self.plan.health,
         )
         self.agent = Agent(self.reactor, self.plan.config, [published], self._told)
 
@@ -274,9 +277,23 @@ class Exposure:
     def _look(self) -> None:
         try:
             if not self.checking:
+                self._look_at_targets()
                 self.screen.look()
         except OSError as error:
             self._fail(error)
+
+    def _look_at_targets(self) -> None:
+        """Say when no target answers any more, and when one does again; the first look of all was said already."""
+        down = self.plan.host in self.agent.checks.down
+        if down is self._down:
+            return
+        self._down = down
+        if down:
+            line = "" if self._warned else f"{self.plan.local} does not answer; visitors are turned away until it does"
+            self._say("down", line, warning=True, host=self.plan.host)
+        else:
+            self._say("up", f"{self.plan.local} answers again", host=self.plan.host)
+        self._warned = False
 
     # Looking at it from outside.
 

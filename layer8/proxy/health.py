@@ -2,7 +2,7 @@
 
 ::
 
-    every EVERY seconds, and soon after a target has refused a visitor:
+    every EVERY seconds, soon after a target has refused a visitor, and each second while it is down:
         tcp    dial, and close
         http   dial, GET check_path, and an answer below 500
 
@@ -28,6 +28,8 @@ from layer8.net.pump import Pump
 
 EVERY: Final = 10.0
 """Seconds between two looks at a target."""
+TURN: Final = 1.0
+"""Seconds between two looks at a target that is down, or has just failed."""
 PATIENCE: Final = 5.0
 """Seconds that a target has for one look."""
 FAILURES: Final = 2
@@ -72,6 +74,8 @@ class Health:
     why: str = ""
     ms: int = 0
     failures: int = 0
+    due: float = 0.0
+    looking: bool = False
 
     def looked(self, why: str, ms: int) -> bool:
         """Take the outcome of a look; True if the target is up now and was down before, or the other way round."""
@@ -104,7 +108,7 @@ class Checks:
 
     def start(self) -> None:
         """Look now, and again and again."""
-        self._loop.start(EVERY, now=True)
+        self._loop.start(TURN, now=True)
 
     def stop(self) -> None:
         """Look no more."""
@@ -117,11 +121,14 @@ class Checks:
         self.down &= self.hosts.keys()
         for name in self._healths.keys() - self.hosts.keys():
             del self._healths[name]
+        now = self.clock.seconds()
         for host in list(self.hosts.values()):
-            if host.check != "none":
-                self._look_at(host)
-            elif host.host in self.down:
+            if host.check == "none":
                 self._judge(host)
+                continue
+            for health in list(self._of(host).values()):
+                if not health.looking and (health.why or now >= health.due):
+                    self._look(host, health)
 
     def doubt(self, name: str) -> None:
         """Take that a target of a host has refused a visitor: it is looked at soon, if at all."""
@@ -159,9 +166,11 @@ class Checks:
             asked = host.introduce(None, health.port or 80) + request(name, host.check_path)
         done: Deferred[None] = Deferred()
         begun = self.clock.seconds()
+        health.looking, health.due = True, begun + EVERY
 
         def looked(why: str) -> None:
             self._looks.discard(look)
+            health.looking = False
             health.looked(why, int((self.clock.seconds() - begun) * 1000))
             self._judge(host)
             done.callback(None)

@@ -255,6 +255,24 @@ class LocalServerTests(ExposeCase):
         running.wait("^http://")
         self.assertEqual(running.interrupt(), 0)
 
+    def test_a_target_that_is_looked_after(self) -> None:
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        running = Running(self, self.server.home, *self.words(port, "--health", "tcp"))
+        running.wait("sends us the visitors")
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        until("the server knows", lambda: self.states() == ["down"], 20)
+        back = socket.create_server(("127.0.0.1", port))
+        self.addCleanup(back.close)
+        until("the server knows", lambda: self.states() == ["up"], 10)
+        running.wait(f"^{port} answers again")
+        self.assertEqual(len([line for line in running.err if "turned away until it does" in line]), 1, running.err)
+        self.assertEqual(running.interrupt(), 0)
+
+    def states(self) -> list[str]:
+        return [row["state"] for row in self.server.ask("proxy.subscribers")["subscribers"]]
+
     def server_closes(self) -> None:
         self.assertRaises((http.client.RemoteDisconnected, ConnectionResetError), self.get, self.server.http)
 

@@ -60,6 +60,7 @@ class HealthCase(PoolCase):
     def setUp(self) -> None:
         super().setUp()
         self.patch(health_module, "EVERY", 0.2)
+        self.patch(health_module, "TURN", 0.1)
         self.patch(health_module, "DOUBT", 0.05)
         self.patch(health_module, "PATIENCE", 0.5)
 
