@@ -16,7 +16,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Site
 from twisted.web.static import Data
 
-from layer8.cli.inspector import PORT, Inspector
+from layer8.cli.inspector import GATHER, PORT, Inspector
 from layer8.control.service import wall_clock
 from layer8.core.errors import ConfigError, Unavailable
 from layer8.proxy.record import BODY, Record
@@ -199,6 +199,22 @@ class ListenerTests(InspectorCase):
         news = await waiting
         self.assertEqual([row["path"] for row in news["exchanges"]], ["/late"])
         self.assertEqual((await self.news())["kept"], [1])
+
+    async def test_a_flood_is_told_in_few_words(self) -> None:
+        await self.open()
+        asked = 0
+        serial = (await self.news())["serial"]
+        begun = self.reactor.seconds()
+        flood = self.agent.tasks.run("flood", self.flood(60))
+        while serial < 60:
+            serial = (await self.news(serial))["serial"]
+            asked += 1
+        await flood
+        self.assertLessEqual(asked, (self.reactor.seconds() - begun) / GATHER + 1)
+
+    async def flood(self, count: int) -> None:
+        for number in range(count):
+            await self.visit(f"/{number}")
 
     async def test_a_repetition_is_one_more_request_with_the_real_values(self) -> None:
         await self.open()
