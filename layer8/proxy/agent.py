@@ -39,7 +39,7 @@ from layer8.net.pump import Pump
 from layer8.net.tasks import TaskSet
 from layer8.proxy.carry import Carrier
 from layer8.proxy.exposed import Exposed
-from layer8.proxy.health import PATIENCE, Checks, words
+from layer8.proxy.health import PATIENCE, Checks
 from layer8.proxy.legacy_uplink import LegacyUplink
 from layer8.proxy.names import InvalidName, encode
 from layer8.proxy.uplink import ANY_PORT, Address, Errand, Published, ServerLink, Told, Uplink
@@ -444,7 +444,7 @@ class AgentCommands:
         looks = [agent.checks.now(one) for one in chosen]
         rows = []
         for one, look in zip(chosen, looks, strict=True):
-            targets = tuple(TargetRow(h.port, words(h.where), not h.why, h.why, h.ms) for h in await look)
+            targets = tuple(TargetRow(h.port, h.where.words, not h.why, h.why, h.ms) for h in await look)
             rows.append(CheckRow(one.host, one.check, one.host not in agent.checks.down, targets))
         return CheckRows(tuple(rows))
 

@@ -265,13 +265,6 @@ def request(host: str, path: str) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: layer8-check\r\nConnection: close\r\n\r\n".encode()
 
 
-def words(where: Where) -> str:
-    """Name a target for people."""
-    if where.path:
-        return f"unix:{where.path}"
-    return f"[{where.host}]:{where.port}" if ":" in where.host else f"{where.host}:{where.port}"
-
-
 def judge(answer: bytes) -> str:
     """Say what is wrong with an answer, if anything."""
     line = answer.partition(b"\n")[0].split()

@@ -15,7 +15,7 @@ from layer8.control.errors import NotFound
 from layer8.net.dial import Where
 from layer8.proxy import health as health_module
 from layer8.proxy.agent import Agent, AgentCommands, CheckHost
-from layer8.proxy.health import FAILURES, Health, judge, request, words
+from layer8.proxy.health import FAILURES, Health, judge, request
 from layer8.proxy.uplink import Published
 from tests.proxy.pair import Echo, get, visit
 from tests.proxy.test_pooling import PoolCase
@@ -45,9 +45,9 @@ class PureTests(SynchronousTestCase):
             self.assertEqual(judge(answer), why, answer)
 
     def test_words(self) -> None:
-        self.assertEqual(words(Where("127.0.0.1", 80)), "127.0.0.1:80")
-        self.assertEqual(words(Where("::1", 80)), "[::1]:80")
-        self.assertEqual(words(Where("", 0, "/run/app")), "unix:/run/app")
+        self.assertEqual(Where("127.0.0.1", 80).words, "127.0.0.1:80")
+        self.assertEqual(Where("::1", 80).words, "[::1]:80")
+        self.assertEqual(Where("", 0, "/run/app").words, "unix:/run/app")
 
     def test_the_path_is_a_path(self) -> None:
         for path in ("health", "/a b", "/\\r\\nHost: x", "/é"):
