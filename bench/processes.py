@@ -84,9 +84,10 @@ class Child:
         """Bytes of memory, `Pss` (shared pages divided) or `Rss`, of all its processes."""
         return sum(rollup(_read(Path(f"/proc/{pid}/smaps_rollup")), kind) for pid in self.pids())
 
-    def descriptors(self) -> int:
-        """Open descriptors of all its processes."""
-        return sum(len(list(_paths(f"/proc/{pid}/fd", "*"))) for pid in self.pids())
+    def descriptors(self, pipes: bool = True) -> int:
+        """Open descriptors of all its processes, with or without pipes, which may be kept for the next splice."""
+        found = (path for pid in self.pids() for path in _paths(f"/proc/{pid}/fd", "*"))
+        return sum(1 for path in found if pipes or not _link(path).startswith("pipe:"))
 
     def listening(self, port: int, address: str = "127.0.0.1") -> None:
         """Wait until `address`:`port` takes connections."""
@@ -135,6 +136,14 @@ def free_port() -> int:
 def _paths(folder: str, pattern: str) -> Iterator[Path]:
     with contextlib.suppress(OSError):
         yield from Path(folder).glob(pattern)
+
+
+def _link(path: Path) -> str:
+    """Where a link in /proc leads; empty if its process has closed it."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
 
 
 def _read(path: Path) -> str:

@@ -197,9 +197,12 @@ def listening(sock: socket.socket, *, defer: int = 0) -> None:
 
 
 def keep_alive(sock: RawSocket) -> None:
-    """Find out within a minute that a peer is gone (30 s quiet, then 3 probes 10 s apart)."""
+    """Find out within a minute that a quiet peer is gone (30 s, then 3 probes 10 s apart).
+
+    No TCP_USER_TIMEOUT: it would also end whoever reads nothing for so long, though it answers the kernel's probes.
+    """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 60_000)):
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 

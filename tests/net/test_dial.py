@@ -205,6 +205,8 @@ class DirectTests(DialCase):
             assert dialing is not None
             with socket.socket(fileno=os.dup(dialing._fd)) as view:
                 self.assertEqual(view.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), wanted)
+                # Whoever reads nothing for a while is not gone.
+                self.assertEqual(view.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT), 0)
             dialing.cancel()
 
 
