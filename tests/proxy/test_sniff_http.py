@@ -17,13 +17,6 @@ from tests.proxy.rows import Row
 from tests.proxy.rows_http import BODY, GET, HOST, HTTP_ROWS, PLAIN, cookie, head, hosted
 from tests.proxy.rows_tls import TLS_ROWS
 
-# Rows and columns of the page that need what is not built yet; they pass when it is, and not before.
-LATER = {
-    "`PRI * HTTP/2.0` preface in guard and proxy": "these modes are a later issue",
-    "both Content-Length and chunked in guard and proxy": "these modes are a later issue",
-    "second request, other Host, in guard and proxy": "these modes are a later issue",
-}
-
 BROWSER = head(
     HOST[:-2],
     b"Connection: keep-alive",
