@@ -30,8 +30,6 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from layer8.config.endpoint import server as read_endpoint
-from layer8.config.proxy import ProxyConfig
 from layer8.config.tree import Config
 from layer8.control.frame import Frame
 from layer8.control.inside import Inside
@@ -39,7 +37,7 @@ from layer8.control.metrics import Family, counter
 from layer8.control.service import wall_clock
 from layer8.core.errors import Layer8Error, StorageError, Unavailable
 from layer8.net.courier import pair
-from layer8.net.listen import Sockets, Taken, more_of, number, open_shared
+from layer8.net.listen import Sockets
 from layer8.net.tasks import TaskSet
 from layer8.proxy.bans import Bans
 from layer8.proxy.bus_local import LocalBus
@@ -52,6 +50,7 @@ from layer8.proxy.limits import BYTES_FLUSH
 from layer8.proxy.methods import OwnerRows
 from layer8.proxy.place import Books, open_store
 from layer8.proxy.prove import NetworkProver, Prover
+from layer8.proxy.queues import Key, Queues, drop
 from layer8.proxy.registry import Registry
 from layer8.proxy.service import SystemResolver, static_rows
 from layer8.proxy.store import Carried
@@ -70,7 +69,6 @@ LEAVE: Final = 5.0
 LOOK: Final = 1.0
 ASK: Final = 10.0
 """Seconds for a worker's answer to an operator's question."""
-_LISTENS: Final = (("--http", "http"), ("--https", "https"), ("--agents", "agents"), ("--legacy", "legacy"))
 _OWN_WORDS: Final = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
@@ -120,7 +118,6 @@ class Supervisor(Service):
         reactor = frame.reactor
         self._frame = frame
         self._reactor = reactor
-        self._given = given or Sockets()
         self.config = config
         self.tasks = TaskSet(self._log)
         store, self._close_store = open_store(frame)
@@ -144,7 +141,7 @@ class Supervisor(Service):
         self.draining = False
         self._held = given is not None  # until whoever opened them is ready for us
         self._stopping = False
-        self._sockets: dict[tuple[str, str], list[socket.socket]] = {}
+        self._queues = Queues(config.workers, frame.environ, given or Sockets())
         self._looking = LoopingCall(self._look)
         self._flushing = LoopingCall(lambda: self.tasks.start("byte counts", self._flush()))
         self._looking.clock = self._flushing.clock = reactor
@@ -169,13 +166,10 @@ class Supervisor(Service):
         if started:
             started[0].raiseException()
         try:
-            for key in self._wanted(self.config):
-                self._sockets[key] = self._open(*key)
+            self._queues.open(self.config)
         except BaseException:
             self.running = 0
-            self._close_sockets()
             raise
-        self._given.close()
         self._frame.health.set("workers", False, "they are starting")
         self._frame.metrics.add(self)
         for child in self.children:
@@ -213,34 +207,10 @@ class Supervisor(Service):
         for child in self.children:
             if child.again is not None and child.again.active():
                 child.again.cancel()
-        self._close_sockets()
+        self._queues.close()
         await self.tasks.stop()
         await self._flush()
         await self._close_store()
-
-    # Listeners.
-
-    def _wanted(self, config: ProxyConfig) -> list[tuple[str, str]]:
-        found = [(option, text) for option, name in _LISTENS for text in getattr(config, name)]
-        fixed = [text for text in config.data if read_endpoint(text).kind == "systemd"]
-        return list(dict.fromkeys(found + [("--data", text) for text in fixed]))
-
-    def _open(self, option: str, text: str) -> list[socket.socket]:
-        count = len(self.children)
-        inherited = self._given.take(option, text)
-        socks = more_of(inherited, count) if inherited else open_shared(text, option, count, self._frame.environ)
-        if option == "--data" and len({number(sock) for sock in socks}) < count:
-            raise Unavailable(f"{text}: each worker needs a data port of its own, and there are {count} workers")
-        return socks
-
-    def _close_sockets(self) -> None:
-        for socks in self._sockets.values():
-            for sock in socks:
-                sock.close()
-        self._sockets.clear()
-
-    def _share(self, child: Child, socks: Sequence[socket.socket]) -> list[int]:
-        return [sock.fileno() for place, sock in enumerate(socks) if place % len(self.children) == child.number - 1]
 
     # Workers.
 
@@ -284,9 +254,8 @@ class Supervisor(Service):
         )
         inside.tell("worker.begin", {}, [begin])
         os.close(begin)
-        for (option, text), socks in self._sockets.items():
-            for descriptor in self._share(child, socks):
-                inside.tell("worker.socket", {"option": option, "text": text}, [descriptor])
+        for (option, text), descriptor in self._queues.share(child.number - 1):
+            inside.tell("worker.socket", {"option": option, "text": text}, [descriptor])
         inside.tell("worker.go", {})
         if self.draining:
             inside.tell("worker.drain", {"seconds": self.config.drain_s, "alternatives": []})
@@ -461,43 +430,31 @@ class Supervisor(Service):
         fresh = config.proxy
         rows = static_rows(fresh, self._frame.environ)
         old = self._frame.configuration.loaded.config
-        wanted = self._wanted(fresh)
-        opened: dict[tuple[str, str], list[socket.socket]] = {}
+        opened = self._queues.prepare(fresh)
         followed: list[Child] = []
         try:
-            for key in wanted:
-                if key not in self._sockets and key[0] in ("--http", "--https"):
-                    opened[key] = self._open(*key)
             for child in [child for child in self.children if child.ready]:
                 followed.append(child)
                 await self._reload(child, config, opened)
         except BaseException:
             for child in followed:
                 self.tasks.start("the old configuration", self._back(child, old))
-            for socks in opened.values():
-                for sock in socks:
-                    sock.close()
+            drop(opened)
             raise
-        self._sockets |= opened
-        for key in [key for key in self._sockets if key not in wanted and key[0] in ("--http", "--https")]:
-            for sock in self._sockets.pop(key):
-                sock.close()
+        self._queues.settle(fresh, opened)
         await self.ledger.set_static(rows)
         self.config = fresh
         self.registry.limits = fresh.limits
 
-    async def _reload(
-        self, child: Child, config: Config, opened: Mapping[tuple[str, str], Sequence[socket.socket]]
-    ) -> None:
+    async def _reload(self, child: Child, config: Config, opened: Mapping[Key, Sequence[socket.socket]]) -> None:
         inside = child.inside
         if inside is None:
             return
         options = to_file(options_for(config, child.number))
         inside.tell("worker.config", {}, [options])
         os.close(options)
-        for (option, text), socks in opened.items():
-            for descriptor in self._share(child, socks):
-                inside.tell("worker.socket", {"option": option, "text": text}, [descriptor])
+        for (option, text), descriptor in self._queues.share(child.number - 1, opened):
+            inside.tell("worker.socket", {"option": option, "text": text}, [descriptor])
         await inside.call("config.reload")
         inside.tell("worker.forget", {})
 
@@ -509,16 +466,8 @@ class Supervisor(Service):
 
     def listening(self) -> Sequence[str]:
         """Say where visitors, agents and dial-backs may come."""
-        found: list[str] = []
-        for (option, text), socks in self._sockets.items():
-            where = Taken(socks[0], read_endpoint(text), number(socks[0])).text
-            match option:
-                case "--http" | "--https":
-                    found.append(f"{option[2:]} on {where}")
-                case "--agents" | "--legacy":
-                    found.append(f"agents on {where} ({read_endpoint(text).kind})")
         data = [line for child in self.children for line in child.listening if line.startswith("data on ")]
-        return tuple(dict.fromkeys(found + data))
+        return tuple(dict.fromkeys(self._queues.words() + data))
 
     def connections(self) -> int:
         """Count the visitors, as of a second ago."""
@@ -547,8 +496,7 @@ class Supervisor(Service):
         """Change nothing durable any more, and give every listener by option and endpoint string."""
         await self._flush()
         self.ledger.frozen = True
-        found = [(option, text, sock) for (option, text), socks in self._sockets.items() for sock in socks]
-        return found + await self._frame.control.lend()
+        return self._queues.sockets() + await self._frame.control.lend()
 
     def thaw(self) -> None:
         """Go on: nobody comes in our place."""
