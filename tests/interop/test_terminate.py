@@ -17,6 +17,7 @@ from OpenSSL import SSL
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.net.tls import peer_pin
+from tests.interop.backend import serve
 from tests.interop.daemons import RUN, Agent, Proxy, Scope, folder, found, missing, until
 from tests.interop.stage import CURL, MIB, SIZES, Nginx, pattern, sha256
 from tests.proxy.test_certs import put
@@ -354,6 +355,30 @@ class ModeTests(SynchronousTestCase):
             said = rest(visitor)
             self.assertEqual(said.count(b"HTTP/1.1 "), 1, said)
             self.assertIn(b"HTTP/1.1 421 ", said)
+
+    def test_mode_proxy_says_that_it_was_https(self) -> None:
+        heads: list[bytes] = []
+
+        def show(connection: socket.socket) -> None:
+            while head := connection.recv(65536):
+                heads.append(head)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+        ended = Ended.start(self, serve(self, show), 'mode = "proxy"')
+        for way in WAYS:
+            visitor = ended.dial(f"web.{way}.test")
+            for host, status in ((f"web.{way}.test", b"200"), ("other.static.test", b"421")):
+                lie = "X-Forwarded-Proto: http\r\nX-Forwarded-Host: lie.test\r\n"
+                visitor.sendall(f"GET / HTTP/1.1\r\nHost: {host}\r\n{lie}\r\n".encode())
+                said = b""
+                while b"\r\n\r\n" not in said:
+                    said += visitor.recv(65536)
+                self.assertEqual(said[9:12], status)
+            visitor.sock_shutdown(socket.SHUT_RDWR)
+        self.assertEqual(len(heads), len(WAYS))
+        for head in heads:
+            self.assertEqual(re.findall(rb"(?i)x-forwarded-proto: *(\S*)", head), [b"https"])
+            self.assertNotIn(b"lie.test", head)
 
     def test_behind_a_balancer(self) -> None:
         ended = Ended.start(self, stage()[1].plain, 'proxy_from = ["127.0.0.1/32"]')
