@@ -11,7 +11,9 @@ A pool belongs to one subscription and one kind of data connection (with TLS or 
     clamp(ceil(arrivals per second x refill latency x 1.5), wish, most of each)
 
 with arrivals as a mean over `MEAN` seconds and the latency from a token's issue to its connection: what is used up
-while a replacement is on its way. Tokens and idle connections together never exceed the size, nor `most` in all.
+while a replacement is on its way. Visitors that find a pool empty may wait for what comes next, and one token more is
+issued for each: tokens go out many at a time, so that is less work than to call the agent for each, and takes no
+longer. Tokens and idle connections together never exceed the size and those who wait, nor `most` in all.
 
 The newest idle connection is taken first: it is the least likely to have died unseen behind a NAT, and those that a
 quiet pool does not need are left to expire by themselves. The server ends idle connections, never the agent, so none
@@ -43,12 +45,16 @@ T = TypeVar("T")
 
 @define(eq=False)
 class Pool(Generic[T]):
-    """The pool of one subscription for one kind of connection; `wish` is what its agent asked for."""
+    """The pool of one subscription for one kind of connection; `wish` is what its agent asked for.
+
+    `waiting` visitors have found it empty and take what comes next; whoever has them counts them here.
+    """
 
     wish: int
     most: int
     tokens: dict[bytes, float] = field(factory=dict, init=False, repr=False)
     idle: deque[tuple[float, T]] = field(factory=deque, init=False, repr=False)
+    waiting: int = field(default=0, init=False)
     closed: bool = field(default=False, init=False)
     latency: float | None = field(default=None, init=False)
     resting: float = field(default=0.0, init=False)
@@ -134,8 +140,12 @@ class Pools(Generic[T]):
         if pool.closed or now < pool.resting:
             return 0
         size = pool.size(now)
-        missing = min(size - pool.held, self.most - self.held)
-        return missing if missing > 0 and missing >= size // BATCH else 0
+        missing = min(size + pool.waiting - pool.held, self.most - self.held)
+        return missing if missing > 0 and (pool.waiting or missing >= size // BATCH) else 0
+
+    def promises(self, pool: Pool[T], now: float) -> bool:
+        """Say whether one more visitor may wait for what comes next: tokens can be issued for it."""
+        return not pool.closed and now >= pool.resting and pool.waiting < pool.most and self.held < self.most
 
     def issue(self, pool: Pool[T], secrets: Iterable[bytes], now: float) -> None:
         """Let connections come with these tokens, no more of them than `short` said."""
@@ -180,6 +190,13 @@ class Pools(Generic[T]):
         self.hits -= 1
         pool.failed(now)
         return self._newest(pool)
+
+    def serve(self, pool: Pool[T]) -> T | None:
+        """Give the newest idle connection to a visitor that waits and was counted when it came."""
+        given = self._newest(pool)
+        if given is not None:
+            self.hits -= 1  # it did not wait for the visitor
+        return given
 
     def _newest(self, pool: Pool[T]) -> T | None:
         if not pool.idle:

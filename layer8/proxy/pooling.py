@@ -6,6 +6,9 @@
                                                                  │                    and both ways from there
                                                                  └── said or ended: closed
 
+A visitor that finds none waits for the next one, like one whose agent was called: after `call_step` it is the next
+agent's.
+
 A visitor on such a connection is joined before its agent has answered, so its session is kept until the agent nods.
 With a `proxy.reject`, if nothing but the first bytes has gone there, the link is parted and the next subscriber is
 asked: whoever serves gets every byte exactly once. An agent that dies, hangs or vanishes before its nod leaves that in
@@ -17,6 +20,7 @@ it may arrive twice, RFC 8446 section 8). Others wait `CALL_LIFE` for the nod.
 from __future__ import annotations
 
 import os
+from collections import deque
 from struct import Struct
 from typing import Any, Protocol
 
@@ -31,7 +35,7 @@ from layer8.proxy.nod import Awaiting
 from layer8.proxy.pool import Pool, Pools
 from layer8.proxy.pp import Claim, claim
 from layer8.proxy.visit import Visit
-from layer8.proxy.visitor import Visitor
+from layer8.proxy.visitor import State, Visitor
 from layer8.proxy.wire import LARGEST_ID, SECRET_SIZE
 
 TURN = 1.0
@@ -82,6 +86,9 @@ class Keeper(Protocol):
     def join(self, visit: Visit, first: bytes, fd: int, rest: bytes, secure: Secure | None, head: bytes = b"") -> None:
         """Join a visitor with `fd`, which gets `head` and `first`; if it raises, both connections are closed."""
 
+    def perform(self, visit: Visit, session: Visitor) -> None:
+        """Carry out what a visitor's session asks for."""
+
     def part(self, visit: Visit, session: Visitor) -> None:
         """Take a visitor back from the agent that it is joined with, and ask the next one."""
 
@@ -118,6 +125,19 @@ class Given:
         return read <= 0
 
 
+@define(eq=False)
+class Queued:
+    """A visitor that waits for the next connection of a subscription."""
+
+    visit: Visit
+    session: Visitor
+    seat: Seat
+
+    def stands(self) -> bool:
+        """Say whether it still waits, and for this one."""
+        return self.session.state is State.REACHING and self.visit.seat is self.seat and not self.visit.over
+
+
 class Pooling:
     """See the module; implements what `Reach` asks of a pool."""
 
@@ -137,6 +157,7 @@ class Pooling:
         self._ends: Lane[int] = Lane(CALL_LIFE)
         self._heads: dict[tuple[str, int, str], tuple[bytes, bytes]] = {}
         self._short: dict[Pool[Waiting], None] = {}
+        self._queues: dict[Pool[Waiting], deque[Queued]] = {}
         self._soon: Any = None
         self._turned = 0.0
 
@@ -167,6 +188,10 @@ class Pooling:
             self._short.pop(pool, None)
             for waiting in self.pools.close(pool):
                 waiting.close()
+            for queued in self._queues.pop(pool, ()):
+                if queued.stands():
+                    queued.session.rejected(seat, self.pump.now)
+                    self.keeper.perform(queued.visit, queued.session)
 
     def rest(self) -> None:
         """Close all pools: no visitors will come."""
@@ -205,8 +230,23 @@ class Pooling:
         if pool is None:
             return False
         waiting.pool = pool
-        self.pump.watch(fd, waiting)
+        queued = self._next(pool)
+        if queued is None:
+            self.pump.watch(fd, waiting)
+            return True
+        self.pools.serve(pool)
+        self._join(queued.visit, queued.session, queued.seat, waiting, waiting.give())
         return True
+
+    def _next(self, pool: Pool[Waiting]) -> Queued | None:
+        """Give the visitor that has waited longest, if one is still there."""
+        queue = self._queues.get(pool)
+        while queue:
+            queued = queue.popleft()
+            pool.waiting -= 1
+            if queued.stands():
+                return queued
+        return None
 
     def gone(self, waiting: Waiting) -> None:
         """Forget a connection that has ended before anybody needed it."""
@@ -216,7 +256,7 @@ class Pooling:
     # Visitors.
 
     def carry(self, visit: Visit, session: Visitor, seat: Seat) -> bool:
-        """Join a visitor with a connection of `seat` that waits; False if there is none."""
+        """Join a visitor with a connection of `seat` that waits, or let it wait for one; False if neither can be."""
         kinds = self._by_seat.get(seat)
         if kinds is None:
             return False
@@ -226,10 +266,17 @@ class Pooling:
         waiting = self.pools.take(pool, now)
         while waiting is not None and (fd := waiting.take()) < 0:
             waiting = self.pools.instead(pool, now)
+        queued = waiting is None and self.pools.promises(pool, now)
+        if queued:
+            pool.waiting += 1
+            self._queues.setdefault(pool, deque()).append(Queued(visit, session, seat))
         if self.pools.short(pool, now):
             self._refill_soon(pool)
-        if waiting is None:
-            return False
+        if waiting is not None:
+            self._join(visit, session, seat, waiting, fd)
+        return queued or waiting is not None
+
+    def _join(self, visit: Visit, session: Visitor, seat: Seat, waiting: Waiting, fd: int) -> None:
         visit.pooled = True
         self.keeper.join(visit, session.data, fd, b"", waiting.secure, self._head(visit))
         link = visit.link
@@ -237,9 +284,8 @@ class Pooling:
             up = link.up
             said = up.count + len(up.pending or b"")
             given = self._given[visit.conn] = Given(self, visit, session, seat, link, said)
-            self._steps.add(visit.conn, now)
+            self._steps.add(visit.conn, self.pump.now)
             Awaiting(link.down, given.heard, given.lost)
-        return True
 
     def _head(self, visit: Visit) -> bytes:
         """Give the header that claims a connection for a visitor."""
@@ -351,6 +397,10 @@ class Waiting:
         """Give the descriptor to a visitor; -1, and it is closed, if its end has not been noticed yet."""
         if not self._alive():
             self.close()
+        return self.give()
+
+    def give(self) -> int:
+        """Give the descriptor to a visitor; -1 if it is closed."""
         fd, self.fd = self.fd, -1
         return fd
 

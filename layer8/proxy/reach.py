@@ -33,7 +33,7 @@ class Ahead(Protocol):
     """Has connections of agents that were dialled ahead."""
 
     def carry(self, visit: Visit, session: Visitor, seat: Seat) -> bool:
-        """Join a visitor with one of them; False if none waits."""
+        """Join a visitor with one of them, or let it wait for the next; False if neither can be."""
 
     def arrived(self, secret: bytes, fd: int, rest: bytes, secure: Secure | None) -> bool:
         """Take a data connection that showed `secret`; False, and `fd` stays the caller's, if it is none of them."""
@@ -136,6 +136,8 @@ class Reach:
         visit.seat = seat
         self.seats.called(seat)
         if self.ahead is not None and self.ahead.carry(visit, session, seat):
+            if visit.link is None:
+                self.lane.add(visit, self.pump.now)
             return
         visit.secret = secret = os.urandom(SECRET_SIZE)
         self.pending[secret] = visit

@@ -29,8 +29,9 @@ from layer8.proxy.wire import SECRET_SIZE
 
 FIRST_READ = 16384
 """Bytes of the first read of a claimed connection: the header, and usually all that the visitor has said."""
-KEPT = 64
-"""Connections that wait for one subscription: 32 of each kind, with TLS and without."""
+KEPT = 128
+"""Connections that wait for one subscription: of each kind, with TLS and without, 32 that wait for a visitor and 32 for
+visitors that wait."""
 
 Dials = tuple[Where, Secured | None]
 

@@ -145,6 +145,40 @@ class PoolsTests(SynchronousTestCase):
         self.assertEqual((self.pools.hits, self.pools.short(pool, 1.0)), (0, 0))
         self.assertAlmostEqual(pool.rate(1.0), 0.1, msg="it is one visitor")
 
+    def test_visitors_that_wait(self) -> None:
+        """One token more for each, at once; what comes is theirs, and the pool is as full as before."""
+        pool = self.full(8)
+        for _ in range(8):
+            self.pools.take(pool, 0.0)
+        self.assertTrue(self.pools.promises(pool, 0.0))
+        pool.waiting = 3
+        secrets = self.issue(pool, 0.0)
+        self.assertEqual(len(secrets), 11)
+        pool.waiting += 1
+        self.assertEqual(self.pools.short(pool, 0.0), 1, "nobody waits for a batch")
+        hits = self.pools.hits
+        self.pools.arrived(secrets[0], "first", 0.0, 0.5)
+        self.assertEqual(self.pools.serve(pool), "first")
+        self.assertIsNone(self.pools.serve(pool))
+        self.assertEqual((self.pools.hits, pool.held), (hits, 10))
+
+    def test_how_many_may_wait(self) -> None:
+        self.pools = made(each=4, most=10)
+        pool, other = self.pools.open(2), self.pools.open(4)
+        pool.waiting = 3
+        self.assertTrue(self.pools.promises(pool, 0.0))
+        pool.waiting = 4
+        self.assertFalse(self.pools.promises(pool, 0.0), "as many as the pool may hold")
+        self.issue(pool, 0.0)
+        self.issue(other, 0.0)
+        self.assertEqual(self.pools.held, 10)
+        self.assertFalse(self.pools.promises(other, 0.0), "no tokens are left")
+        self.pools.close(pool)
+        self.assertFalse(self.pools.promises(pool, 0.0))
+        self.assertTrue(self.pools.promises(other, 0.0))
+        other.failed(0.0)
+        self.assertFalse(self.pools.promises(other, 0.0), "no tokens are issued for a while")
+
     def test_other_limits(self) -> None:
         pool = self.full(4)
         self.pools.limit(2, 100, 10.0)
@@ -291,6 +325,23 @@ class Books(RuleBasedStateMachine):
             if taken is not None:
                 assert self.known.pop(taken) is pool
 
+    @precondition(lambda self: self.open)
+    @rule(which=st.integers(0, 99))
+    def queue(self, which: int) -> None:
+        pool = self.pick(which)
+        if self.pools.promises(pool, self.now):
+            pool.waiting += 1
+
+    @precondition(lambda self: self.open)
+    @rule(which=st.integers(0, 99))
+    def serve(self, which: int) -> None:
+        pool = self.pick(which)
+        if pool.waiting:
+            pool.waiting -= 1
+            taken = self.pools.serve(pool)
+            if taken is not None:
+                assert self.known.pop(taken) is pool
+
     @precondition(lambda self: self.known)
     @rule(which=st.integers(0, 99))
     def leave(self, which: int) -> None:
@@ -314,7 +365,8 @@ class Books(RuleBasedStateMachine):
     def caps(self) -> None:
         assert self.pools.held <= 15
         for pool in self.open:
-            assert pool.held <= 6
+            assert pool.waiting <= 6
+            assert pool.held <= 12
             assert not (pool.closed and pool.held)
 
     @invariant()
