@@ -33,7 +33,8 @@ from tests.resilience.wire import Closed, Line, Refused
 
 VISITOR, ORIGIN, TARGET = "127.1.2.3", "127.4.5.6", "127.7.8.9"
 """The addresses of visitors, of the agent as the server sees it, and of the services behind the agent."""
-WEB, TLS = "web.marked.test", "tls.marked.test"
+WEB, TLS, POOLED = "web.marked.test", "tls.marked.test", "pooled.marked.test"
+"""The agent is called for visitors of the first two, and dials ahead for those of the third."""
 DOWN, REFUSED = "down.marked.test", "refused.marked.test"
 """Two more hosts of the agent: one whose target does not answer, one that the server does not let it have."""
 UNKNOWN = "unknown.marked.test"
@@ -112,22 +113,24 @@ def scene() -> Scene:
     reader = server.ask("token.add", name="rita", roles=["read"])["token"]
     secret = HostSecret.make()
     owner = Line(server.agents, token=token)
-    for host in (WEB, TLS, DOWN):
+    for host in (WEB, TLS, POOLED, DOWN):
         secret.save(server.secret(host))
-        owner.call("proxy.register", host=host, secret_hash=secret.key.hex())
+        owner.call("proxy.register", host=host, secret_hash=secret.key.hex(), mode="raw")
     owner.close()
     targets = {
         WEB: {server.http: f"tcp:{TARGET}:{plain}"},
+        POOLED: {server.http: f"tcp:{TARGET}:{plain}"},
         TLS: {server.https: f"tcp:{TARGET}:{secure}"},
         DOWN: {server.http: f"tcp:{TARGET}:1"},
     }
-    agent = Agent.start(RUN, server, targets, f'via = "connect:127.0.0.1:{relay.port}"')
+    called = dict.fromkeys((WEB, TLS, DOWN), "pool = 0")
+    agent = Agent.start(RUN, server, targets, f'via = "connect:127.0.0.1:{relay.port}"', more=called)
     path = agent.home / "test.toml"
     HostSecret.make().save(server.secret(REFUSED))
     wanted = f'host = "{REFUSED}"\nsecret_file = "{server.secret(REFUSED)}"\ntargets = {{ 80 = "tcp:{TARGET}:2" }}\n'
     path.write_text(path.read_text().replace("[log]\n", '[log]\nlevel = "debug"\n') + "[[agent.host]]\n" + wanted)
     agent.stop()
-    agent.again(WEB, TLS, DOWN)
+    agent.again(*targets)
     control = next(text for text in server.listening() if text.startswith("control on") and "127.0.0.1" in text)
     port = next(int(part) for part in control.replace(":", " ").split() if part.isdigit())
     words = f"POST / HTTP/1.1\r\nHost: {WEB}\r\n\r\n{BODY}".encode()
@@ -177,13 +180,15 @@ def nonsense(made: Scene) -> None:
             continue
     line.close()
     visit(server.agents, b"GET /%b HTTP/1.1\r\nHost: %b\r\n\r\n" % (mark, mark), source=VISITOR)
-    # A visitor who has left, so that there is an access record.
-    gone = f"GET / HTTP/1.1\r\nHost: {WEB}\r\nConnection: close\r\n\r\n{BODY}".encode()
-    with socket.create_connection(("127.0.0.1", server.http), 10, (VISITOR, 0)) as sock:
-        sock.sendall(gone)
-        sock.shutdown(socket.SHUT_WR)
-        while sock.recv(65536):
-            continue
+    # Visitors who have left, so that there are access records.
+    until("connections wait", lambda: server.ask("metrics.snapshot")["series"].get("layer8_proxy_pool_idle"))
+    for host in (WEB, POOLED):
+        gone = f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n{BODY}".encode()
+        with socket.create_connection(("127.0.0.1", server.http), 10, (VISITOR, 0)) as sock:
+            sock.sendall(gone)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(65536):
+                continue
 
 
 def struct_of(port: int) -> bytes:
@@ -216,12 +221,16 @@ class PathTests(ViewCase):
         self.assertGreaterEqual(len(connections), 2, "both starts of the agent")
         return b"\n".join(text for one in connections for text in [bytes(one.sent), bytes(one.got), *one.texts()])
 
-    def calls(self) -> list[dict[str, Any]]:
+    def told(self, method: str, least: int) -> list[dict[str, Any]]:
+        """What the server has told its agent by one method."""
         connections = self.scene.relay.to(self.scene.server.agents)
         messages = [message for one in connections for message in one.messages()]
-        found = [message["params"] for message in messages if message.get("method") == "proxy.connection"]
-        self.assertGreaterEqual(len(found), 3)
+        found = [message["params"] for message in messages if message.get("method") == method]
+        self.assertGreaterEqual(len(found), least)
         return found
+
+    def calls(self) -> list[dict[str, Any]]:
+        return self.told("proxy.connection", 3)
 
     def test_the_control_connection_holds_no_lasting_secret(self) -> None:
         made = self.scene
@@ -243,8 +252,17 @@ class PathTests(ViewCase):
         data = b"\n".join(bytes(one.sent + one.got) for one in made.relay.to(port))
         self.search(
             data,
-            {"plain content on loopback": BODY.encode(), "the visitor's SNI": TLS.encode()},
-            {"the visitor": VISITOR.encode(), "inside TLS": PLAINTEXT.encode(), **made.secrets},
+            {
+                "plain content on loopback": BODY.encode(),
+                "the visitor's SNI": TLS.encode(),
+                "a claimed host": b"\xe0\x00" + bytes([10 + len(POOLED)]),
+            },
+            {
+                "the visitor": VISITOR.encode(),
+                "the visitor as bytes": socket.inet_aton(VISITOR),
+                "inside TLS": PLAINTEXT.encode(),
+                **made.secrets,
+            },
         )
 
     def test_recorded_secrets_open_nothing(self) -> None:
@@ -253,9 +271,11 @@ class PathTests(ViewCase):
         (port,) = made.server.data_ports()
         for call in self.calls():
             self.assertEqual(visit(port, bytes.fromhex(call["result"]["secret"]), source="127.9.0.1"), b"")
+        for token in [token for asked in self.told("proxy.pool", 1) for token in asked["tokens"]]:
+            self.assertEqual(visit(port, bytes.fromhex(token["secret"]), source="127.9.0.1"), b"")
         messages = [message for one in made.relay.to(made.server.agents) for message in one.messages()]
         proofs = [message["params"] for message in messages if message.get("method") == "proxy.subscribe"]
-        self.assertEqual({params["host"] for params in proofs}, {WEB, TLS, DOWN, REFUSED})
+        self.assertEqual({params["host"] for params in proofs}, {WEB, TLS, POOLED, DOWN, REFUSED})
         line = Line(made.server.agents, source="127.9.0.1")
         self.addCleanup(line.close)
         line.hello()
