@@ -119,6 +119,7 @@ class Supervisor(Service):
         self._frame = frame
         self._reactor = reactor
         self.config = config
+        self._whole = frame.source.loaded.config
         self.tasks = TaskSet(self._log)
         store, self._close_store = open_store(frame)
         self._books: Books = store
@@ -247,7 +248,7 @@ class Supervisor(Service):
                 "count": len(self.children),
                 "node": child.node.hex(),
                 "held": self._held,
-                "options": options_for(self._frame.source.loaded.config, child.number),
+                "options": options_for(self._whole, child.number),
                 "snapshot": list(self._hub.snapshot(rows)),
                 "bans": [[ban.cidr, ban.until] for ban in self.bans],
             }
@@ -429,7 +430,7 @@ class Supervisor(Service):
         """Go by another configuration, all workers or none."""
         fresh = config.proxy
         rows = static_rows(fresh, self._frame.environ)
-        old = self._frame.configuration.loaded.config
+        old = self._whole
         opened = self._queues.prepare(fresh)
         followed: list[Child] = []
         try:
@@ -443,7 +444,10 @@ class Supervisor(Service):
             raise
         self._queues.settle(fresh, opened)
         await self.ledger.set_static(rows)
-        self.config = fresh
+        self.config, self._whole = fresh, config
+        for child in self.children:
+            if child.pid and child not in followed:
+                self._kill(child)  # it has begun with the old one, and is started again
         self.registry.limits = fresh.limits
 
     async def _reload(self, child: Child, config: Config, opened: Mapping[Key, Sequence[socket.socket]]) -> None:

@@ -189,6 +189,33 @@ class WorkersTests(WorkersCase):
         self.assertFalse([pid for pid in pids if Path(f"/proc/{pid}").exists()])
         self.quiet(server)
 
+    def test_a_worker_that_dies_goes_by_the_latest_configuration(self) -> None:
+        """And one that begins while the configuration changes does too; a file that was not read counts for nobody."""
+        server = self.two()
+        static = f'\n[[proxy.host]]\nhost = "{{}}"\ntarget = "{self.target}"\n'
+        server.stop()
+        server.again()
+        self.all_serve(server)
+        text = (server.home / "test.toml").read_text()
+        server.reload(text + static.format("one.test"))
+        until("it is known", lambda: "config.reloaded" in server.program.said(), 5)
+        (server.home / "test.toml").write_text(text + static.format("two.test"))
+        os.kill(self.pids(server)[1], signal.SIGKILL)
+        until("it is gone", lambda: len(self.pids(server)) == 1 or "starts" in " ".join(self.workers(server)))
+        self.all_serve(server)
+        self.assertEqual(set(self.everywhere(server, "one.test", times=12)), {True})
+        self.assertEqual(set(self.everywhere(server, "two.test", times=12)), {False})
+        os.kill(self.pids(server)[0], signal.SIGKILL)
+        time.sleep(0.3)
+        server.reload(text + static.format("two.test"))
+        until("it is known", lambda: fetched(server.http, "two.test"), 15)
+        self.all_serve(server)
+        time.sleep(1)
+        self.all_serve(server)
+        self.assertEqual(set(self.everywhere(server, "two.test", times=12)), {True})
+        self.assertEqual(set(self.everywhere(server, "one.test", times=12)), {False})
+        self.quiet(server)
+
     def test_one_that_cannot_start(self) -> None:
         server = Proxy("proxy", folder(self), self, ())
         with socket.create_server(("127.0.0.1", 0)) as taken:
