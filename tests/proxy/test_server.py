@@ -7,7 +7,7 @@ import socket
 import ssl
 from typing import Any
 
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 
 from layer8.control.client import connect
 from layer8.control.errors import Forbidden, MethodNotFound
@@ -411,11 +411,16 @@ class AgentTests(ServerCase):
         from layer8.crypto.proof import subscribe_proof
 
         client = await connect(self.reactor, f"ws://127.0.0.1:{server.door.agents_port()}", path="/agent")
-        self.addCleanup(client.close)
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.leave(client)))
         hello = await client.call("proxy.hello", {"versions": [1], "instance": "by hand 1"})
         proof = subscribe_proof(secret.key, bytes.fromhex(hello["nonce"]), parse_id(hello["node"]), "app.test")
         await client.call("proxy.subscribe", {"host": "app.test", "proof": proof})
         return client
+
+    async def leave(self, client: Any) -> None:
+        """Close a connection, and wait until that is done."""
+        client.close()
+        await self.until(lambda: client._socket is None)
 
     async def silent_agent(self, server: Any, secret: HostSecret) -> list[Any]:
         """An agent that hears of visitors and does nothing; gives what it hears."""
