@@ -196,7 +196,7 @@ class ProxyConfig:
     )
     acme_email: str = option("", doc="Address that the authority may write to.")
     acme_ca_file: str = option(
-        "", doc="Root certificate (PEM) of the authority's own API; empty: the system's.", file="read"
+        "", doc="Root certificate (PEM) of the authority's own API; empty: the public authorities.", file="read"
     )
     public_http: int = option(
         0,

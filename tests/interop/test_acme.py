@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase, TestCase
@@ -32,6 +33,11 @@ def talk(connection: socket.socket) -> None:
         connection.sendall(
             b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%b" % (len(page), page)
         )
+
+
+def certificates(server: Proxy, wanted: int) -> bool:
+    """Say whether so many stand in a server's folder."""
+    return len(list(server.home.glob("acme/*/certs/*.pem"))) == wanted
 
 
 class AcmeCase(SynchronousTestCase):
@@ -159,7 +165,7 @@ class WorkerTests(AcmeCase):
     def test_one_asks_and_all_of_them_answer(self) -> None:
         for by in ("http", "https"):
             server, pebble = self.begin({"shop.test": TERMINATE}, by=by, text="workers = 3", agents=("agent.test",))
-            until("both have certificates", lambda home=server.home: len(list(home.glob("acme/*/certs/*.pem"))) == 2)
+            until("both have certificates", partial(certificates, server, 2))
             self.assertEqual(pebble.orders(), 2)
             root = pebble.root()
             for host in ("shop.test", "agent.test"):
