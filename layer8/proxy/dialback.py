@@ -28,6 +28,7 @@ from layer8.proxy.carry import Secured
 from layer8.proxy.wire import DATA_ALPN, DataAddress
 
 CONTEXTS: Final = 64  # TLS contexts kept, by name, port and pin
+WHERES: Final = 64  # places kept that were dialled: reading an address again costs as much as half a visitor's headers
 NOWHERE: Final = Networks(())
 
 
@@ -41,10 +42,12 @@ class DialBack:
         self._host = host
         self._pin = pin
         self._also = also
+        self._wheres: dict[tuple[str, int], Where] = {}
         self._fence = Fence(_first(scope(host)), also)
 
     def reached(self, address: str | None) -> None:
         """Take the address at which the server was reached, None if a proxy on the way knows it."""
+        self._wheres.clear()
         self._fence = Fence(_first(scope(address or self._host)), self._also)
 
     def announced(self, data: tuple[DataAddress, ...]) -> int:
@@ -61,7 +64,13 @@ class DialBack:
 
     def where(self, address: DataAddress, port: int) -> Where:
         """Say how a place is dialled."""
-        return Where(address.host or self._host, port, fence=self._fence)
+        host = address.host or self._host
+        found = self._wheres.get((host, port))
+        if found is None:
+            if len(self._wheres) >= WHERES:
+                self._wheres.clear()
+            found = self._wheres[host, port] = Where(host, port, fence=self._fence)
+        return found
 
     def secured(self, address: DataAddress) -> Secured:
         """Give the TLS of a place; raises `ConfigError` for a name or a pin that nobody can check."""
