@@ -80,6 +80,12 @@ class RouterLike(Protocol):
     def use(self, user: Any) -> None:
         """Let somebody use each session from now on."""
 
+    def call(self, procedure: str, params: Mapping[str, Any], timeout: float) -> Deferred[Any]:
+        """Call a procedure."""
+
+    def publish(self, topic: str, params: Mapping[str, Any]) -> bool:
+        """Publish an event."""
+
 
 class Frame:
     """See the module; raises ConfigError or StorageError when the state folder cannot be used."""

@@ -72,7 +72,7 @@ class WampBinding:
     def joined(self, session: Any) -> None:
         """Register everything with the router."""
         self.session = session
-        prefix = RegisterOptions(match="prefix", details_arg=_DETAILS)
+        prefix = RegisterOptions(match="prefix", details_arg=_DETAILS, force_reregister=True)
         shared = RegisterOptions(match="prefix", invoke="random", details_arg=_DETAILS)
         for waiting in (
             session.register(self._called, f"layer8.{self.node}.", prefix),

@@ -4,12 +4,11 @@ The suite is DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, ChaCha20-Poly1305. Base mo
 sealed text begins with a signature::
 
     sealed   sender 32 | enc 32 | ciphertext
-    text     signature 64 | number 8 | message        signature over  LABEL | sender | receiver | number | message
-    info     LABEL | sender | receiver
+    text     signature 64 | number 8 | message        signature over  info | number | message
+    info     LABEL | sender | receiver | sender's key
 
-A message counts once: its number is in a window of the last WINDOW numbers of its sender, which begin at the sender's
-start time, so that what was recorded before a restart is old after it. The sealing key is new at each start and is
-announced as ``key 32 | signature 64``.
+A node's own key is new at each start and is announced as ``key 32 | signature 64``. A message counts once: its number
+is looked for among the last WINDOW that came with the sender's key, which no message of an earlier start goes with.
 """
 
 from __future__ import annotations
@@ -71,24 +70,20 @@ class _Window:
 
 @define(eq=False)
 class Sealer:
-    """A node's side of it: seals to the nodes it knows, opens what they sealed.
-
-    `start` is the number that messages are counted from: milliseconds since 1970 at the start.
-    """
+    """A node's side of it: seals to the nodes it knows, opens what they sealed."""
 
     key: NodeKey
-    start: int
     announcement: bytes = field(init=False, repr=False)
     _private: X25519PrivateKey = field(factory=X25519PrivateKey.generate, repr=False)
     _known: dict[bytes, tuple[bytes, X25519PublicKey]] = field(factory=dict, init=False, repr=False)
     _windows: dict[bytes, _Window] = field(factory=dict, init=False, repr=False)
-    _number: int = field(init=False)
+    _public: bytes = field(init=False, repr=False)
+    _number: int = field(default=0, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Sign the key that others seal to."""
-        public = self._private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-        self.announcement = public + self.key.sign(ANNOUNCED + public)
-        self._number = self.start
+        self._public = self._private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        self.announcement = self._public + self.key.sign(ANNOUNCED + self._public)
 
     @property
     def node(self) -> bytes:
@@ -107,6 +102,7 @@ class Sealer:
             raise RemoteProtocolError("a sealing key is not signed by its node")
         if self._known.get(node, (b"",))[0] != public:
             self._known[node] = public, X25519PublicKey.from_public_bytes(public)
+            self._windows.pop(node, None)
 
     def forget(self, node: bytes) -> None:
         """Take nothing from a node any more, and send it nothing."""
@@ -119,7 +115,7 @@ class Sealer:
             raise Unavailable("this node has announced no key")
         self._number += 1
         text = self._number.to_bytes(NUMBER, "big") + message
-        ends = LABEL + self.node + node
+        ends = LABEL + self.node + node + self._public
         return self.node + seal(self.key.sign(ends + text) + text, self._known[node][1], ends)
 
     def open(self, sealed: bytes) -> tuple[bytes, bytes]:
@@ -127,7 +123,7 @@ class Sealer:
         sender = sealed[:NODE_ID]
         if sender not in self._known or len(sealed) < LEAST:
             raise RemoteProtocolError("a message of no node that we know")
-        ends = LABEL + sender + self.node
+        ends = LABEL + sender + self.node + self._known[sender][0]
         opened = unseal(sealed[NODE_ID:], self._private, ends)
         signature, text = opened[:SIGNATURE], opened[SIGNATURE:]
         if not verify(sender, signature, ends + text):

@@ -117,6 +117,16 @@ class Link(Service):
         answer.addTimeout(timeout, self._reactor, onTimeoutCancel=lambda result, seconds: _late(result, procedure))
         return answer
 
+    def publish(self, topic: str, params: Mapping[str, Any]) -> bool:
+        """Publish an event to everybody else; False if there is no session."""
+        try:
+            if self.session is not None:
+                self.session.publish(topic, **params)
+                return True
+        except TransportLost:
+            pass
+        return False
+
     def startService(self) -> None:
         """Begin to join."""
         Service.startService(self)

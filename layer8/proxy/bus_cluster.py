@@ -50,8 +50,8 @@ class Present(Protocol):
     def listen(self, told: Callable[[bytes], None]) -> Stop:
         """Take the sealed messages for this node."""
 
-    def greet(self, node: bytes) -> None:
-        """Tell a node whose key has just come what we have."""
+    def renewed(self, node: bytes) -> None:
+        """Take that a node has a new key."""
 
 
 @define(eq=False)
@@ -76,7 +76,7 @@ class ClusterBus:
             except RemoteProtocolError:
                 continue
             self._keys[node] = key
-            self.present.greet(node)
+            self.present.renewed(node)
 
     async def register(self, row: Registration) -> None:
         """Write a registration or a claim down; see `Bus`."""

@@ -242,12 +242,9 @@ class PgBook(Service):
 
     async def _start_listening(self) -> None:
         try:
-            connection = await deferToThreadPool(self.reactor, self._pool.threadpool, _connect, self.conninfo)
+            connection = await deferToThreadPool(self.reactor, self._pool.threadpool, self._connect)
         except psycopg.Error as error:
             self._lost(_words(error))
-            return
-        if not self.running:
-            connection.close()
             return
         self._ear = _Ear(self.reactor, connection, self._heard, self._lost)
         try:  # what came before we could hear it
@@ -261,6 +258,14 @@ class PgBook(Service):
         self._pause = RETRY_LEAST
         self.report(True, "")
         self._live_again()
+
+    def _connect(self) -> Any:
+        connection = psycopg.connect(self.conninfo, autocommit=True)
+        if not self.running:  # nobody waits for it any more
+            connection.close()
+            raise psycopg.OperationalError("stopped")
+        connection.execute(f"LISTEN {CHANNEL}")
+        return connection
 
     def _live_again(self) -> None:
         if self._seen is not None and self._seen.active():
@@ -360,12 +365,6 @@ class _Connection(adbapi.Connection):
             self._connection.rollback()
         except psycopg.Error:
             self._pool.disconnect(self._connection)
-
-
-def _connect(conninfo: str) -> Any:
-    connection = psycopg.connect(conninfo, autocommit=True)
-    connection.execute(f"LISTEN {CHANNEL}")
-    return connection
 
 
 def _prepare(connection: Any) -> None:

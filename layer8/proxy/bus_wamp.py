@@ -16,9 +16,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
+from autobahn.wamp.types import RegisterOptions
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -36,18 +37,21 @@ SOON: Final = 0.02
 WONDER: Final = 5.0
 """Seconds between two looks at who the nodes are, when somebody speaks whom we do not know."""
 TOPIC: Final = "layer8.proxy.news"
+ALONE: Final = RegisterOptions(force_reregister=True)
+"""A process that takes over from another, or one whose end the router has not seen, is in its way no longer."""
 
 
 class LinkLike(Protocol):
     """What `layer8.net.wamp.Link` does for us."""
 
-    session: Any
-
     def use(self, user: Any) -> None:
         """Tell `user` of each session."""
 
-    def call(self, procedure: str, params: dict[str, Any], timeout: float) -> Deferred[Any]:
+    def call(self, procedure: str, params: Mapping[str, Any], timeout: float) -> Deferred[Any]:
         """Call a procedure; fails with Unavailable, TimedOut or RouterError."""
+
+    def publish(self, topic: str, params: Mapping[str, Any]) -> bool:
+        """Publish an event; False if there is no session."""
 
 
 class WampPresence:
@@ -56,15 +60,20 @@ class WampPresence:
     _log = Logger(namespace="layer8.proxy.bus")
 
     def __init__(
-        self, clock: IReactorTime, link: LinkLike, sealer: Sealer, unknown: Callable[[], None] = lambda: None
+        self,
+        clock: IReactorTime,
+        link: LinkLike,
+        sealer: Sealer,
+        start: int,
+        unknown: Callable[[], None] = lambda: None,
     ) -> None:
-        """`unknown` is told that somebody spoke whose key we do not have."""
+        """`start` is in ms since 1970; `unknown` is told that somebody spoke whose key we do not have."""
         self.sealer = sealer
         self.dropped = 0
         self._clock = clock
         self._link = link
         self.unknown = unknown
-        self._roster = Roster(sealer.node, sealer.start)
+        self._roster = Roster(sealer.node, start)
         self._listening: list[Callable[[bytes], None]] = []
         self._soon: IDelayedCall | None = None
         self._wondered = -WONDER
@@ -113,8 +122,13 @@ class WampPresence:
         self._listening.append(told)
         return lambda: self._listening.remove(told)
 
+    def renewed(self, node: bytes) -> None:
+        """Take that a node has a new key: what it had before it started is over."""
+        self._roster.lost(node)
+        self.greet(node)
+
     def greet(self, node: bytes) -> None:
-        """Tell a node whose key has just come all that we have, and ask for its own."""
+        """Tell a node all that we have, and ask for what it has."""
         self._send(node, {"ask": True})
         for part in self._roster.whole():
             self._send(node, part)
@@ -132,8 +146,8 @@ class WampPresence:
         self._session = session
         self._roster.joined(self._clock.seconds())
         waiting = [
-            session.register(self._called, _name(self.sealer.node, "call")),
-            session.register(self._told_alone, _name(self.sealer.node, "news")),
+            session.register(self._called, _name(self.sealer.node, "call"), ALONE),
+            session.register(self._told_alone, _name(self.sealer.node, "news"), ALONE),
             session.subscribe(self._told_all, TOPIC),
         ]
         for one in waiting:
@@ -180,10 +194,7 @@ class WampPresence:
         node = sealed[:32]
         if node not in self.sealer.nodes:
             self.dropped += 1
-            now = self._clock.seconds()
-            if now - self._wondered >= WONDER:
-                self._wondered = now
-                self.unknown()
+            self._wonder()
             return
         try:
             sender, text = self.sealer.open(sealed)
@@ -195,6 +206,14 @@ class WampPresence:
                 self._send(sender, {"ask": True})
         except (RemoteProtocolError, ValueError, TypeError):
             self.dropped += 1
+            self._wonder()
+
+    def _wonder(self) -> None:
+        """Have the nodes looked up again: there may be a new one, or a new key of one."""
+        now = self._clock.seconds()
+        if now - self._wondered >= WONDER:
+            self._wondered = now
+            self.unknown()
 
     # What goes.
 
@@ -209,7 +228,7 @@ class WampPresence:
             text = json.dumps(news, separators=(",", ":")).encode()
             boxes = {_short(node): _text(self.sealer.seal(node, text)) for node in self.sealer.nodes}
             if boxes:
-                self._session.publish(TOPIC, boxes=boxes)
+                self._link.publish(TOPIC, {"boxes": boxes})
 
     def _send(self, node: bytes, message: dict[str, Any]) -> None:
         try:

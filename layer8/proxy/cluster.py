@@ -28,9 +28,9 @@ def clustered(frame: Frame, given: Sockets | None = None) -> Place:
     path = Path(config.database_file)
     conninfo = read_private(path, forbidden=files.forbidden(path, frame.environ)).decode("utf-8", "replace").strip()
     host = reached_as(config)
-    sealer = Sealer(frame.key, int(wall_clock() * 1000))
+    sealer = Sealer(frame.key)
     reactor: Any = frame.reactor
-    present = WampPresence(reactor, frame.router, sealer)
+    present = WampPresence(reactor, frame.router, sealer, int(wall_clock() * 1000))
     book = PgBook(
         reactor,
         conninfo,

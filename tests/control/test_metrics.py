@@ -166,3 +166,13 @@ class ImportTests(SynchronousTestCase):
         )
         done = run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
         self.assertEqual((done.stdout, done.stderr), ("[]\n", ""))
+
+    def test_a_proxy_of_its_own_needs_no_database_and_no_router(self) -> None:
+        script = (
+            "import sys, layer8.proxy.tap, layer8.proxy.agent_tap\n"
+            "bad = [name for name in sys.modules if name.split('.')[0] == 'psycopg' or name in"
+            " ('autobahn.twisted.component', 'autobahn.wamp.component', 'layer8.net.wamp', 'layer8.proxy.bus_wamp')]\n"
+            "print(bad)"
+        )
+        done = run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+        self.assertEqual((done.stdout, done.stderr), ("[]\n", ""))

@@ -240,6 +240,19 @@ class RouterTests(Wamp, TestCase):
         await raises(MethodNotFound, caller.invoke("layer8.any.node.status", {}))
         self.assertEqual((await caller.call("node.status"))["id"], NODE)
 
+    async def test_a_process_that_takes_over(self) -> None:
+        """The one that registers last has the node's name, though the other is still there."""
+        binding = WampBinding(self.rig.service.pulse, self.rig.table, NODE, {"node": "read"})
+        link = self.router.link(self.rig.reactor, "node1")
+        link.use(binding)
+        link.startService()
+        self.addCleanup(link.stopService)
+        await until(self.rig.reactor, lambda: link.session is not None)
+        await passed(link)
+        caller = await self.come("node")
+        self.assertEqual(await caller.call("rpc.ping"), {})
+        self.assertEqual((len(self.binding.crowd), len(binding.crowd)), (0, 1))
+
     async def test_positional_arguments(self) -> None:
         caller = await self.come("node")
         from autobahn.wamp.exception import ApplicationError

@@ -97,7 +97,7 @@ class LibraryTests(SynchronousTestCase):
 
 
 def pair() -> tuple[Sealer, Sealer]:
-    one, other = Sealer(NodeKey.make(), 1000), Sealer(NodeKey.make(), 2000)
+    one, other = Sealer(NodeKey.make()), Sealer(NodeKey.make())
     one.know(other.node, other.announcement)
     other.know(one.node, one.announcement)
     return one, other
@@ -136,7 +136,7 @@ class SealerTests(SynchronousTestCase):
         self.assertRaises(RemoteProtocolError, other.open, noise)
 
     def test_a_third_node(self) -> None:
-        third = Sealer(NodeKey.make(), 0)
+        third = Sealer(NodeKey.make())
         sealed = self.one.seal(self.other.node, b"message")
         third.know(self.one.node, self.one.announcement)
         self.refused(sealed, third)
@@ -149,7 +149,7 @@ class SealerTests(SynchronousTestCase):
         from layer8.crypto.hpke import LABEL
 
         key = X25519PublicKey.from_public_bytes(self.other.announcement[:32])
-        ends = LABEL + self.one.node + self.other.node
+        ends = LABEL + self.one.node + self.other.node + self.one.announcement[:32]
         forged = seal(NodeKey.make().sign(ends + bytes(8) + b"forged") + bytes(8) + b"forged", key, ends)
         self.refused(self.one.node + forged)
 
@@ -167,17 +167,19 @@ class SealerTests(SynchronousTestCase):
         self.other.open(sealed[1])
 
     def test_a_restart_makes_the_past_old(self) -> None:
-        again = Sealer(self.one.key, 1_000_000)
-        recorded = self.one.seal(self.other.node, b"before")
+        recorded = [self.one.seal(self.other.node, b"before") for _ in range(3)]
+        self.other.open(recorded[0])
+        again = Sealer(self.one.key)
         again.know(self.other.node, self.other.announcement)
         self.other.know(again.node, again.announcement)
-        self.other.open(again.seal(self.other.node, b"after"))
-        self.refused(recorded)
+        self.assertEqual(self.other.open(again.seal(self.other.node, b"after")), (self.one.node, b"after"))
+        for sealed in recorded:
+            self.refused(sealed)
 
     def test_announcements(self) -> None:
         wrong = bytearray(self.one.announcement)
         wrong[0] ^= 1
-        for said in (bytes(wrong), b"", self.one.announcement[:-1], Sealer(NodeKey.make(), 0).announcement):
+        for said in (bytes(wrong), b"", self.one.announcement[:-1], Sealer(NodeKey.make()).announcement):
             self.assertRaises(RemoteProtocolError, self.other.know, self.one.node, said)
         self.other.forget(self.one.node)
         self.assertRaises(Unavailable, self.other.seal, self.one.node, b"")

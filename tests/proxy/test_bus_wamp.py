@@ -64,7 +64,7 @@ class SwitchLink:
         self.switch.listeners.pop(self, None)
         self.user.parted()
 
-    def register(self, run: Callable[..., Any], name: str) -> Deferred[Any]:
+    def register(self, run: Callable[..., Any], name: str, options: Any) -> Deferred[Any]:
         self.switch.procedures[name] = run
         self.own.append(name)
         return succeed(None)
@@ -73,11 +73,12 @@ class SwitchLink:
         self.switch.listeners[self] = told
         return succeed(None)
 
-    def publish(self, topic: str, **words: Any) -> None:
+    def publish(self, topic: str, words: Any) -> bool:
         self.switch.view.append(json.dumps([topic, words]))
         for link, told in list(self.switch.listeners.items()):
             if link is not self:
                 told(**words)
+        return True
 
     def call(self, name: str, params: dict[str, Any], timeout: float) -> Deferred[Any]:
         self.switch.view.append(json.dumps([name, params]))
@@ -120,8 +121,8 @@ class Nodes:
 
     def make(self, number: int) -> Bus:
         self.starts += 1
-        sealer = Sealer(KEYS[number], self.starts)
-        present = WampPresence(self.clock, self.link(number), sealer)
+        sealer = Sealer(KEYS[number])
+        present = WampPresence(self.clock, self.link(number), sealer, self.starts)
         book = PgBook(self.reactor, self.conninfo, sealer.node, sealer.announcement)
         book.report = lambda ok, why: self.reports.append((ok, why))
         bus = ClusterBus(book, present, sealer)
@@ -278,7 +279,7 @@ class SwitchTests(Nodes, Suite.BusTests):
                 self.presents[1]._told_alone(**words)
         self.assertEqual(self.buses[1].lookup(HOST), ())
         self.assertGreater(self.presents[1].dropped, dropped)
-        stranger = Sealer(NodeKey.make(), 0)
+        stranger = Sealer(NodeKey.make())
         own: Any = self.buses[1]
         stranger.know(self.node(1), own.sealer.announcement)
         import base64
