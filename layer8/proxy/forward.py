@@ -92,8 +92,8 @@ def sent_on(request: Request, terms: Terms) -> bytes:
     dropped = request.options
     lines = [b"%b %b HTTP/1.%d" % (request.method, request.path, request.minor)]
     for name, spelled, value in request.fields:
-        plain = name.replace(b"_", b"-")
-        if plain in _VISITOR or plain.startswith(b"x-forwarded-") or name in dropped:
+        plain = name.replace(b"_", b"-") if b"_" in name else name
+        if plain in _VISITOR or name in dropped or plain.startswith(b"x-forwarded-"):
             continue
         if terms.locked and plain == b"authorization":
             continue  # it was for us

@@ -34,13 +34,20 @@ _VALUE = rb"[\t\x20-\x7e\x80-\xff]*+"
 _BLANK = re.compile(rb"\n\r?\n").search
 _REQUEST = re.compile(rb"(?:\r?\n)?(%b) ([\x21-\x7e\x80-\xff]++) HTTP/([0-9])\.([0-9])(\r?\n)" % _TOKEN).match
 _STATUS = re.compile(rb"HTTP/([0-9])\.([0-9]) ([1-9][0-9][0-9])(?: (%b))?(\r?\n)" % _VALUE).match
-_FIELD = {
-    b"\r\n": re.compile(rb"(%b):[\t ]*+(%b)\r\n" % (_TOKEN, _VALUE)).match,
-    b"\n": re.compile(rb"(%b):[\t ]*+(%b)\n" % (_TOKEN, _VALUE)).match,
+_FIELD = re.compile(rb"(%b):[\t ]*+(%b)\r\n" % (_TOKEN, _VALUE)).match
+# By the line end of a head: all its fields, and each of them.
+_FIELDS = {
+    newline: (
+        re.compile(rb"(?:%b:%b%b)*" % (_TOKEN, _VALUE, newline)).fullmatch,
+        re.compile(rb"(%b):[\t ]*+(%b)%b" % (_TOKEN, _VALUE, newline)).findall,
+    )
+    for newline in (b"\r\n", b"\n")
 }
 _ABSOLUTE = re.compile(rb"[Hh][Tt][Tt][Pp]://([^/?#]*)((?:[/?#].*)?)").fullmatch
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}").fullmatch
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*+)?\r\n").match
+_NONE: frozenset[bytes] = frozenset()
+_TELLING = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade"))
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"host", b"connection", b"upgrade", b"trailer"))
 
 Fields = tuple[tuple[bytes, bytes, bytes], ...]
@@ -124,9 +131,9 @@ def read_request(raw: bytes) -> Request:
     if method == b"CONNECT":
         raise Malformed("this is no forward proxy", 405)
     fields = _read_fields(raw, match.end(), newline)
+    hosts, body, options, upgrade = _framing(fields, minor)
     host: tuple[str, int | None] | None = None
     authority = b""
-    hosts = [value for name, _, value in fields if name == b"host"]
     if len(hosts) > 1:
         raise Malformed("two Host fields")
     if hosts:
@@ -143,8 +150,6 @@ def read_request(raw: bytes) -> Request:
             raise Malformed("a target that is not for this host")
         if host is None and absolute is not None:
             host, authority = named, absolute[1]
-    options, upgrade = _connection(fields)
-    body = _length(fields, minor)
     return Request(raw, method, target, int(minor), fields, body or 0, host, authority, options, upgrade)
 
 
@@ -158,8 +163,7 @@ def read_response(raw: bytes) -> Response:
         raise Malformed("neither HTTP/1.0 nor HTTP/1.1", 502)
     fields = _read_fields(raw, match.end(), newline)
     status = int(digits)
-    options, upgrade = _connection(fields)
-    body = _length(fields, minor)
+    _, body, options, upgrade = _framing(fields, minor)
     if status < 200 or status in (204, 304):
         body = 0
     return Response(
@@ -169,41 +173,31 @@ def read_response(raw: bytes) -> Response:
 
 def _read_fields(raw: bytes, at: int, newline: bytes) -> Fields:
     """Read the field lines from `at` to the blank line, which all end as the first line did."""
-    line = _FIELD[newline]
-    fields = []
-    end = len(raw) - len(newline)
-    while at < end:
-        match = line(raw, at)
-        if match is None:
-            raise Malformed("not a field line")
-        at = match.end()
-        name, value = match.groups()
-        fields.append((name.lower(), name, value.rstrip(b"\t ")))
-    if at != end or not raw.endswith(newline):
-        raise Malformed("line ends of two kinds")
+    whole, each = _FIELDS[newline]
+    lines = raw[at : len(raw) - len(newline)]
+    if not raw.endswith(newline) or whole(lines) is None:
+        raise Malformed("not field lines with one kind of end")
+    fields = tuple([(name.lower(), name, value.rstrip(b"\t ")) for name, value in each(lines)])
     if len(fields) > FIELDS:
         raise Malformed("too many fields", 431)
-    return tuple(fields)
+    return fields
 
 
-def _connection(fields: Fields) -> tuple[frozenset[bytes], bytes]:
-    """Give the words of Connection and what Upgrade asks for, both in lower case."""
-    options: set[bytes] = set()
+def _framing(fields: Fields, minor: bytes) -> tuple[list[bytes], int | None, frozenset[bytes], bytes]:
+    """Give what the fields say: hosts, the body (None if nothing), the words of Connection, what Upgrade asks for.
+
+    The body is that of RFC 9112, 6.3, without its indulgence.
+    """
+    hosts: list[bytes] = []
+    length: int | None = None
+    options = _NONE
     upgrade = b""
     for name, _, value in fields:
-        if name == b"connection":
-            options.update(word.strip(b"\t ").lower() for word in value.split(b","))
-        elif name == b"upgrade":
-            upgrade += (b"," if upgrade else b"") + value.lower()
-    options.discard(b"")
-    return frozenset(options), upgrade
-
-
-def _length(fields: Fields, minor: bytes) -> int | None:
-    """Say what the fields say of the body, None if they say nothing (RFC 9112, 6.3, without its indulgence)."""
-    length: int | None = None
-    for name, _, value in fields:
-        if name == b"content-length":
+        if name not in _TELLING:
+            continue
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"content-length":
             if length is not None or _LENGTH(value) is None:
                 raise Malformed("a length that leaves doubt")
             length = int(value)
@@ -211,7 +205,12 @@ def _length(fields: Fields, minor: bytes) -> int | None:
             if length is not None or minor == b"0" or value.lower() != b"chunked":
                 raise Malformed("a transfer coding that leaves doubt")
             length = CHUNKED
-    return length
+        elif name == b"connection":
+            words = {word.strip(b"\t ") for word in value.lower().split(b",")}
+            options = options.union(words - {b""})
+        else:
+            upgrade += (b"," if upgrade else b"") + value.lower()
+    return hosts, length, options, upgrade
 
 
 class _At(Enum):
@@ -368,7 +367,7 @@ class Reader(Generic[Head]):
             self._at = end
             self._place = _At.OVER
             return True
-        field = _FIELD[b"\r\n"](kept, at, end) if end else None
+        field = _FIELD(kept, at, end) if end else None
         if field is None or field.end() != end:
             return self._wait(end, "not a trailer field")
         self._fields += 1
