@@ -269,8 +269,8 @@ class Acme(Service):
             self._log.info("a certificate was issued", event="acme.issued", host=host)
         finally:
             self._busy = False
-        self._write_tries()
         self._tell()
+        self._write_tries()
         if self.running:
             self._reactor.callLater(0, self.turn)  # the next host need not wait
 

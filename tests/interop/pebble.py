@@ -6,7 +6,6 @@ Every name leads to 127.0.0.1: `pebble-challtestsrv` is its DNS.
 import json
 import ssl
 import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
 
 from attrs import frozen
@@ -25,8 +24,11 @@ class Pebble:
     roots: str
 
     @classmethod
-    def start(cls, scope: Scope, http: int, https: int, environ: Mapping[str, str] | None = None) -> "Pebble":
-        """Start it with its DNS; it looks at `http` for http-01 and at `https` for tls-alpn-01."""
+    def start(cls, scope: Scope, http: int, https: int, life: int = 90 * 86400) -> "Pebble":
+        """Start it with its DNS; it looks at `http` for http-01 and at `https` for tls-alpn-01.
+
+        Its certificates are good for `life` seconds.
+        """
         home = folder(scope)
         key, trust = self_signed(["localhost", "127.0.0.1"])
         (home / "key.pem").write_bytes(key)
@@ -40,6 +42,7 @@ class Pebble:
             "httpPort": http,
             "tlsPort": https,
             "externalAccountBindingRequired": False,
+            "certificateValidityPeriod": life,
         }
         (home / "pebble.json").write_text(json.dumps({"pebble": settings}))
         off = [word for kind in ("http01", "https01", "tlsalpn01") for word in (f"-{kind}", "")]
@@ -58,7 +61,7 @@ class Pebble:
             "pebble",
             ["pebble", "-config", "pebble.json", "-dnsserver", f"127.0.0.1:{names}", "-strict"],
             home,
-            {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0", "PEBBLE_AUTHZREUSE": "0", **(environ or {})},
+            {"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "0", "PEBBLE_AUTHZREUSE": "0"},
             ready=lambda _: answers(api) and answers(roots),
         )
         return cls(program, f"https://localhost:{api}/dir", home / "cert.pem", f"https://127.0.0.1:{roots}/roots/0")

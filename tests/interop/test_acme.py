@@ -53,9 +53,10 @@ class AcmeCase(SynchronousTestCase):
         text: str = "",
         agents: tuple[str, ...] = (),
         pebble_http: int = 0,
+        life: int = 90 * 86400,
     ) -> tuple[Proxy, Pebble]:
         """Start pebble and a server with static `hosts` and what their tables say more; `by` names its listeners."""
-        return begin(self, hosts, by=by, text=text, agents=agents, pebble_http=pebble_http)
+        return begin(self, hosts, by=by, text=text, agents=agents, pebble_http=pebble_http, life=life)
 
     def curl(self, server: Proxy, host: str, trust: Path, path: str = "/") -> bytes:
         port = server.https
@@ -75,10 +76,11 @@ def begin(
     text: str = "",
     agents: tuple[str, ...] = (),
     pebble_http: int = 0,
+    life: int = 90 * 86400,
 ) -> tuple[Proxy, Pebble]:
     """See `AcmeCase.begin`."""
     http, https = free_port(), free_port()
-    pebble = Pebble.start(scope, pebble_http or http, https)
+    pebble = Pebble.start(scope, pebble_http or http, https, life)
     target = serve(scope, talk)
     server = Proxy("proxy", folder(scope), scope, ())
     tables = "".join(
@@ -158,6 +160,20 @@ class IssueTests(AcmeCase):
         self.assertIn(b"behind TLS", self.curl(server, "new.test", pebble.root()))
         server.reload(text.replace('acme = "', f'certs = "{folder(self)}"\nacme = ""\n# "'))
         until("nobody asks any more", lambda: self.health(server, "acme") == (False, "absent"))
+        self.assertEqual(server.defects(), [])
+
+
+class RenewalTests(AcmeCase):
+    def test_before_it_ends(self) -> None:
+        server, pebble = self.begin({"shop.test": TERMINATE}, life=15)
+        until("it has a certificate", partial(certificates, server, 1))
+        first = next(server.home.glob("acme/*/certs/*.pem")).read_bytes()
+        root = pebble.root()
+        while pebble.issued() < 2:
+            self.assertIn(b"behind TLS", self.curl(server, "shop.test", root))  # curl checks the dates
+        until("it is another one", lambda: next(server.home.glob("acme/*/certs/*.pem")).read_bytes() != first)
+        self.assertIn(b"behind TLS", self.curl(server, "shop.test", root))
+        self.assertEqual(self.health(server, "acme"), (True, ""))
         self.assertEqual(server.defects(), [])
 
 

@@ -1,27 +1,32 @@
 """What we show an authority, for whom it is asked, and what stands in its folder; pebble is in `interop.test_acme`."""
 
 import contextlib
+import datetime
 import fcntl
 import hashlib
+import json
 import os
 import stat
 import sys
 import time
 from pathlib import Path
+from typing import Any, ClassVar
 
 from attrs import evolve
 from OpenSSL import SSL
-from twisted.internet.task import Clock
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.internet.task import Clock, deferLater
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from layer8.config.proxy import ProxyConfig, ProxyLimits
 from layer8.control.service import wall_clock
-from layer8.core.errors import ConfigError
+from layer8.core.errors import ConfigError, StorageError
 from layer8.crypto.keyfile import write_private
 from layer8.crypto.x509 import self_signed
 from layer8.net.service import Health
 from layer8.net.tls import open_client, open_server
+from layer8.proxy import acme
 from layer8.proxy.acme import Acme, Settings
+from layer8.proxy.acme_ca import Order, Refused, Wanted
 from layer8.proxy.orders import Policy
 from layer8.proxy.registration import Ownership
 from layer8.proxy.registry import Registry, static
@@ -43,7 +48,7 @@ class Case(SynchronousTestCase):
 
     def made(self) -> Acme:
         """Another process of the same server."""
-        acme = Acme(
+        made = Acme(
             Clock(),
             self.home,
             SETTINGS,
@@ -53,8 +58,8 @@ class Case(SynchronousTestCase):
             time.monotonic,
             wall_clock,
         )
-        self.addCleanup(lambda: self.successResultOf(acme.stopService()) if acme.running else None)
-        return acme
+        self.addCleanup(lambda: self.successResultOf(made.stopService()) if made.running else None)
+        return made
 
     def show(self, name: str, host: str) -> None:
         """Put up a challenge, as the process that asks does."""
@@ -196,3 +201,147 @@ class WantedTests(Case):
         certificates.prepare(ProxyConfig())()
         self.assertEqual(health.rows(), ())
         self.assertIsNone(certificates.context("own.test"))
+
+
+class Authority:
+    """An authority that does what a test tells it to, by the name of a step."""
+
+    steps: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, *settings: object) -> None:
+        """Take what a real one takes."""
+
+    def order(self, host: str, key: bytes, kinds: object) -> Order:
+        """Want the proof that the test wants."""
+        self.key = key
+        self.steps.get("order", lambda: None)()
+        return Order(None, None, None, self.steps["wanted"])  # type: ignore[arg-type]
+
+    def answer(self, order: Order) -> None:
+        """Look, or not."""
+        self.steps.get("answer", lambda: None)()
+
+    def proven(self, order: Order) -> bool:
+        """Say what was seen."""
+        return bool(self.steps.get("proven", lambda: True)())
+
+    def finish(self, order: Order) -> None:
+        """Do nothing."""
+
+    def certificate(self, order: Order) -> bytes | None:
+        """Give what the test gives."""
+        found: bytes | None = self.steps["certificate"](self.key)
+        return found
+
+
+class OrderTests(TestCase):
+    """What goes wrong on the way to a certificate."""
+
+    timeout = 20
+
+    def setUp(self) -> None:
+        from twisted.internet import reactor
+
+        self.reactor: Any = reactor
+        self.home = Path(self.mktemp())
+        self.told: list[tuple[bool, str]] = []
+        self.folder = self.home / "acme" / SETTINGS.folder
+        Authority.steps = {"wanted": Wanted("http-01", TOKEN, PROOF), "certificate": lambda key: b""}
+        self.acme = Acme(
+            self.reactor,
+            self.home,
+            SETTINGS,
+            lambda: {"shop.test": "somebody"},
+            lambda: ("http-01", "tls-alpn-01"),
+            lambda ok, why: self.told.append((ok, why)),
+            time.monotonic,
+            wall_clock,
+        )
+        self.patch(self.acme, "_authority", Authority)
+        self.addCleanup(lambda: self.acme.stopService() if self.acme.running else None)
+
+    async def once(self) -> None:
+        """Let it ask once."""
+        self.acme.startService()
+        for _ in range(400):
+            if not self.acme._busy:
+                return
+            await deferLater(self.reactor, 0.02)
+
+    def tries(self) -> Any:
+        return json.loads((self.folder / "tries.json").read_text())
+
+    async def test_a_certificate_for_somebody_else_is_not_kept(self) -> None:
+        for names, lifetime in ((["other.test"], 30), (["shop.test"], -0.5)):
+            key, chain = self_signed(names, lifetime=datetime.timedelta(days=lifetime))
+            Authority.steps["certificate"] = lambda _, chain=chain: chain
+            self.patch(acme, "new_key", lambda key=key: key)
+            self.acme._patience.hosts.clear()
+            await self.once()
+            self.assertIn("not for this host", self.told[-1][1])
+            self.assertEqual(list((self.folder / "certs").iterdir()), [])
+            self.assertGreater(self.tries()["hosts"]["shop.test"][1], wall_clock() + 1.9 * 86400)
+            await self.acme.stopService()
+
+    async def test_a_certificate_for_another_key(self) -> None:
+        Authority.steps["certificate"] = lambda key: self_signed("shop.test")[1]
+        await self.once()
+        self.assertIn("does not belong", self.told[-1][1])
+
+    async def test_asked_too_often(self) -> None:
+        def refuse() -> None:
+            raise Refused("rateLimited", "too many certificates", authority=True)
+
+        Authority.steps["order"] = refuse
+        await self.once()
+        self.assertEqual(self.told[-1], (False, "shop.test: rateLimited: too many certificates"))
+        self.assertGreater(self.tries()["quiet_until"], wall_clock() + 890)
+        self.assertGreater(self.tries()["hosts"]["shop.test"][1], wall_clock() + 86_000)
+
+    async def test_not_proven(self) -> None:
+        def refuse() -> None:
+            shown.append(self.acme.answer("shop.test", f"/.well-known/acme-challenge/{TOKEN}".encode()))
+            raise Refused("connection", "nobody there\n\x1b[31m")
+
+        shown: list[bytes | None] = []
+        Authority.steps["proven"] = refuse
+        await self.once()
+        self.assertEqual(shown, [PROOF.encode()])
+        self.assertEqual(self.told[-1], (False, "shop.test: connection: nobody there\\n\\x1b[31m"))
+        self.assertEqual(list((self.folder / "challenges").iterdir()), [])
+        self.assertEqual(self.tries()["hosts"]["shop.test"][0], 1)
+
+    async def test_tokens_that_are_none(self) -> None:
+        for token in ("../../control.pem", "short", "a/b" * 20, ""):
+            Authority.steps["wanted"] = Wanted("http-01", token, PROOF)
+            self.acme._patience.hosts.clear()
+            await self.once()
+            self.assertIn("token", self.told[-1][1])
+            self.assertEqual(list((self.folder / "challenges").iterdir()), [])
+            await self.acme.stopService()
+
+    async def test_nothing_can_be_written(self) -> None:
+        self.acme.startService()
+        await self.acme.stopService()
+        self.acme._patience.hosts.clear()
+        asked: list[None] = []
+        Authority.steps["order"] = lambda: asked.append(None)
+
+        def full(path: Path, data: bytes) -> None:
+            raise StorageError("no space left")
+
+        self.patch(acme, "write_private", full)
+        await self.once()
+        self.assertEqual(asked, [])
+        self.assertIn("no space left", self.told[-1][1])
+        self.flushLoggedErrors()
+
+    async def test_a_stop_in_the_middle(self) -> None:
+        Authority.steps["proven"] = lambda: False
+        self.acme.startService()
+        await deferLater(self.reactor, 0.3)
+        self.assertTrue(self.acme._busy)
+        await self.acme.stopService()
+        self.assertFalse(self.acme._busy)
+        self.assertEqual(list((self.folder / "challenges").iterdir()), [])
+        self.assertEqual(self.tries()["hosts"]["shop.test"][0], 1)  # and so the next process will not hurry
