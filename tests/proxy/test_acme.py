@@ -261,8 +261,11 @@ class OrderTests(TestCase):
         self.addCleanup(lambda: self.acme.stopService() if self.acme.running else None)
 
     async def once(self) -> None:
-        """Let it ask once."""
+        """Let it ask once, as if for the first time."""
+        (self.folder / "tries.json").unlink(missing_ok=True)
+        self.told.clear()
         self.acme.startService()
+        self.assertIn("shop.test", self.acme._patience.hosts)  # it has begun
         for _ in range(400):
             if not self.acme._busy:
                 return
@@ -276,7 +279,6 @@ class OrderTests(TestCase):
             key, chain = self_signed(names, lifetime=datetime.timedelta(days=lifetime))
             Authority.steps["certificate"] = lambda _, chain=chain: chain
             self.patch(acme, "new_key", lambda key=key: key)
-            self.acme._patience.hosts.clear()
             await self.once()
             self.assertIn("not for this host", self.told[-1][1])
             self.assertEqual(list((self.folder / "certs").iterdir()), [])
@@ -314,16 +316,12 @@ class OrderTests(TestCase):
     async def test_tokens_that_are_none(self) -> None:
         for token in ("../../control.pem", "short", "a/b" * 20, ""):
             Authority.steps["wanted"] = Wanted("http-01", token, PROOF)
-            self.acme._patience.hosts.clear()
             await self.once()
             self.assertIn("token", self.told[-1][1])
             self.assertEqual(list((self.folder / "challenges").iterdir()), [])
             await self.acme.stopService()
 
     async def test_nothing_can_be_written(self) -> None:
-        self.acme.startService()
-        await self.acme.stopService()
-        self.acme._patience.hosts.clear()
         asked: list[None] = []
         Authority.steps["order"] = lambda: asked.append(None)
 
@@ -334,7 +332,6 @@ class OrderTests(TestCase):
         await self.once()
         self.assertEqual(asked, [])
         self.assertIn("no space left", self.told[-1][1])
-        self.flushLoggedErrors()
 
     async def test_a_stop_in_the_middle(self) -> None:
         Authority.steps["proven"] = lambda: False
