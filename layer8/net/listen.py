@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from attrs import define, field
@@ -173,6 +174,8 @@ def _bound(family: int, where: str, port: int, *, shared: bool) -> socket.socket
 
 def of_systemd(endpoint: Endpoint, environ: Mapping[str, str]) -> list[socket.socket]:
     """Give every socket that systemd has opened under the endpoint's name, or the one at its index."""
+    if "LISTEN_FDS" not in environ:
+        environ = _born_with()
     count = int(environ.get("LISTEN_FDS", "0")) if environ.get("LISTEN_PID") == str(os.getpid()) else 0
     names = environ.get("LISTEN_FDNAMES", "").split(":")
     if "index" in endpoint.words:
@@ -183,6 +186,15 @@ def of_systemd(endpoint: Endpoint, environ: Mapping[str, str]) -> list[socket.so
     if not found:
         raise Unavailable(f"systemd has opened no socket for {endpoint.twisted()}")
     return found
+
+
+def _born_with() -> dict[str, str]:
+    """Give the environment that this process began with: Twisted takes what is systemd's out of the present one."""
+    try:
+        pairs = Path("/proc/self/environ").read_text(errors="replace").split("\0")
+    except OSError:
+        return {}
+    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
 
 
 def number(sock: socket.socket) -> int:
