@@ -69,6 +69,7 @@ class Scope(IntEnum):
     INTERNET = 2
 
 
+@lru_cache(maxsize=256)
 def scope(address: str) -> Scope | None:
     """Say from how far an address can be reached, None for what is none; one inside another counts as the inner one."""
     number = _number(address)

@@ -36,6 +36,7 @@ MEAN: Final = 10.0  # seconds over which arrivals are averaged
 MARGIN: Final = 1.5  # more than the mean is wanted: visitors come in bursts
 SMOOTH: Final = 8  # refill latencies that count in their mean
 BATCH: Final = 4  # a refill is asked for once this part of the size is missing, so that several share a notification
+QUEUE: Final = 4  # visitors that may wait, as a multiple of the most that a pool holds: the agent is called for others
 YOUNGEST: Final = 0.75  # an idle connection lives from this part of its time to all of it: not all end together
 REST: Final = 1.0  # seconds without a token after the first one that came to nothing
 REST_MOST: Final = 60.0  # and after the last of many
@@ -145,7 +146,7 @@ class Pools(Generic[T]):
 
     def promises(self, pool: Pool[T], now: float) -> bool:
         """Say whether one more visitor may wait for what comes next: tokens can be issued for it."""
-        return not pool.closed and now >= pool.resting and pool.waiting < pool.most and self.held < self.most
+        return not pool.closed and now >= pool.resting and pool.waiting < QUEUE * pool.most and self.held < self.most
 
     def issue(self, pool: Pool[T], secrets: Iterable[bytes], now: float) -> None:
         """Let connections come with these tokens, no more of them than `short` said."""

@@ -29,9 +29,8 @@ from layer8.proxy.wire import SECRET_SIZE
 
 FIRST_READ = 16384
 """Bytes of the first read of a claimed connection: the header, and usually all that the visitor has said."""
-KEPT = 128
-"""Connections that wait for one subscription: of each kind, with TLS and without, 32 that wait for a visitor and 32 for
-visitors that wait."""
+KEPT = 320
+"""Connections that wait for one subscription: 32 that wait for a visitor and 128 for visitors that wait, of each kind."""
 
 Dials = tuple[Where, Secured | None]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from twisted.trial.unittest import SynchronousTestCase
 
-from layer8.proxy.pool import BATCH, MEAN, REST, REST_MOST, Pool, Pools
+from layer8.proxy.pool import BATCH, MEAN, QUEUE, REST, REST_MOST, Pool, Pools
 
 
 def made(each: int = 32, most: int = 5000) -> Pools[str]:
@@ -163,15 +163,15 @@ class PoolsTests(SynchronousTestCase):
         self.assertEqual((self.pools.hits, pool.held), (hits, 10))
 
     def test_how_many_may_wait(self) -> None:
-        self.pools = made(each=4, most=10)
+        self.pools = made(each=4, most=20)
         pool, other = self.pools.open(2), self.pools.open(4)
-        pool.waiting = 3
+        pool.waiting = 4 * QUEUE - 1
         self.assertTrue(self.pools.promises(pool, 0.0))
-        pool.waiting = 4
-        self.assertFalse(self.pools.promises(pool, 0.0), "as many as the pool may hold")
+        pool.waiting += 1
+        self.assertFalse(self.pools.promises(pool, 0.0))
         self.issue(pool, 0.0)
         self.issue(other, 0.0)
-        self.assertEqual(self.pools.held, 10)
+        self.assertEqual(self.pools.held, 20)
         self.assertFalse(self.pools.promises(other, 0.0), "no tokens are left")
         self.pools.close(pool)
         self.assertFalse(self.pools.promises(pool, 0.0))
@@ -365,8 +365,8 @@ class Books(RuleBasedStateMachine):
     def caps(self) -> None:
         assert self.pools.held <= 15
         for pool in self.open:
-            assert pool.waiting <= 6
-            assert pool.held <= 12
+            assert pool.waiting <= QUEUE * 6
+            assert pool.held <= (QUEUE + 1) * 6
             assert not (pool.closed and pool.held)
 
     @invariant()

@@ -103,6 +103,7 @@ class CarriedTests(PoolCase):
         tally = server.traffic.tallies["app.test"]
         self.assertEqual((tally.open, tally.calling, tally.bytes_in), (0, 0, len(get("app.test"))))
         self.assertEqual(tally.bytes_out, len(got))
+        await self.until(lambda: not agent.carrier.open)
         totals = agent.carrier.totals
         self.assertEqual((totals.bytes_in, totals.bytes_out), (len(get("app.test")), len(got)))
         self.assertEqual(server.ahead._given, {})

@@ -61,7 +61,7 @@ class ReserveCase(DialCase):
     def setUp(self) -> None:
         super().setUp()
         self.carrier = Carrier(self.pump, Dialer(self.named, self.pump), Dialer(self.named, self.pump))
-        self.target, self.server = self.listener(backlog=100), self.listener(backlog=100)
+        self.target, self.server = self.listener(backlog=100), self.listener(backlog=400)
         for sock in (self.target, self.server):
             sock.settimeout(5)
         self.keeper = Keeper(self.carrier, self.at(self.server), self.at(self.target), self.secured)
