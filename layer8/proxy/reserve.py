@@ -30,7 +30,7 @@ from layer8.proxy.wire import SECRET_SIZE
 FIRST_READ = 16384
 """Bytes of the first read of a claimed connection: the header, and usually all that the visitor has said."""
 KEPT = 320
-"""Connections that wait for one subscription: 32 that wait for a visitor and 128 for visitors that wait, of each kind."""
+"""Connections ahead of one subscription: of each kind 32 that wait for a visitor and 128 for visitors that wait."""
 
 Dials = tuple[Where, Secured | None]
 
