@@ -28,6 +28,8 @@ from layer8.net.tls import server_context
 
 CHECK: Final = 5.0
 """Seconds between two looks whether files have changed; nobody looks while no visitor comes."""
+SHARE: Final = 100.0
+"""Times as long as a look has taken it is until the next one: a folder of thousands may not hold visitors up."""
 PAIRS: Final = 10_000
 """Pairs read from one folder; the rest is left out, and said."""
 TICKET_KEY: Final = 43_200.0
@@ -100,7 +102,7 @@ class Folder:
     wall: Callable[[], float] = wall_clock
     _read: dict[Path, _Read] = field(factory=dict, init=False)
     _by_name: Mapping[str, Pair] = field(factory=dict, init=False)
-    _looked: float | None = field(default=None, init=False)
+    _due: float | None = field(default=None, init=False)
 
     _log = Logger(namespace="layer8.proxy")
 
@@ -111,8 +113,7 @@ class Folder:
 
     def pair(self, name: str) -> Pair | None:
         """Give the certificate for a host name or a `*.` pattern."""
-        now = self.clock()
-        if self._looked is None or now - self._looked >= CHECK:
+        if self._due is None or self.clock() >= self._due:
             self.look()
         found = self._by_name.get(name)
         if found is None and not name.startswith("*."):
@@ -121,7 +122,12 @@ class Folder:
 
     def look(self) -> None:
         """Read what has changed since the last look; nothing is raised, what is wrong is told."""
-        self._looked = self.clock()
+        began = self.clock()
+        self._look()
+        ended = self.clock()
+        self._due = ended + max(CHECK, (ended - began) * SHARE)
+
+    def _look(self) -> None:
         found: dict[Path, _Read] = {}
         wrong: list[str] = []
         changed = False

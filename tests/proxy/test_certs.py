@@ -2,6 +2,7 @@
 
 import datetime
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from OpenSSL import SSL
@@ -105,6 +106,22 @@ class ChangeTests(FolderCase):
         (self.folder / "b.pem").unlink()
         self.certs.look()  # as a reload of the configuration does, at once
         self.assertEqual(self.names("b.test"), ())
+
+    def test_a_look_that_takes_long_is_taken_rarely(self) -> None:
+        put(self.folder, "a", ["a.test"])
+        self.certs.clock = lambda: self.now + len(list(self.folder.glob("slow*")))
+
+        def slow(folder: Path) -> Iterator[tuple[Path, Path]]:
+            (folder / f"slow{len(looks)}").touch()
+            looks.append(self.now)
+            return pairs(folder)
+
+        looks: list[float] = []
+        self.patch(certs, "pairs", slow)
+        for _ in range(40):
+            self.certs.context("a.test")
+            self.now += CHECK
+        self.assertEqual(len(looks), 2)
 
     def test_a_key_for_tickets_lasts_half_a_day(self) -> None:
         put(self.folder, "a", ["a.test"])
