@@ -82,6 +82,8 @@ class Tap:
             sock.close()
             return
         onward.settimeout(None)
+        for one in (sock, onward):
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         recorded = Recorded(self._onward)
         self.connections.append(recorded)
         threading.Thread(target=_copy, args=(onward, sock, recorded.got), daemon=True).start()
@@ -114,10 +116,10 @@ class Load:
     programs: list[subprocess.Popen[str]]
 
     @classmethod
-    def start(cls, ports: list[int], seconds: int, connections: int = CONNECTIONS) -> Load:
+    def start(cls, ports: list[int], seconds: int, host: str = HOST, connections: int = CONNECTIONS) -> Load:
         """Begin."""
         words = [str(found("wrk")), "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s"]
-        words += ["-H", f"Host: {HOST}", "-H", "Connection: close"]
+        words += ["-H", f"Host: {host}", "-H", "Connection: close"]
         return cls(
             [
                 subprocess.Popen([*words, f"http://127.0.0.1:{port}/"], stdout=subprocess.PIPE, text=True)
@@ -287,8 +289,10 @@ class Trial:
     before: float = 1.5
     rows: list[Row] = field(factory=list, init=False)
 
-    def _under_load(self, nodes: tuple[int, ...], kill: Callable[[], None], noticed: Callable[[], Any]) -> Any:
-        load = Load.start(self.cluster.ports(*nodes), self.seconds)
+    def _under_load(
+        self, nodes: tuple[int, ...], kill: Callable[[], None], noticed: Callable[[], Any], host: str = HOST
+    ) -> Any:
+        load = Load.start(self.cluster.ports(*nodes), self.seconds, host)
         time.sleep(self.before)
         start = time.monotonic()
         kill()
@@ -311,6 +315,15 @@ class Trial:
         back = _since(start, "the node serves", lambda: fetched(node.http, HOST) and fetched(node.http, OTHER))
         until("the node knows what is registered", lambda: cluster.registered(0) == before)
         return self._row("a node", under, back)
+
+    def holder(self) -> Row:
+        """Kill node 1; visitors come through node 0 to the agent that is subscribed at nodes 1 and 2 only."""
+        node = self.cluster.nodes[1]
+        under = self._under_load((0,), node.program.kill, lambda: not answers(node.http), OTHER)
+        start = time.monotonic()
+        node.again()
+        back = _since(start, "the node serves", lambda: fetched(node.http, HOST) and fetched(node.http, OTHER))
+        return self._row("a holder", under, back)
 
     def router(self) -> Row:
         """Kill the router; visitors come through all nodes, each of which has an agent."""
@@ -365,7 +378,7 @@ def main() -> int:
         return 2
     with contextlib.ExitStack() as stack:
         trial = Trial(Cluster.start(_Stack(stack)))
-        for step in (trial.node, trial.router, trial.database):
+        for step in (trial.node, trial.holder, trial.router, trial.database):
             step()
         sys.stdout.write(table(trial.rows) + "\n")
     return 1 if any(row.failed for row in trial.rows) else 0

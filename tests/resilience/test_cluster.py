@@ -43,6 +43,9 @@ class ClusterTests(TestCase):
     def test_a_node_is_killed(self) -> None:
         self.survives(Trial(self.cluster, SECONDS).node())
 
+    def test_a_node_is_killed_whose_agents_visitors_of_others_want(self) -> None:
+        self.survives(Trial(self.cluster, SECONDS).holder())
+
     def test_the_router_is_killed(self) -> None:
         self.survives(Trial(self.cluster, SECONDS).router())
 
