@@ -16,14 +16,19 @@ if TYPE_CHECKING:
     from layer8.net.pump import Pump
 
 
+UNSEEN = 1 << 62
+"""Free bytes that never end: a filter that gives so many has to give as many ever after."""
+
+
 class Care:
     """What a flow needs beyond being carried: a filter, a meter, or both.
 
     `paused` is the filter's wish, `resting` the meter's, `share` what it granted after a rest, `read` counts the bytes
-    of the source. `lost` is told that the source was reset, and may part the link.
+    of the source. `lost` is told that the source was reset, and may part the link. `through` is set once the filter
+    needs to see nothing more but the end: from there on the flow is read like any other, and `read` stands still.
     """
 
-    __slots__ = ("filter", "lost", "meter", "paused", "read", "resting", "share")
+    __slots__ = ("filter", "lost", "meter", "paused", "read", "resting", "share", "through")
 
     def __init__(self, seen: Filter | None = None, meter: Meter | None = None) -> None:
         """Begin without a pause."""
@@ -32,6 +37,7 @@ class Care:
         self.paused = False
         self.resting = False
         self.share = 0
+        self.through = False
         self.read = 0
         self.lost: Callable[[], None] | None = None
 
@@ -52,7 +58,11 @@ def read_with_care(pump: Pump, flow: Flow, care: Care) -> bool:
         if not most:
             _rest(pump, flow, care, meter)
             return False
-    free = most if seen is None else min(most, seen.free)
+    free = most
+    if seen is not None and (free := seen.free) >= UNSEEN and meter is None:
+        care.through = True
+        return True
+    free = min(most, free)
     try:
         if flow.bulk and free >= SPLICE_LEAST and pump.has_pipe(flow):
             size = os.splice(flow.src, flow.pipe.write, free, flags=SPLICE_HOW)  # type: ignore[union-attr]

@@ -405,8 +405,9 @@ class Pump:
                 return False
             if turn <= 0:
                 return True
-            if flow.care is not None:
-                if not read_with_care(self, flow, flow.care):
+            care = flow.care
+            if care is not None and not care.through:
+                if not read_with_care(self, flow, care):
                     return False
                 continue
             try:
@@ -460,6 +461,7 @@ class Pump:
         """Read no more of a flow that has a filter until `go_on`."""
         if flow.care is not None:
             flow.care.paused = True
+            flow.care.through = False
 
     def go_on(self, flow: Flow, data: bytes = b"") -> None:
         """Read a paused flow again; `data` goes to its destination before anything that is read."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection
+from functools import lru_cache
 
 import idna
 
@@ -19,6 +20,8 @@ NAME = 253  # octets of a whole name in text form (RFC 1035, 2.3.4)
 LABEL = 63  # octets of one label
 PORT = 65535  # highest port number in an authority
 HTTP = 80  # the port that an `http` authority without one means
+KEPT = 300  # octets of the longest authority that is remembered
+NAMES = 1024  # authorities whose reading is remembered: each is read several times per connection
 
 _LABEL = rb"[0-9A-Za-z](?:[-0-9A-Za-z]{0,61}[0-9A-Za-z])?"
 # A last label that looks like a number makes the name an IPv4 address to somebody (WHATWG URL, "ends in a number").
@@ -50,6 +53,10 @@ def from_authority(raw: bytes) -> tuple[str, int | None] | None:
 
     RFC 3986, 3.2, without userinfo. One trailing dot is dropped; an empty port is no port.
     """
+    return _known(raw) if len(raw) <= KEPT else _split(raw)
+
+
+def _split(raw: bytes) -> tuple[str, int | None] | None:
     match = _AUTHORITY.fullmatch(raw)
     if match is None:
         return None
@@ -64,6 +71,9 @@ def from_authority(raw: bytes) -> tuple[str, int | None] | None:
             host = host[:-1]
         name = _ipv4(host.decode("ascii")) if _IPV4.fullmatch(host) else from_wire(host)
     return None if name is None else (name, port)
+
+
+_known = lru_cache(NAMES)(_split)
 
 
 def same_authority(one: tuple[str, int | None], other: tuple[str, int | None] | None) -> bool:

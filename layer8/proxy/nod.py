@@ -97,6 +97,7 @@ def _stand_before(flow: Flow, first: Filter) -> Filter | None:
         flow.care = Care(first)
         return None
     inner, flow.care.filter = flow.care.filter, first
+    flow.care.through = False
     return inner
 
 
