@@ -10,8 +10,10 @@ reading goes on from memory, writes fail with the reason, and it is tried again 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
@@ -20,7 +22,7 @@ from attrs import define, field, frozen
 from psycopg.conninfo import make_conninfo
 from twisted.application.service import Service
 from twisted.enterprise import adbapi
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, TimeoutError
 from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
 from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.threads import deferToThreadPool
@@ -39,6 +41,7 @@ from layer8.proxy.wire import Code, Denied
 CHANNEL: Final = "layer8"
 CONNECT_TIME: Final = 5  # seconds
 STATEMENT_TIME: Final = 5  # seconds
+ANSWER_TIME: Final = 10.0  # seconds for a transaction, however it fares
 RETRY_LEAST, RETRY_MOST = 0.5, 10.0  # seconds between tries to connect
 NODE_LIFE: Final = 86_400  # seconds after which a node that was not seen does not count
 GONE_LIFE: Final = 7 * 86_400  # seconds that it is kept that a registration is gone
@@ -156,9 +159,9 @@ class PgBook(Service):
             self._ear = None
 
         def close(_: None) -> None:
+            self._cut()  # closing waits for the thread
             pool, self._pool = self._pool, None
-            if pool is not None:
-                pool.close()
+            pool.close()
 
         return self._tasks.stop().addCallback(close)
 
@@ -193,12 +196,32 @@ class PgBook(Service):
         """Run a transaction in the pool's thread; raises `StorageError`."""
         if self._pool is None:
             raise StorageError("PostgreSQL: not connected")
+        given_up = False
+
+        def run(cursor: Any) -> T:
+            if given_up:
+                raise psycopg.OperationalError("given up")
+            return what(cursor, *words)
+
         try:
-            found: T = await self._pool.runInteraction(what, *words)
+            running: Deferred[T] = self._pool.runInteraction(run)
+            found = await running.addTimeout(ANSWER_TIME, self.reactor)
         except psycopg.Error as error:
             self.report(False, _words(error))
             raise StorageError(f"PostgreSQL: {_words(error)}") from error
+        except TimeoutError:
+            why, given_up = f"no answer within {ANSWER_TIME:g} s", True
+            self._cut()
+            self.report(False, why)
+            raise StorageError(f"PostgreSQL: {why}") from None
+        self.report(True, "")
         return found
+
+    def _cut(self) -> None:
+        """End the pooled connection, whose thread would wait for as long as the server says nothing."""
+        for connection in list(self._pool.connections.values()):
+            with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as end:
+                end.shutdown(socket.SHUT_RDWR)
 
     async def _write(self, what: Callable[..., _Told], row: Registration, known: int | None) -> None:
         told = await self._run(what, row, known, self._serial)

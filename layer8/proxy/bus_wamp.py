@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from layer8.core.errors import Layer8Error, RemoteProtocolError, Unavailable
+from layer8.core.errors import Layer8Error, RemoteProtocolError, TimedOut, Unavailable
 from layer8.crypto.hpke import Sealer
 from layer8.crypto.keys import SHORT, id_text
 from layer8.proxy.bus import Lease, Presence, Stop
@@ -113,8 +113,8 @@ class WampPresence:
         except Unavailable:
             raise
         except Layer8Error as error:
-            if getattr(error, "uri", "") == "wamp.error.no_such_procedure":
-                self._roster.lost(node)
+            if isinstance(error, TimedOut) or getattr(error, "uri", "") == "wamp.error.no_such_procedure":
+                self._roster.lost(node)  # until it speaks again
             raise Unavailable(f"a node cannot be reached: {error}") from error
 
     def listen(self, told: Callable[[bytes], None]) -> Stop:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
+import signal
 import subprocess
 from collections.abc import Iterator
 from itertools import count
@@ -71,6 +73,18 @@ class Postgres:
         children = _children(self.program.pid)
         self.program.kill()
         until("PostgreSQL's processes are gone", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children))
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Stop all its processes for a while."""
+        pids = [self.program.pid, *_children(self.program.pid)]
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def database(self) -> str:
         """Make a database and give its connection string."""

@@ -11,10 +11,11 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from layer8.core.errors import ConfigError, StorageError, Unavailable
+from layer8.core.errors import ConfigError, StorageError, TimedOut, Unavailable
 from layer8.crypto.hpke import Sealer
 from layer8.crypto.keys import NodeKey
 from layer8.net.wamp import Link, RouterError
+from layer8.proxy import bus_pg
 from layer8.proxy.bus import Bus, Presence, Put
 from layer8.proxy.bus_cluster import ClusterBus
 from layer8.proxy.bus_pg import PgBook
@@ -224,6 +225,18 @@ class SwitchTests(Nodes, Suite.BusTests):
         self.assertEqual(self.buses[1].lookup(HOST), ())
         self.assertEqual(len(self.buses[2].lookup(HOST)), 1, "nobody told the others")
 
+    async def test_a_node_that_does_not_answer_is_out_until_it_speaks(self) -> None:
+        lease = await self.here(1)
+        await self.settle()
+        answering = SwitchLink.call
+        self.patch(SwitchLink, "call", lambda *words: fail(TimedOut("no answer in time")))
+        await raises(Unavailable, self.buses[1].notify(self.node(0), b"sealed"))
+        self.assertEqual(self.buses[1].lookup(HOST), ())
+        self.patch(SwitchLink, "call", answering)
+        await self.buses[0].renew([lease])
+        await self.settle()
+        self.assertEqual(self.buses[1].lookup(HOST), (lease.presence,))
+
     async def test_without_a_router_routes_are_kept_for_a_while(self) -> None:
         own = await self.buses[1].lease(Presence(HOST, self.node(1), 5))
         await self.here(1)
@@ -395,6 +408,22 @@ class CrashTests(Nodes, TestCase):
     async def join(self) -> None:
         for link in self.links:
             link.join()
+
+    async def test_frozen(self) -> None:
+        """It is there and says nothing: whoever waits is told, and nobody else waits."""
+        self.patch(bus_pg, "ANSWER_TIME", 0.3)
+        await self.buses[0].register(row())
+        await self.settle()
+        with self.server.frozen():
+            error = await raises(StorageError, self.buses[0].register(row("b.example.com", version=2)))
+            self.assertIn("no answer within 0.3 s", str(error))
+            self.assertEqual(self.reports[-1][0], False)
+            self.assertEqual(await self.buses[1].registrations(), (row(),))
+        await pause(self.reactor, 0.1)
+        await self.buses[0].register(row("c.example.com", version=3))
+        self.assertEqual(self.reports[-1], (True, ""))
+        await self.settle()
+        self.assertIn("c.example.com", {one.host for one in await self.buses[2].registrations()})
 
     async def test_killed(self) -> None:
         heard: list[Any] = []
