@@ -309,7 +309,7 @@ class EndTests(SynchronousTestCase):
         for sock in slow:
             while sock.recv(65536):
                 pass
-        self.assertLess(time.monotonic() - began, 3)
+        self.assertLess(time.monotonic() - began, 8)
         until("all who named a host are told", lambda: len(ended.reasons()) == 8)
         self.assertEqual(sorted(ended.reasons()), ["sniff_time"] * 7 + ["source_limit"])
         visitor, target = self.both(ended, listener, "static")  # and places are free again
@@ -396,7 +396,7 @@ class ModeTests(SynchronousTestCase):
     def test_a_rate_counts_before_the_handshake(self) -> None:
         listener = socket.create_server(("127.0.0.1", 0))
         self.addCleanup(listener.close)
-        ended = Ended.start(self, listener.getsockname()[1], "[proxy.limits]\nhost_rate = 2.0\n")
+        ended = Ended.start(self, listener.getsockname()[1], "[proxy.limits]\nhost_rate = 0.1\n")
         done = 0
         for _ in range(20):
             with contextlib.suppress(SSL.Error):
