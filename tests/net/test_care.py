@@ -19,6 +19,11 @@ from layer8.net.pump import HAVE_SPLICE, Pump
 from tests.net.test_pump import Ended, read_all, send_all
 
 
+def send_and_end(sock: socket.socket, data: bytes) -> None:
+    send_all(sock, data)
+    sock.shutdown(socket.SHUT_WR)
+
+
 class Seeing:
     """A filter that remembers what it saw and lets `free` bytes go unseen."""
 
@@ -119,7 +124,12 @@ class FilterTests(CareCase):
     async def test_a_paused_flow_reads_nothing_until_it_goes_on(self) -> None:
         up = Seeing()
         client, backend, link, _ = self.joined(up_filter=up)
-        up.then = lambda data: (self.pump.pause(link.up), b"")[1]
+
+        def pause(data: bytes) -> bytes:
+            self.pump.pause(link.up)
+            return b""
+
+        up.then = pause
         client.sendall(b"one")
         await self.pause()
         client.sendall(b"two")
@@ -149,7 +159,12 @@ class FilterTests(CareCase):
     async def test_a_filter_may_close_its_link(self) -> None:
         up = Seeing()
         client, _, link, owner = self.joined(up_filter=up)
-        up.then = lambda data: (link.close("killed"), data)[1]
+
+        def close(data: bytes) -> bytes:
+            link.close("killed")
+            return data
+
+        up.then = close
         client.sendall(b"x")
         self.assertEqual((await owner.wait())[0], "killed")
         await self.pause()
@@ -158,7 +173,12 @@ class FilterTests(CareCase):
     async def test_the_last_word_may_close_the_link(self) -> None:
         up = Seeing()
         client, _, link, owner = self.joined(up_filter=up)
-        up.ended = lambda: (link.close("killed"), b"x")[1]  # type: ignore[method-assign]
+
+        def close() -> bytes:
+            link.close("killed")
+            return b"x"
+
+        up.ended = close  # type: ignore[method-assign]
         client.shutdown(socket.SHUT_WR)
         self.assertEqual((await owner.wait())[0], "killed")
         self.assertEqual(self.pump.failures, 0)
@@ -167,7 +187,12 @@ class FilterTests(CareCase):
         up = Seeing()
         client, backend, link, owner = self.joined(up_filter=up)
         parted: list[int] = []
-        up.then = lambda data: (parted.extend(self.pump.part(link)), data)[1]
+
+        def part(data: bytes) -> bytes:
+            parted.extend(self.pump.part(link))
+            return data
+
+        up.then = part
         client.sendall(b"x")
         await self.pause()
         first, second = (socket.socket(fileno=fd) for fd in parted)
@@ -188,9 +213,7 @@ class MeterTests(CareCase):
         pairs = [self.joined(meter=meter) for _ in range(2)]
         began = time.monotonic()
         for client, _, _, _ in pairs:
-            self.thread(send_all, client, bytes(size)).addCallback(
-                lambda _, client=client: client.shutdown(socket.SHUT_WR)
-            )
+            self.thread(send_and_end, client, bytes(size))
         got = [await waiting for waiting in [self.thread(read_all, backend) for _, backend, _, _ in pairs]]
         took = time.monotonic() - began
         self.assertEqual([len(one) for one in got], [size, size])

@@ -210,7 +210,7 @@ class TurnTests(PumpCase):
     async def test_a_flow_waits_once_however_many_events_come(self) -> None:
         self.patch(pump_module, "TURN", 1)
         self.patch(pump_module, "CHUNK", 1024)
-        self.pump._splice = False
+        self.pump.splices = False
         first, _, link, _ = self.joined()
         first.setblocking(False)
         for _ in range(8):
