@@ -25,6 +25,7 @@ from layer8.control.inside import Inside, read
 from layer8.control.metrics import Family, Histogram
 from layer8.net.courier import receive
 from layer8.net.listen import Sockets
+from layer8.net.service import HealthRow
 from layer8.proxy.bans import Banned
 from layer8.proxy.bus_unix import UnixBus
 from layer8.proxy.orphans import Orphans
@@ -201,6 +202,9 @@ class Worker:
         self._given.close()
         if self._held:
             self.server.door.hold(True, data=True)
+        for row in self.frame.health.rows():
+            self._tell_health(row)
+        self.frame.health.watch(self._tell_health)
         self._say("worker.ready", listening=list(self.server.listening()))
         self._beat.start(BEAT)
         self._waking.start(WAKE, now=False)
@@ -271,6 +275,9 @@ class Worker:
                 conversation.close("revoked")
 
     # What it says.
+
+    def _tell_health(self, row: HealthRow) -> None:
+        self._say("worker.health", check=row.check, ok=row.ok, why=row.why)
 
     def _report(self) -> None:
         server = self.server

@@ -94,6 +94,7 @@ class Child:
     subscribers: int = 0
     listening: tuple[str, ...] = ()
     carried: dict[str, Carried] = field(factory=dict)
+    health: dict[str, tuple[bool, str]] = field(factory=dict)
 
 
 class _Watcher(ProcessProtocol):
@@ -285,6 +286,9 @@ class Supervisor(Service):
         for host, count in child.carried.items():
             self._before[host] = self._before.get(host, Carried()).plus(count)
         child.carried = {}
+        checks, child.health = child.health, {}
+        for check in checks:
+            self._join_health(check)
         if child.ended is not None:
             ended, child.ended = child.ended, None
             ended.callback(None)
@@ -325,6 +329,11 @@ class Supervisor(Service):
         why = "" if up == len(self.children) else f"{up} of {len(self.children)} serve"
         self._frame.health.set("workers", not why, why, needed=not up or not self._frame.health.ready)
 
+    def _join_health(self, check: str) -> None:
+        """Show a check of workers as one: what is wrong with any of them is wrong."""
+        wrong = [why for child in self.children for ok, why in [child.health.get(check, (True, ""))] if not ok]
+        self._frame.health.set(check, not wrong, wrong[0] if wrong else "", needed=False)
+
     # What workers say.
 
     def _heard(self, child: Child, what: str, params: dict[str, Any], descriptors: list[int]) -> None:
@@ -336,6 +345,9 @@ class Supervisor(Service):
                 child.ready, child.listening = True, tuple(params["listening"])
                 self._log.info("a worker serves", event="worker.ready", worker=child.number, pid=child.pid)
                 self._say_health()
+            case "worker.health":
+                child.health[params["check"]] = params["ok"], params["why"]
+                self._join_health(params["check"])
             case "worker.beat":
                 child.open, child.agents = params["open"], params["agents"]
                 child.subscribers, child.listening = params["subscribers"], tuple(params["listening"])

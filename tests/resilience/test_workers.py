@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from layer8.crypto.secret import HostSecret
-from tests.interop.daemons import Proxy, folder, missing, until
+from tests.interop.daemons import Proxy, folder, free_port, missing, until
 from tests.resilience.rig import Load, fetched, note, registered, request, visit
 from tests.resilience.test_kill import DaemonCase
 from tests.resilience.test_takeover import Wrk
@@ -30,7 +30,8 @@ AGENTLESS = ("no_subscriber", "rejected", "call_time")
 class WorkersCase(DaemonCase):
     def two(self, text: str = "", *, secrets: tuple[str, ...] = ("web.test",)) -> Proxy:
         """Start a server with two workers that serve."""
-        server = self.server(TWO + text, secrets=secrets)
+        ports = "".join(f'{name} = ["tcp:{free_port()}:interface=127.0.0.1"]\n' for name in ("http", "https", "agents"))
+        server = self.server(ports + TWO + text, secrets=secrets)
         self.all_serve(server)
         return server
 
@@ -174,6 +175,21 @@ class WorkersTests(WorkersCase):
         self.assertIn(b" 200 ", answer[:20])
         return answer.decode()
 
+    def test_what_is_wrong_with_a_worker_is_shown(self) -> None:
+        certs = folder(self)
+        (certs / "bad.pem").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+        server = self.two(f'certs = "{certs}"\n')
+        rows = {row["check"]: row for row in server.ask("node.health")}
+        self.assertEqual((rows["workers"]["ok"], rows["certificates"]["ok"]), (True, False))
+        self.assertFalse(rows["certificates"]["needed"])
+        (certs / "bad.pem").unlink()
+        os.kill(server.pid, signal.SIGHUP)
+
+        def well() -> bool:
+            return all(row["ok"] for row in server.ask("node.health"))
+
+        until("all is well", well, 10)
+
     def test_none_outlives_its_supervisor(self) -> None:
         server = self.two()
         pids = self.pids(server)
@@ -193,9 +209,6 @@ class WorkersTests(WorkersCase):
         """And one that begins while the configuration changes does too; a file that was not read counts for nobody."""
         server = self.two()
         static = f'\n[[proxy.host]]\nhost = "{{}}"\ntarget = "{self.target}"\n'
-        server.stop()
-        server.again()
-        self.all_serve(server)
         text = (server.home / "test.toml").read_text()
         server.reload(text + static.format("one.test"))
         until("it is known", lambda: "config.reloaded" in server.program.said(), 5)
@@ -263,9 +276,6 @@ class LoadTests(WorkersCase):
 
     def test_reloaded_under_load(self) -> None:
         server = self.two()
-        server.stop()
-        server.again()  # on ports that its file names, so that they stay
-        self.all_serve(server)
         agent = self.agent(server, "web.test")
         wrk = Wrk(self, server.http, "web.test", 5)
         text = (server.home / "test.toml").read_text()
