@@ -94,6 +94,17 @@ class ChooseTests(SynchronousTestCase):
         self.seats.turned(seat, "up")
         self.assertIs(self.seats.best(HOST), seat)
 
+    def test_who_is_told_of_changes(self) -> None:
+        """A subscription that is new, down, up or about to leave; one that is gone is told of as always."""
+        told: list[tuple[int, str]] = []
+        self.seats.changed = lambda seat: told.append((seat.number, seat.state))
+        seat = self.sit(1)
+        self.seats.turned(seat, "down")
+        self.seats.turned(seat, "up")
+        self.seats.turned(seat, "drain")
+        self.assertEqual(told, [(1, "up"), (1, "down"), (1, "up"), (1, "drain")])
+        self.assertEqual(self.gone, [(1, False)])
+
     def test_drain_leaves_when_idle(self) -> None:
         seat = self.sit(1)
         self.chosen(1)

@@ -42,6 +42,15 @@ class HelloTests(SubscriberTests):
         self.assertEqual(told.features, ())
         self.assertEqual(told.data, self.desk.house.data)
 
+    def test_connections_dialled_ahead(self) -> None:
+        """Only for an agent that knows how, as many as it wishes; a server that does not hear of it has none."""
+        for features, legacy, pool in (((), False, 0), (("pool",), False, 7), (("pool", "x"), False, 7), ((), True, 0)):
+            agent, _ = self.desk.agent(hello=None, legacy=legacy)
+            if not legacy:
+                told = agent.hello(Hello((1,), "instance 1", features))
+                self.assertEqual(told.features, features[:1])
+            self.assertEqual(self.desk.seat(agent, pool=7).pool, pool)
+
     def test_no_common_version(self) -> None:
         agent, _ = self.desk.agent(hello=None)
         self.denied(Code.NO_COMMON_VERSION, lambda: agent.hello(Hello((2,), "instance 1")))

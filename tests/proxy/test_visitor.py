@@ -166,6 +166,29 @@ class ReachingTests(SynchronousTestCase):
         self.assertEqual(now, 105.0)
         self.assertEqual(list(made.effects())[-1], Close(Reason.CALL_TIME))
 
+    def test_one_that_was_reached_and_refuses_after_all(self) -> None:
+        made, one, two = routed(), seat(1), seat(2)
+        made.call(Line(one, two), 100.0)
+        made.effects()
+        made.reached()
+        made.returned(100.2)
+        self.assertEqual(list(made.effects()), [Tell(Ask(two))])
+        self.assertEqual((made.state, made.deadline(), made.data), (State.REACHING, 101.7, HEAD))
+        made.reached()
+        made.effects()
+        made.returned(100.3)
+        self.assertEqual(list(made.effects()), [Close(Reason.REJECTED)], "nobody is left")
+        made.returned(100.4)
+        self.assertEqual(list(made.effects()), [])
+
+    def test_one_that_refuses_when_it_is_too_late_for_another(self) -> None:
+        made = routed()
+        made.call(Line(seat(1), seat(2)), 100.0)
+        made.reached()
+        made.effects()
+        made.returned(105.0)
+        self.assertEqual(list(made.effects()), [Close(Reason.REJECTED)])
+
     def test_leaving_and_refusing(self) -> None:
         for end, reason in (
             (lambda made: made.lost(101.0), Reason.VISITOR_LEFT),

@@ -29,6 +29,8 @@ from tests.resilience.rig import (
 from tests.resilience.wire import Closed, Line, Refused
 
 WRONG = "0" * 64
+POOL = 2
+"""Connections that an agent of one host has waiting."""
 SWEEP = 5.0
 """Seconds between two looks of the pump at idle pairs."""
 
@@ -398,6 +400,11 @@ class AgentTests(LimitCase):
         line.close()
 
 
+def waiting(server: Proxy) -> int:
+    """Connections that agents have waiting."""
+    return int(server.ask("metrics.snapshot")["series"]["layer8_proxy_pool_idle"])
+
+
 class AttackTests(LimitCase):
     """Rounds of each attack on one server with an agent: memory and descriptors stay where they are."""
 
@@ -498,7 +505,8 @@ class AttackTests(LimitCase):
             self.assertTrue(fetched(server.http, "web.test"))
             until("the agent carries nobody", lambda: agent.ask("agent.status")["open"] == 0, 10)
             until("nobody is left", lambda: not server.ask("proxy.connections")["connections"], 10)
-            until("dial-backs are given up", lambda: open_descriptors(server.pid) <= self.descriptors + 1, 10)
+            until("connections wait", lambda: waiting(server) == POOL, 10)
+            until("dial-backs are given up", lambda: open_descriptors(server.pid) <= self.descriptors + 1 + POOL, 10)
             sizes.append(resident(server.pid))
             agents.append(resident(agent.pid))
             counts.append((open_descriptors(server.pid), open_descriptors(agent.pid)))
