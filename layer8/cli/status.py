@@ -122,6 +122,7 @@ def _block(daemon: str, state: Mapping[str, Any]) -> Iterator[str]:
         ["  roles", ", ".join(map(str, state.get("roles", ())))],
         ["  started", str(state.get("started", "?"))],
         *(["  listening" if index == 0 else "", str(line)] for index, line in enumerate(state.get("listening", ()))),
+        *(["  worker" if index == 0 else "", str(line)] for index, line in enumerate(state.get("workers", ()))),
         *(["  note", str(note)] for note in state.get("notes", ())),
         *(["  " + str(check.get("check")), str(check.get("why") or "not ok")] for check in bad),
     ]

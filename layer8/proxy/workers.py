@@ -223,7 +223,7 @@ class Supervisor(Service):
             child.transport = self._reactor.spawnProcess(
                 _Watcher(partial(self._ended, child)),
                 sys.executable,
-                [sys.executable, "-m", "layer8.proxy.worker_tap", str(os.getpid())],
+                [sys.executable, "-P", "-m", "layer8.proxy.worker_tap", str(os.getpid())],
                 env=self._environ(),
                 childFDs={0: 0, 1: 1, 2: 2, DESCRIPTOR: theirs.fileno()},
             )

@@ -12,6 +12,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -61,6 +63,10 @@ class WorkersTests(WorkersCase):
     def test_one_agent_serves_all(self) -> None:
         server = self.two()
         self.assertEqual(len(set(self.pids(server))), 2)
+        words = [sys.executable, "-c", "from layer8.cli.main import main; main()", "status"]
+        environ = {**os.environ, "LAYER8_HOME": str(server.home)}
+        shown = subprocess.run(words, env=environ, capture_output=True, text=True, check=False, timeout=20).stdout
+        self.assertEqual(len(re.findall(r"\d: pid \d+, serves", shown)), 2, shown)
         agent = self.agent(server, "web.test")
         self.assertEqual(set(self.everywhere(server, "web.test")), {True})
         until("both had visitors", lambda: len({line["conn"] for line in server.access()}) >= 24)
