@@ -60,7 +60,8 @@ CREATE UNIQUE INDEX IF NOT EXISTS registration_taken ON layer8.registration (hos
     WHERE state <> 'pending' AND NOT gone;
 CREATE UNIQUE INDEX IF NOT EXISTS registration_serial ON layer8.registration (serial);
 CREATE TABLE IF NOT EXISTS layer8.node (
-    id bytea PRIMARY KEY, key bytea NOT NULL, seen timestamptz NOT NULL DEFAULT now()
+    id bytea PRIMARY KEY, key bytea NOT NULL, agents text NOT NULL DEFAULT '',
+    seen timestamptz NOT NULL DEFAULT now()
 );
 """
 
@@ -81,7 +82,8 @@ class _Told:
 class PgBook(Service):
     """The durable half of a bus; `report(ok, why)` fills a health row.
 
-    `node` and `announcement` are ours; `members` is told all nodes with their announced keys whenever they change.
+    `node`, `announcement` and `agents`, where agents connect, are ours. `members` is told all nodes with their keys
+    whenever they change, and `urls` holds where the agents of each connect.
     """
 
     _log = Logger(namespace="layer8.proxy.bus")
@@ -90,8 +92,10 @@ class PgBook(Service):
     conninfo: str = field(repr=False)
     node: bytes = b""
     announcement: bytes = field(default=b"", repr=False)
+    agents: str = ""
     members: Callable[[Mapping[bytes, bytes]], None] = field(default=lambda nodes: None)
     report: Callable[[bool, str], None] = field(default=lambda ok, why: None)
+    urls: dict[bytes, str] = field(factory=dict, init=False)
     _rows: dict[tuple[str, str], Registration] = field(factory=dict, init=False)
     _serial: int = field(default=0, init=False)
     _watching: list[Callable[[Change], None]] = field(factory=list, init=False)
@@ -130,12 +134,12 @@ class PgBook(Service):
                 if cursor.fetchone() == (None,):
                     cursor.execute(SCHEMA)
                 if self.node:
-                    _announce(cursor, self.node, self.announcement)
+                    _announce(cursor, self.node, self.announcement, self.agents)
                 told, nodes = _since(cursor, 0), _nodes(cursor)
         except psycopg.Error as error:
             raise StorageError(f"PostgreSQL: {_words(error)}") from error
         self._take(_Told(told))
-        self.members(nodes)
+        self._take_nodes(nodes)
 
     def startService(self) -> None:
         """Begin to listen."""
@@ -249,12 +253,16 @@ class PgBook(Service):
         self._take(_Told(await self._run(_since, self._serial)))
 
     async def _read_nodes(self) -> None:
-        self.members(await self._run(_nodes))
+        self._take_nodes(await self._run(_nodes))
+
+    def _take_nodes(self, nodes: Mapping[bytes, tuple[bytes, str]]) -> None:
+        self.urls = {node: url for node, (_, url) in nodes.items() if url and node != self.node}
+        self.members({node: key for node, (key, _) in nodes.items()})
 
     async def _live(self) -> None:
         """Say that we are here, and hear who else is."""
         if self.node:
-            await self._run(_announce, self.node, self.announcement)
+            await self._run(_announce, self.node, self.announcement, self.agents)
         await self._read_nodes()
 
     # The connection that listens.
@@ -408,16 +416,18 @@ def _since(cursor: Any, serial: int) -> list[Row]:
     return list(cursor.fetchall())
 
 
-def _nodes(cursor: Any) -> dict[bytes, bytes]:
-    cursor.execute("SELECT id, key FROM layer8.node WHERE seen > now() - make_interval(secs => %s)", (NODE_LIFE,))
-    return {bytes(node): bytes(key) for node, key in cursor.fetchall()}
-
-
-def _announce(cursor: Any, node: bytes, key: bytes) -> None:
+def _nodes(cursor: Any) -> dict[bytes, tuple[bytes, str]]:
     cursor.execute(
-        "INSERT INTO layer8.node (id, key) VALUES (%s, %s) ON CONFLICT (id) DO UPDATE SET key = excluded.key,"
-        " seen = now()",
-        (node, key),
+        "SELECT id, key, agents FROM layer8.node WHERE seen > now() - make_interval(secs => %s)", (NODE_LIFE,)
+    )
+    return {bytes(node): (bytes(key), str(url)) for node, key, url in cursor.fetchall()}
+
+
+def _announce(cursor: Any, node: bytes, key: bytes, agents: str) -> None:
+    cursor.execute(
+        "INSERT INTO layer8.node (id, key, agents) VALUES (%s, %s, %s)"
+        " ON CONFLICT (id) DO UPDATE SET key = excluded.key, agents = excluded.agents, seen = now()",
+        (node, key, agents),
     )
     cursor.execute("SELECT pg_notify(%s, 'node')", (CHANNEL,))
     cursor.execute(

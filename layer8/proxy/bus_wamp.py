@@ -122,6 +122,10 @@ class WampPresence:
         self._listening.append(told)
         return lambda: self._listening.remove(told)
 
+    def alive(self) -> frozenset[bytes]:
+        """Give the other nodes that have spoken lately."""
+        return self._roster.alive(self._clock.seconds())
+
     def renewed(self, node: bytes) -> None:
         """Take that a node has a new key: what it had before it started is over."""
         self._roster.lost(node)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from layer8.config import files
+from layer8.config.endpoint import is_loopback
 from layer8.config.endpoint import server as read_endpoint
 from layer8.config.proxy import ProxyConfig
 from layer8.control.frame import Frame
@@ -19,6 +21,10 @@ from layer8.proxy.bus_cluster import ClusterBus
 from layer8.proxy.bus_pg import PgBook
 from layer8.proxy.bus_wamp import WampPresence
 from layer8.proxy.place import Place, open_store
+from layer8.proxy.wire import AGENT_PATH
+
+ALTERNATIVES = 16
+"""Other nodes that agents of one that drains are told."""
 
 
 def clustered(frame: Frame, given: Sockets | None = None) -> Place:
@@ -44,6 +50,13 @@ def clustered(frame: Frame, given: Sockets | None = None) -> Place:
     book.open()
     store, close_store = open_store(frame)
 
+    def opened(port: int) -> None:
+        book.agents = agents_url(config, host, port, lambda: frame.identity(config.name).pin)
+
+    def others() -> tuple[str, ...]:
+        alive = present.alive()
+        return tuple(sorted(url for node, url in book.urls.items() if node in alive))[:ALTERNATIVES]
+
     async def close() -> None:
         present.leave()
         await close_store()
@@ -58,7 +71,25 @@ def clustered(frame: Frame, given: Sockets | None = None) -> Place:
         given=given or Sockets(),
         host=host,
         parts=(book,),
+        opened=opened,
+        others=others,
     )
+
+
+def agents_url(config: ProxyConfig, host: str, port: int, pin: Callable[[], str]) -> str:
+    """Give where agents connect to this node, "" if nobody but a program before it knows."""
+    kinds = {read_endpoint(text).tls for text in config.agents if read_endpoint(text).kind in ("tcp", "tls")}
+    if not port or len(kinds) != 1:
+        return ""
+    where = f"{quote(host)}:{port}{AGENT_PATH}"
+    if kinds == {False}:
+        return f"ws://{where}" if is_loopback(host) else ""
+    return f"wss://{where}" if config.tls_cert_file else f"wss://{where}?pin={pin()}"
+
+
+def quote(host: str) -> str:
+    """Write a host as URLs want it."""
+    return f"[{host}]" if ":" in host else host
 
 
 def reached_as(config: ProxyConfig) -> str:

@@ -74,6 +74,7 @@ class Door:
         self._legacy = legacy
         self._given = given
         self.elsewhere: Callable[[], tuple[DataAddress, ...]] = tuple
+        self.others: Callable[[], tuple[str, ...]] = lambda: ()
         """Gives where other nodes are dialled back, for whose visitors agents of ours are called."""
         self._visitors: list[tuple[Taken, Listener, str, str]] = []
         self._ports: list[tuple[IListeningPort, str, str, str]] = []
@@ -91,7 +92,8 @@ class Door:
         self.draining = False
         limits = config.limits
         places = Places(limits.data_unauthenticated, limits.data_unauthenticated_per_source)
-        self.data = DataPort(pump, places, traffic.reach.answered, limits.secret_time, self._context)
+        reach = traffic.reach
+        self.data = DataPort(pump, places, reach.answered, limits.secret_time, self._context, reach.expected)
         traffic.reach.caller = self
         traffic.own = self
         traffic.own_names = frozenset([config.name] if config.name else [])
@@ -436,6 +438,7 @@ class Door:
     def drain(self, deadline_s: int | None, alternatives: tuple[str, ...]) -> None:
         """Take nothing new; close what is left after `deadline_s`, None is the configured time."""
         seconds = self.config.drain_s if deadline_s is None else deadline_s
+        alternatives = alternatives or self.others()
         self.draining = self._traffic.draining = True
         for taken, listener, _, _ in self._visitors:
             if taken.endpoint.kind == "systemd":

@@ -45,6 +45,7 @@ class Place:
     `sealer` is None where there are no other nodes. `first` and `step` number visitors and subscriptions, so that no
     two processes of one machine use the same. `looks_again`: proofs of ownership are looked at again from here.
     `host` is where agents of other nodes dial this one back; `parts` start before the server and stop after it.
+    `opened` is told the port for agents once it listens, `others` gives where they may connect instead.
     `guessed` is told who has shown a wrong secret, `killed` that the visitors of a host are to be closed everywhere.
     """
 
@@ -60,6 +61,8 @@ class Place:
     looks_again: bool = True
     host: str = ""
     parts: tuple[IService, ...] = ()
+    opened: Callable[[int], None] = lambda port: None
+    others: Callable[[], tuple[str, ...]] = lambda: ()
     guessed: Callable[[str], None] = lambda address: None
     killed: Callable[[str], None] = lambda host: None
 

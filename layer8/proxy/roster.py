@@ -42,6 +42,7 @@ class _View:
     leases: dict[int, tuple[Presence, float]] = field(factory=dict)  # by generation: until when
     parts: dict[int, list[Any]] = field(factory=dict)
     asked: float = -math.inf
+    heard: float = -math.inf
 
 
 class Roster:
@@ -138,6 +139,7 @@ class Roster:
                 view = self._others[node] = _View()
             if start < view.start:
                 return False
+            view.heard = now
             if "whole" in said:
                 self._whole(node, view, start, seq, said, now)
                 return False
@@ -191,6 +193,10 @@ class Roster:
         view = self._others.pop(node, None)
         if view is not None:
             self._forget(node, view)
+
+    def alive(self, now: float) -> frozenset[bytes]:
+        """Give the other nodes that have spoken lately."""
+        return frozenset(node for node, view in self._others.items() if now - view.heard < BUS_LEASE)
 
     def cut(self, now: float) -> None:
         """Take that nothing can be heard from now on: routes are kept for STALE."""

@@ -224,6 +224,7 @@ class Server(Service):
                 reactor, place.node, place.bus, place.sealer, self.seats, self.traffic.reach, self.door, place.host
             )
             self._agent_rows.settled = presences.settle
+            self.door.others = place.others
 
     def identity(self) -> Identity:
         """Give the certificate for agents and dial-backs."""
@@ -241,6 +242,7 @@ class Server(Service):
         self.pump.start()
         try:
             self.door.open()
+            self._place.opened(self.door.agents_port())
         except BaseException:
             self.running = 0
             self.pump.stop()

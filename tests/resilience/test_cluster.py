@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 from twisted.trial.unittest import TestCase
 
 from layer8.crypto.keys import SHORT
-from tests.interop.daemons import RUN, until
+from tests.interop.daemons import RUN, Proxy, until
 from tests.resilience.cluster import OTHER, Cluster, Row, Trial, absent, fetched
 from tests.resilience.rig import note
+from tests.resilience.wire import Line, Refused
 
 SECONDS = 5
 """Of load, for each part that is killed."""
@@ -67,6 +68,23 @@ class ClusterTests(TestCase):
         self.assertTrue(fetched(node.http, OTHER))
         hosts = {row["host"] for row in node.ask("proxy.subscribers")["subscribers"]}
         self.assertNotIn(OTHER, hosts)
+
+    def test_who_is_drained_names_the_others(self) -> None:
+        node, others = self.cluster.nodes[2], {f"{one.url}/agent" for one in self.cluster.nodes[:2]}
+        line = Line(node.agents)
+        self.addCleanup(line.close)
+        line.hello()
+        until("the others are known", partial(self.names, node, line, others))
+
+    def names(self, node: Proxy, line: Line, others: set[str]) -> bool:
+        """Drain a node for a moment, and look at what it tells its agents."""
+        node.ask("proxy.drain", deadline_s=60)
+        try:
+            with self.assertRaises(Refused) as caught:
+                line.call("proxy.subscribe", host=OTHER, proof="00" * 32)
+        finally:
+            node.ask("proxy.undrain")
+        return set(caught.exception.error["data"]["alternatives"]) == others
 
     def test_what_the_router_sees(self) -> None:
         """Node ids and times; no host, no secret, no address, and not even what is said."""
