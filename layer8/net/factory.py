@@ -29,14 +29,15 @@ class Places:
     accepted: int = field(default=0, init=False)
     _sources: dict[str, int] = field(factory=dict, init=False, repr=False)
 
-    def take(self, address: str) -> str | None:
+    def take(self, address: str, expected: int = 0) -> str | None:
         """Take a place for an address: the key to give it back with, or None if it is refused.
 
-        An empty address is a peer without one, as behind a Unix socket: only the total counts for it.
+        An empty address is a peer without one, as behind a Unix socket: only the total counts for it. Of those who
+        are `expected`, any number may come from one source, beyond the limits for everybody.
         """
         source = source_key(address)
         there = self._sources.get(source, 0)
-        if self.open >= self.most or (source and there >= self.most_per_source):
+        if self.open >= self.most + expected or (source and there >= self.most_per_source + expected):
             self.refused += 1
             return None
         self._sources[source] = there + 1

@@ -32,13 +32,14 @@ If it raises, the descriptor is closed.
 
 @define(eq=False)
 class DataPort:
-    """All dial-backs that have not shown a secret yet."""
+    """All dial-backs that have not shown a secret yet; `expected` counts the secrets that have been told to agents."""
 
     pump: Pump
     places: Places
     answered: Answered
     seconds: float
     tls: Callable[[], SSL.Context | None]
+    expected: Callable[[], int] = int
     refused: int = field(default=0, init=False)
     accepted: int = field(default=0, init=False)
     _lane: Lane[Newcomer] = field(init=False)
@@ -51,7 +52,7 @@ class DataPort:
         """Take a connection, of which somebody may have read `first` already."""
         self.accepted += 1
         address = peer[0] if isinstance(peer, tuple) else ""
-        source = self.places.take(address)
+        source = self.places.take(address, self.expected())
         if source is None:
             self.refused += 1
             os.close(fd)

@@ -250,6 +250,10 @@ class Pooling:
                 return queued
         return None
 
+    def expected(self) -> int:
+        """Count the tokens that nobody has shown yet."""
+        return self.pools.held - self.pools.idle
+
     def gone(self, waiting: Waiting) -> None:
         """Forget a connection that has ended before anybody needed it."""
         if waiting.pool is not None:

@@ -38,6 +38,9 @@ class Ahead(Protocol):
     def arrived(self, secret: bytes, fd: int, rest: bytes, secure: Secure | None) -> bool:
         """Take a data connection that showed `secret`; False, and `fd` stays the caller's, if it is none of them."""
 
+    def expected(self) -> int:
+        """Count those that are on their way."""
+
     def rejected(self, seat: Seat, conn: int) -> bool:
         """Take an agent's no to a visitor that was carried so; False if there is none."""
 
@@ -154,6 +157,10 @@ class Reach:
         seat, visit.seat = visit.seat, None
         if seat is not None:
             self.seats.uncalled(seat)
+
+    def expected(self) -> int:
+        """Count the data connections that agents were asked for and have not made yet."""
+        return len(self.pending) + (0 if self.ahead is None else self.ahead.expected())
 
     def answered(self, secret: bytes, fd: int, rest: bytes, secure: Secure | None) -> bool:
         """Take a data connection that showed `secret`; False, and `fd` stays the caller's, if nobody waits for it."""

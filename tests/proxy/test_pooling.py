@@ -142,6 +142,18 @@ class CarriedTests(PoolCase):
         self.assertLessEqual(pools.held, 32)
         await self.until(lambda: len(RelayCase.descriptors()) <= before + 2 * (pools.held - 2) + 20)
 
+    async def test_burst_inside_tls(self) -> None:
+        """All at once from one agent, with handshakes that take a while: they are not taken for a scan."""
+        server, secret = self.start('data_tls = "always"')
+        await self.publish(server, self.host(secret))
+        await self.full(server)
+        pool = self.reactor.getThreadPool()
+        self.addCleanup(pool.adjustPoolsize, pool.min, pool.max)
+        pool.adjustPoolsize(pool.min, 200)
+        got = await gatherResults([Deferred.fromCoroutine(self.get(server)) for _ in range(200)])
+        self.assertEqual([one for one in got if not one.endswith(get("app.test"))], [])
+        self.assertEqual(server.door.data.refused, 0)
+
     async def test_nothing_leaks(self) -> None:
         server, secret = self.start()
         agent = await self.publish(server, self.host(secret))
