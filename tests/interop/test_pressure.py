@@ -75,7 +75,7 @@ class WaitingTests(SynchronousTestCase):
 
         may: list[bool] = []
         for leg in LEGS:
-            daemons = pair(self, plain=serve(self, talk), text=f'data_tls = "{leg}"\n')
+            daemons = pair(self, plain=serve(self, talk), text=f'mode = "raw"\ndata_tls = "{leg}"\n')
             for way in WAYS:
                 before = [memory(daemon) for daemon in daemons]
                 total = 0
@@ -142,7 +142,7 @@ class WhereTests(SynchronousTestCase):
         listener.bind(str(path))
         listener.listen()
         table = f'[[proxy.host]]\nhost = "static.test"\ntarget = "unix:{path}"\n'
-        server = Proxy.start(self, table, secrets=["app.test"])
+        server = Proxy.start(self, f'mode = "raw"\n{table}', secrets=["app.test"])
         agent = Agent.start(self, server, {"app.test": {server.http: f"unix:{path}"}})
         for host in ("static.test", "app.test"):
             with socket.create_connection(("127.0.0.1", server.http), TIME_S) as visitor:
