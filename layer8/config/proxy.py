@@ -38,7 +38,9 @@ class ProxyLimits:
     pending_per_host: int = option(1000, doc="Visitors of one host that wait for an agent.", check=_count)
     pending: int = option(20_000, doc="Visitors of all hosts that wait for an agent.", check=_count)
     data_unauthenticated: int = option(1000, doc="Data connections that have not sent their secret.", check=_count)
-    data_unauthenticated_per_source: int = option(50, doc="Of these from one /24 or /56 network.", check=_count)
+    data_unauthenticated_per_source: int = option(
+        50, doc="Of these from one /24 or /56 network, beside those that agents were asked for.", check=_count
+    )
     agents: int = option(10_000, doc="Connected agents.", check=_count, hot=False)
     subscriptions: int = option(64, doc="Subscriptions of one agent connection.", check=_count)
     subscriptions_per_host: int = option(16, doc="Subscriptions of one host.", check=_count)
