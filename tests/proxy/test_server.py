@@ -15,7 +15,7 @@ from layer8.core.errors import ConfigError, Layer8Error
 from layer8.crypto.secret import HostSecret
 from layer8.crypto.x509 import self_signed
 from layer8.net.dial import Where
-from layer8.proxy.uplink import Published
+from layer8.proxy.uplink import ANY_PORT, Published
 from layer8.proxy.wire import Reason
 from tests.proxy.hellos import hello, records, sni
 from tests.proxy.pair import Echo, PairCase, get, published, visit
@@ -523,14 +523,19 @@ class OnePortTests(ServerCase):
         agent = Agent(
             self.reactor,
             config,
-            [published("app.test", secret, self.echo.port)],
+            [Published("app.test", secret.key, {ANY_PORT: Where("127.0.0.1", self.echo.port)}, pool=2)],
             lambda what, _, word: self.told.append((what, word)),
         )
         agent.startService()
         self.addCleanup(agent.stopService)
         await self.until(lambda: ("subscribed", "app.test") in self.told)
+        await self.until(lambda: server.ahead.pools.idle == 2)
         got = await self.thread(visit, server.door.port_of("http"), get("app.test"))
         self.assertTrue(got.endswith(get("app.test")))
+        self.assertEqual(server.ahead.pools.hits, 1)
+        server.ahead.rest()
+        got = await self.thread(visit, server.door.port_of("http"), get("app.test"))
+        self.assertTrue(got.endswith(get("app.test")), "called")
 
 
 class OperatorTests(ServerCase):
