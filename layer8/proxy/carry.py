@@ -324,6 +324,8 @@ class Carried:
         totals.bytes_in += self.bytes_in
         totals.bytes_out += self.bytes_out
         self._carrier.open.discard(self)
+        self.link = None  # a cycle, which would wait for the garbage collector
+        self._target = self._server = -1
         self._teller.ended(self, reason)
 
     def late(self) -> None:

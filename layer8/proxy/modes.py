@@ -59,7 +59,6 @@ class Modes:
         up = Upward(self, visit)
         first = up.guard.feed(first)
         down = Downward(up, Answer() if up.guard.upgrading else None)
-        up.down = down
         if up.guard.over is not None:
             self.keeper.pump.clock.callLater(0, up.stop)  # when there is a link to stop
         return Filters(first, down.feed(rest) if rest else b"", up, down)
@@ -68,7 +67,7 @@ class Modes:
 class Upward:
     """Sees what a guarded visitor says."""
 
-    __slots__ = ("_keeper", "_modes", "_stopped", "_timer", "down", "guard", "visit")
+    __slots__ = ("_keeper", "_modes", "_stopped", "_timer", "guard", "visit")
 
     def __init__(self, modes: Modes, visit: Visit) -> None:
         """Begin before the first byte."""
@@ -78,7 +77,6 @@ class Upward:
         self._stopped = False
         self.visit = visit
         self.guard = Guard()
-        self.down: Downward
 
     @property
     def free(self) -> int:
