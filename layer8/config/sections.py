@@ -42,6 +42,12 @@ class WampConfig:
         example="wss://router.example.net/ws",
         hot=False,
     )
+    ca_file: str = option(
+        "",
+        doc="Certificate (PEM) that the router's own has to be, or be signed by; empty: the system's authorities.",
+        file="read",
+        hot=False,
+    )
     realm: str = option("layer8", doc="The router's realm for these nodes.", hot=False)
     auth: Literal["ticket"] = option("ticket", doc="How we prove who we are.", hot=False)
     auth_id: str = option("", doc="Our name at the router; empty: the short id of this node.", hot=False)
@@ -57,6 +63,8 @@ class WampConfig:
         """Give keys that do not go together, with the reason."""
         if self.url and not self.secret_file:
             yield "secret_file", "a router wants a ticket: write it into a file and name that here"
+        if self.ca_file and not self.url.startswith("wss:"):
+            yield "ca_file", "only a wss:// router shows a certificate"
 
 
 @frozen

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from autobahn.twisted.component import Component
 from autobahn.twisted.wamp import Session as AutobahnSession
 from autobahn.wamp.exception import ApplicationError, TransportLost
+from autobahn.websocket.util import parse_url as parse_ws_url
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, TimeoutError, fail
 from twisted.internet.interfaces import IDelayedCall
@@ -175,6 +176,7 @@ class Link(Service):
                     "type": "websocket",
                     "url": self.config.url,
                     "serializers": ["json"],
+                    **_endpoint(self.config),
                     "max_retries": 0,  # trying again is ours: a pause of Autobahn's own cannot be cut short
                     "options": {
                         "openHandshakeTimeout": PING,
@@ -237,6 +239,15 @@ class Link(Service):
             self._again = self._reactor.callLater(self._pause, self._start)
             self._pause = min(self._pause * RETRY_GROWTH, RETRY_MOST)
         ended.callback(None)
+
+
+def _endpoint(config: WampConfig) -> dict[str, Any]:
+    """Say how to connect where the URL alone does not: to a router whose certificate is vouched for by a file."""
+    if not config.ca_file:
+        return {}
+    _, host, port, *_ = parse_ws_url(config.url)
+    tls = {"hostname": host, "trust_root": config.ca_file}
+    return {"endpoint": {"type": "tcp", "host": host, "port": port, "tls": tls}}
 
 
 def _words(text: str) -> str:

@@ -22,6 +22,7 @@ from layer8.control.limits import CALLS_OPEN, MESSAGE
 from layer8.control.table import CALL_TIME
 from layer8.control.wamp import ERROR
 from layer8.core.errors import TimedOut, Unavailable
+from layer8.crypto.x509 import self_signed
 from layer8.net.wamp import Link, RouterError
 from tests.control.rig import pause
 from tests.interop.daemons import RUN, Program, Scope, answers, crossbar, folder, free_port
@@ -38,12 +39,13 @@ class Router:
     home: Path
     port: int
     scope: Scope
+    secure: bool = False
     program: Program = field(init=False)
 
     @classmethod
-    def start(cls, scope: Scope) -> Router:
-        """Start one on a free port."""
-        made = cls(folder(scope), free_port(), scope)
+    def start(cls, scope: Scope, *, secure: bool = False) -> Router:
+        """Start one on a free port, with a certificate of its own making if it is `secure`."""
+        made = cls(folder(scope), free_port(), scope, secure)
         names = {f"{role}{number}": role for role in ROLES for number in range(10)}
         shown = json.loads((ROOT / "docs" / "examples" / "crossbar.json").read_text())
         worker = shown["workers"][0]
@@ -57,7 +59,7 @@ class Router:
         }
         transport = {
             "type": "websocket",
-            "endpoint": {"type": "tcp", "port": made.port, "interface": "127.0.0.1"},
+            "endpoint": {"type": "tcp", "port": made.port, "interface": "127.0.0.1", **made.tls()},
             "serializers": ["json"],
             "auth": {"ticket": auth},
         }
@@ -66,6 +68,20 @@ class Router:
         (made.home / "config.json").write_text(text)
         made.again()
         return made
+
+    def tls(self) -> dict[str, Any]:
+        """Make key and certificate, where they are wanted, and say where they are."""
+        if not self.secure:
+            return {}
+        key, certificate = self_signed("127.0.0.1")
+        (self.home / "key.pem").write_bytes(key)
+        self.certificate.write_bytes(certificate)
+        return {"tls": {"key": "key.pem", "certificate": "cert.pem"}}
+
+    @property
+    def certificate(self) -> Path:
+        """Where the certificate is."""
+        return self.home / "cert.pem"
 
     def again(self) -> None:
         """Start it (again)."""
@@ -83,11 +99,12 @@ class Router:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"ws://127.0.0.1:{self.port}/ws"
+        return f"{'wss' if self.secure else 'ws'}://127.0.0.1:{self.port}/ws"
 
     def link(self, reactor: Any, name: str = "node0", **more: Any) -> Link:
         """Make a session, not started yet."""
-        return Link(reactor, WampConfig(url=self.url), name, more.pop("ticket", TICKET), **more)
+        config = WampConfig(url=self.url, ca_file=more.pop("ca_file", ""))
+        return Link(reactor, config, name, more.pop("ticket", TICKET), **more)
 
 
 _shared: list[Router] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, ClassVar
 
 from twisted.internet.defer import Deferred
@@ -22,6 +23,7 @@ from layer8.control.errors import (
     RateLimited,
 )
 from layer8.control.wamp import GUESTS, WampBinding
+from layer8.crypto.x509 import self_signed
 from tests.control.rig import Rig, pause, raises, rig, until
 from tests.control.router import Caller, Router, passed, quiet, shared
 from tests.control.test_bindings import Cases
@@ -325,6 +327,27 @@ class LostRouterTests(TestCase):
         self.assertFalse(any(ok for ok, _ in told))
         self.assertIn("ticket", told[1][1])
 
+    async def test_tls_with_a_certificate_that_no_authority_signed(self) -> None:
+        """The one in `ca_file` is trusted; another, or none, is not."""
+        from twisted.internet import reactor
+
+        router = Router.start(self, secure=True)
+        other = Path(self.mktemp())
+        other.write_bytes(self_signed("127.0.0.1")[1])
+        told: list[str] = []
+        for name, file in (("node1", ""), ("node2", str(other))):
+            link = router.link(reactor, name, ca_file=file, report=lambda ok, why: told.append(why))
+            link.startService()
+            await until(reactor, lambda: len(told) > 1)
+            await link.stopService()
+            self.assertIn("certificate", told[1])
+            told.clear()
+        good = router.link(reactor, "node0", ca_file=str(router.certificate))
+        good.startService()
+        await until(reactor, lambda: good.session is not None)
+        await good.stopService()
+        await quiet(reactor)
+
     async def test_killed_and_started_again(self) -> None:
         """Local control is unaffected, and what was registered is registered again."""
         from twisted.internet import reactor
@@ -372,6 +395,7 @@ class ConfigTests(SynchronousTestCase):
             ('url = "http://127.0.0.1/"', "url"),
             ('url = "ws://127.0.0.1:1/?a=b"', "url"),
             ('url = "ws://127.0.0.1:8080/ws"', "secret_file"),
+            (f'ca_file = "{__file__}"', "ca_file"),
             ('roles = { x = "king" }', "roles"),
             ('auth = "anonymous"', "auth"),
         ):
