@@ -124,7 +124,7 @@ def open_shared(text: str, option: str, count: int, environ: Mapping[str, str]) 
     with one_line(option, text):
         if endpoint.kind == "systemd":
             found = of_systemd(endpoint, environ)
-            return [found[place % len(found)].dup() for place in range(count)]
+            return more_of(found, count, further=False)
         family = socket.AF_INET6 if ":" in endpoint.interface else socket.AF_INET
         where = endpoint.interface
         backlog = int(endpoint.words.get("backlog", BACKLOG))
@@ -144,13 +144,15 @@ def open_shared(text: str, option: str, count: int, environ: Mapping[str, str]) 
         return opened
 
 
-def more_of(socks: list[socket.socket], count: int) -> list[socket.socket]:
+def more_of(socks: list[socket.socket], count: int, *, further: bool = True) -> list[socket.socket]:
     """Give `count` sockets or more where these listen: further queues if they share, else the same ones again."""
     made = list(socks)
-    shares = bool(socks[0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)) and socks[0].family != socket.AF_UNIX
+    shares = further and socks[0].family != socket.AF_UNIX
+    shares = shares and bool(socks[0].getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
     while len(made) < count:
         if not shares:
-            made.append(socks[len(made) % len(socks)].dup())
+            # Not `socket.dup`, which would make it blocking, for the process too that accepts from it now.
+            made.append(socket.socket(fileno=os.dup(socks[len(made) % len(socks)].fileno())))
             continue
         where = socks[0].getsockname()
         sock = _bound(socks[0].family, where[0], where[1], shared=True)

@@ -41,7 +41,6 @@ class Queues:
         except BaseException:
             self.close()
             raise
-        self.given.close()
 
     def prepare(self, config: ProxyConfig) -> dict[Key, list[socket.socket]]:
         """Open the visitors' listeners that are new; raises `Unavailable`, and then nothing has changed."""

@@ -185,7 +185,6 @@ class Takeover(Service):
         self._tasks.restart()
         if self._taken is not None:
             self._role.hold(True, data=True)
-            self._taken.given.close()  # what this one does not listen on any more
             self._talk = Inside(self._reactor, self._taken.sock, told=self._told)
             self._reactor.callWhenRunning(lambda: self._tasks.start("takeover", self._come()))
         self._sock = _listen(self._path)
@@ -204,8 +203,9 @@ class Takeover(Service):
 
     async def _come(self) -> None:
         """Say that everything listens, and let visitors in when their agents are here."""
-        talk, role = self._talk, self._role
-        assert talk is not None
+        talk, role, taken = self._talk, self._role, self._taken
+        assert talk is not None and taken is not None
+        taken.given.close()  # what this one does not listen on any more
         hosts: list[str] = []
         end = self._reactor.seconds() + ASKED
         while not role.serves() and self._reactor.seconds() < end:

@@ -65,7 +65,9 @@ class SharedTests(TestCase):
         self.assertEqual(len(more), 4)
         self.assertEqual(more_of(shared, 1), shared, "none is given up: its queue would be")
         alone = socket.create_server(("127.0.0.1", 0))
+        alone.setblocking(False)
         again = self.keep(more_of([alone], 3))
+        self.assertRaises(BlockingIOError, alone.accept)  # somebody may be accepting from it now
         self.assertEqual(len({os.fstat(sock.fileno()).st_ino for sock in again}), 1, "the same one, for all")
 
     def test_systemd(self) -> None:

@@ -11,13 +11,14 @@ import re
 import signal
 import socket
 import subprocess
+import threading
 import time
 from itertools import pairwise
 from typing import Any, ClassVar
 
 from layer8.net.courier import send_now
-from tests.interop.daemons import Program, Proxy, found, missing, until
-from tests.resilience.rig import Download, Load, fetched, note, registered
+from tests.interop.daemons import Program, Proxy, found, free_port, missing, until
+from tests.resilience.rig import Download, Load, fetched, note, registered, visit
 from tests.resilience.test_kill import DaemonCase
 
 MISSING = missing(wrk="wrk")
@@ -161,6 +162,53 @@ class TakeoverTests(TakeoverCase):
                 self.assertNotIn(b"takeover.socket", answer)
         self.assertTrue(server.up())
         self.quiet(server)
+
+
+class NumberTests(TakeoverCase):
+    """One process hands over to two workers, and they to one again; the control listener goes along."""
+
+    def test_under_load(self) -> None:
+        port = free_port()
+        control = f'[control]\nlisten = ["tcp:{port}:interface=127.0.0.1"]\n'
+        server = Proxy.start(self, f"drain_s = 3\n{control}", secrets=("web.test",))
+        self.path = server.home / "takeover.sock"
+        server.stop()
+
+        def write(workers: int) -> None:
+            keys = f'workers = {workers}\ndrain_s = 3\ntakeover = "{self.path}"\n'
+            server.write(keys + control + server.host("web.test"))
+
+        write(1)
+        server.again()
+        until("it can be taken over", self.path.exists)
+        agent = self.agent(server, "web.test")
+        load = Load(self, server.http, "web.test")
+        asked: list[bytes] = []
+        over = threading.Event()
+
+        def ask() -> None:
+            while not over.wait(0.05):
+                asked.append(visit(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")[:15])
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        try:
+            until("load", lambda: len(load.marks) > 20)
+            for workers in (2, 1):
+                write(workers)
+                self.replace(server)
+                since = time.monotonic()
+                until("visitors", lambda since=since: load.good_since(since), 15)  # type: ignore[misc]
+                self.assertEqual(len(server.ask("node.status")["workers"]), 2 if workers == 2 else 0)
+                self.assertTrue(fetched(server.http, "web.test"))
+        finally:
+            over.set()
+            thread.join()
+        load.stop()
+        note(f"one, two, one: longest wait {longest(load):.2f} s; {len(asked)} looks at /healthz")
+        self.assertEqual(load.bad_since(0), 0)
+        self.assertEqual({answer for answer in asked if answer != b"HTTP/1.1 200 OK"}, set())
+        self.quiet(server, agent)
 
 
 class WorkersTakeoverTests(TakeoverCase):
