@@ -288,6 +288,8 @@ class ProxyConfig:
                 yield f"host[{index}].host", "this host is registered twice"
             if host.tls == "terminate" and not (self.certs or self.acme):
                 yield f"host[{index}].tls", "there is no certificate to show: say where by certs or acme"
+            if host.users and (host.mode or self.mode) != "proxy":
+                yield f"host[{index}].users", "only mode proxy can ask for passwords"
             seen.add(host.host)
 
 

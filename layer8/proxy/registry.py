@@ -134,7 +134,7 @@ class Registry:
             owner=owner,
             secrets=(StoredSecret(bytes.fromhex(asked.secret_hash)),),
             ports=_sorted(asked.ports),
-            mode=asked.mode or mode,
+            mode=_asking(asked.mode or mode, asked.policy),
             policy=asked.policy,
             state=Ownership.OWNED if free else Ownership.PENDING,
             created=now,
@@ -150,7 +150,7 @@ class Registry:
         return evolve(
             row,
             ports=row.ports if asked.ports is None else _sorted(asked.ports),
-            mode=row.mode if asked.mode is None else asked.mode,
+            mode=_asking(asked.mode or row.mode, policy),
             policy=policy,
             gate=gate(policy, self.limits.policy_rules),
             expires=row.expires if asked.ttl_s is None else now + asked.ttl_s,
@@ -349,6 +349,13 @@ def static(
         introduction=introduction,
         gate=gate(policy, rules),
     )
+
+
+def _asking(mode: Mode, policy: Policy) -> Mode:
+    """Give the mode; raises `Denied` if the policy has users whom nobody could ask in it."""
+    if policy.users and mode != "proxy":
+        raise Denied(Code.FORBIDDEN_BY_POLICY, "only mode proxy can ask users for their passwords")
+    return mode
 
 
 def changeable(row: Registration) -> None:

@@ -13,6 +13,7 @@ from layer8.config.load import ConfigProblems, Loaded, load_text
 from layer8.config.template import template
 from layer8.config.tree import Config
 from layer8.core.errors import ConfigError
+from layer8.crypto.password import hashed
 
 HERE = Path("/etc/layer8/layer8.toml")
 
@@ -236,6 +237,14 @@ class ProblemTests(ConfigCase):
         ends = '[[proxy.host]]\nhost = "a.example"\ntarget = "tcp:127.0.0.1:1"\ntls = "terminate"\n'
         self.refused(ends, "proxy.host[0].tls = 'terminate': there is no certificate to show")
         self.refused('[proxy]\nacme = "http://ca.example/dir"\n', "write the authority's directory URL, https://...")
+
+    def test_users(self) -> None:
+        host = '[[proxy.host]]\nhost = "a.example"\ntarget = "tcp:127.0.0.1:1"\n'
+        users = f'users = ["alice:{hashed("secret")}"]\n'
+        self.refused(host + users, "proxy.host[0].users")
+        self.refused(host + 'mode = "proxy"\nusers = ["alice:secret"]\n', "user 'alice' has no hash")
+        (row,) = load_text(f'[proxy]\nmode = "proxy"\n{host}{users}', {}, {}, role="proxy").config.proxy.host
+        self.assertEqual(row.users[0][:15], "alice:$scrypt$l")
 
     def test_targets(self) -> None:
         for bad in ("{ 0 = 'tcp:a:1' }", "{ http = 'tcp:a:1' }", "{ 80 = 'a' }", "{ 80 = '' }", "{ 80 = 1 }", "'x'"):

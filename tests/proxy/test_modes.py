@@ -7,6 +7,8 @@ import socket
 import time
 from collections.abc import Callable
 
+from attrs import evolve
+
 from layer8.crypto.password import hashed
 from layer8.proxy import modes
 from layer8.proxy.service import Server
@@ -358,8 +360,12 @@ class UserTests(ModeCase):
         self.assertEqual(self.asked, [])
 
     async def test_a_mode_that_cannot_ask_lets_nobody_in(self) -> None:
+        """No such host can be registered; if there is one all the same, it is closed."""
         for mode in ("raw", "guard"):
-            server = self.start(mode, self.users, a=self.host)
+            server = self.start("proxy", self.users, a=self.host)
+            row = server.registry.lookup("a.test")
+            assert row is not None
+            server.registry.put(evolve(row, mode=mode))
             self.assertEqual(await self.talk(server, self.get("secret")), b"")
             await self.ended(server, Reason.DENIED)
             await self.stop_server()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.config.proxy import ProxyLimits
+from layer8.crypto.password import hashed
 from layer8.proxy import limits
 from layer8.proxy.orders import Policy, Rotate, Update
 from layer8.proxy.registration import Ownership, Registration, StoredSecret, gate, looked, proof_wanted, rotated, shown
@@ -171,6 +172,18 @@ class PlanTests(RegistryTests):
         table = registry(*(row(f"h{n}.example.com", state=Ownership.PENDING) for n in range(limits.CLAIMS)))
         self.denied(Code.QUOTA, lambda: plan(table, "more.example.com", free=False))
         self.assertEqual(plan(table, "h1.example.com", free=False).state, Ownership.PENDING)
+
+    def test_users_need_a_mode_that_can_ask_them(self) -> None:
+        policy = Policy(users=("alice:" + hashed("secret"),))
+        table = registry()
+        for mode in (None, "raw", "guard"):
+            with self.assertRaises(Denied) as denied:
+                plan(table, policy=policy, mode=mode)
+            self.assertEqual(denied.exception.code, Code.FORBIDDEN_BY_POLICY)
+        row = plan(table, policy=policy, mode="proxy")
+        self.assertRaises(Denied, table.plan_update, row, Update(HOST, mode="guard"), WALL)
+        self.assertEqual(table.plan_update(row, Update(HOST, mode="guard", policy=Policy()), WALL).mode, "guard")
+        self.assertRaises(Denied, table.plan_update, plan(table), Update(HOST, policy=policy), WALL)
 
     def test_policy_rules(self) -> None:
         rules = tuple(f"192.0.2.{number}/32" for number in range(65))
