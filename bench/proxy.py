@@ -10,6 +10,7 @@ import contextlib
 import json
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -67,7 +68,7 @@ class Bench:
                 running = system.start(system.name, place, backends)
                 self.systems[system.name] = (system, running)
                 wait_until_served(running, partial(self.warm, running))
-            except (DidNotStart, NoLoad, KeyError) as problem:
+            except (DidNotStart, NoLoad, KeyError, subprocess.TimeoutExpired) as problem:
                 self.results.reasons[system.name] = str(problem)
                 self.drop(system.name)
 
@@ -121,7 +122,7 @@ class Bench:
             foreign.begin()
             try:
                 values = figure.measure(self.load, running, self.effort)
-            except (NoLoad, KeyError, OSError) as problem:
+            except (NoLoad, KeyError, OSError, subprocess.TimeoutExpired) as problem:
                 self.results.reasons[f"{system.name} {figure.name}"] = str(problem)
                 break
             cores = foreign.cores()
