@@ -166,6 +166,79 @@ class WireTests(HandCase):
         visitor.close()
 
 
+class QueueTests(HandCase):
+    """Visitors that find a pool empty."""
+
+    async def test_what_comes_next_is_theirs(self) -> None:
+        """Nobody is called: tokens for all of them come in one message, and the first connection is the first one's."""
+        server, secret = self.start()
+        agent = await self.by_hand(server, secret)
+        (spare,) = await self.thread(agent.tokens)
+        visitors = [self.visitor(server) for _ in range(3)]
+        await self.until(lambda: len(server.traffic.visits) == 3)
+        tokens = [spare]
+        while len(tokens) < 4:
+            tokens += await self.thread(agent.tokens)
+        self.assertEqual(server.traffic.totals.joined, 0)
+        numbers = []
+        for token in tokens[:3]:
+            sock = agent.show(token)
+            found, first = await self.thread(claimed, sock)
+            numbers.append(found.conn)
+            self.assertEqual(first, get("app.test"))
+            sock.sendall(NOD + ANSWER)
+            sock.close()
+        self.assertEqual(numbers, [1, 2, 3])
+        agent.show(tokens[3])
+        await self.until(lambda: server.ahead.pools.idle == 1)
+        for visitor in visitors:
+            self.assertEqual(await self.thread(rest, visitor), ANSWER)
+        self.assertEqual(server.ahead.pools.hits, 0)
+        self.assertEqual([message["method"] for message in agent.line.heard], [])
+
+    async def test_an_agent_that_does_not_dial(self) -> None:
+        server, secret = self.start("[proxy.limits]\ncall_step = 0.3")
+        agent = await self.by_hand(server, secret)
+        await self.publish(server, self.host(secret, pool=0, priority=1))
+        (spare,) = await self.thread(agent.tokens)
+        self.assertTrue((await self.get(server)).endswith(get("app.test")))
+        agent.show(spare)
+        await self.until(lambda: server.ahead.pools.idle == 1)
+        self.assertEqual(len(self.echo.got), 1, "what comes too late waits for the next visitor")
+
+    async def test_an_agent_that_leaves(self) -> None:
+        server, secret = self.start("[proxy.limits]\ncall_step = 5")
+        agent = await self.by_hand(server, secret)
+        await self.publish(server, self.host(secret, pool=0, priority=1))
+        visitor = self.visitor(server)
+        await self.until(lambda: bool(server.traffic.visits))
+        begun = time.monotonic()
+        agent.line.close()
+        self.assertTrue((await self.thread(rest, visitor)).endswith(get("app.test")))
+        self.assertLess(time.monotonic() - begun, 3, "no need to wait")
+
+    async def test_a_visitor_that_leaves(self) -> None:
+        server, secret = self.start()
+        agent = await self.by_hand(server, secret)
+        (spare,) = await self.thread(agent.tokens)
+        visitor = self.visitor(server)
+        await self.until(lambda: bool(server.traffic.visits))
+        visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        visitor.close()
+        await self.until(lambda: not server.traffic.visits)
+        sock = agent.show(spare)
+        await self.until(lambda: server.ahead.pools.idle == 1)
+        second = self.visitor(server)
+        found, _ = await self.thread(claimed, sock)
+        self.assertEqual(found.conn, 2)
+        sock.sendall(NOD + ANSWER)
+        sock.close()
+        self.assertEqual(await self.thread(rest, second), ANSWER)
+        second.close()
+        await self.until(lambda: not server.traffic.visits)
+        self.assertEqual([(seat.open, seat.calling) for seat in server.seats], [(0, 0)])
+
+
 class NodTests(HandCase):
     def quick(self, life: float = 1.0) -> None:
         self.patch(pooling, "CALL_LIFE", life)
