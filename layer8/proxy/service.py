@@ -16,6 +16,7 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,7 @@ class Server(Service):
                 reactor, place.node, place.bus, place.sealer, self.seats, self.traffic.reach, self.door, place.host
             )
             self._agent_rows.settled = presences.settle
+            self.seats.changed = partial(self._seat_changed, presences)
             self.door.others = place.others
 
     def identity(self) -> Identity:
@@ -354,6 +356,11 @@ class Server(Service):
         for seat in list(self.seats):
             seat.voice.close("going_away")
         return hosts
+
+    def _seat_changed(self, presences: Presences, seat: Seat) -> None:
+        self.ahead.changed(seat)
+        if seat.state == "up":
+            self.tasks.start("a lease", presences.settle())  # also for webgw's agents, who have no row to wait in
 
     def _seat_gone(self, seat: Seat, kill: bool) -> None:
         self.traffic.seat_gone(seat, kill)

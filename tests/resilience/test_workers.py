@@ -17,7 +17,9 @@ import sys
 import time
 from pathlib import Path
 
+from layer8.crypto.keyfile import write_private
 from layer8.crypto.secret import HostSecret
+from layer8.crypto.x509 import self_signed
 from tests.interop.daemons import Proxy, folder, free_port, missing, until
 from tests.resilience.rig import Load, fetched, note, registered, request, visit
 from tests.resilience.test_kill import DaemonCase
@@ -195,6 +197,26 @@ class WorkersTests(WorkersCase):
             return all(row["ok"] for row in server.ask("node.health"))
 
         until("all is well", well, 10)
+
+    def test_a_configuration_that_a_worker_refuses(self) -> None:
+        """The files of a certificate are read by the workers: if one cannot use them, nothing changes for any."""
+        server = self.two()
+        agent = self.agent(server, "web.test")
+        text = (server.home / "test.toml").read_text()
+        for name in ("one", "two"):
+            key, cert = self_signed(["proxy.test"])
+            write_private(server.home / f"{name}.key", key)
+            write_private(server.home / f"{name}.pem", cert)
+        pair = f'tls_cert_file = "{server.home}/one.pem"\ntls_key_file = "{server.home}/two.key"\n'
+        static = f'\n[[proxy.host]]\nhost = "static.test"\ntarget = "{self.target}"\n'
+        server.reload(text.replace(TWO, TWO + pair) + static)
+        until("it is refused", lambda: "config.refused" in server.program.said(), 10)
+        self.assertEqual(set(self.everywhere(server, "static.test", times=12)), {False})
+        self.assertEqual(set(self.everywhere(server, "web.test", times=12)), {True})
+        server.reload(text.replace(TWO, TWO + pair.replace("two", "one")) + static)
+        until("it is taken", lambda: "config.reloaded" in server.program.said(), 10)
+        self.assertEqual(set(self.everywhere(server, "static.test", times=12)), {True})
+        self.quiet(server, agent)
 
     def test_none_outlives_its_supervisor(self) -> None:
         server = self.two()
