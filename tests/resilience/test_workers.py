@@ -20,7 +20,7 @@ from pathlib import Path
 from layer8.crypto.keyfile import write_private
 from layer8.crypto.secret import HostSecret
 from layer8.crypto.x509 import self_signed
-from tests.interop.daemons import Proxy, folder, free_port, missing, until
+from tests.interop.daemons import Agent, Proxy, folder, free_port, missing, until
 from tests.resilience.rig import Load, fetched, note, registered, request, visit
 from tests.resilience.test_kill import DaemonCase
 from tests.resilience.test_takeover import Wrk
@@ -82,6 +82,15 @@ class WorkersTests(WorkersCase):
         self.assertEqual(set(self.everywhere(server, "web.test", times=12)), {False})
         agent.again("web.test")
         self.assertEqual(set(self.everywhere(server, "web.test")), {True}, "as soon as the agent says so")
+        self.quiet(server, agent)
+
+    def test_a_webgw_agent_serves_all(self) -> None:
+        port = free_port()
+        server = self.two(f'legacy = ["tcp:{port}:interface=127.0.0.1"]\n')
+        hosts = {"web.test": {server.http: self.target}}
+        agent = Agent.start(self, server, hosts, "legacy = true", url=f"ws://127.0.0.1:{port}")
+        until("both know", lambda: set(self.everywhere(server, "web.test", times=12)) == {True}, 5)
+        self.both_had_visitors(server)
         self.quiet(server, agent)
 
     def test_registrations_reach_all(self) -> None:
