@@ -65,11 +65,11 @@ class Guard:
     While `asks`, an upgrade was let through and what was fed since waits for `opened` or `declined`.
     """
 
-    __slots__ = ("_answered", "_asking", "_between", "_first", "_host", "_reader", "_spelled", "asks", "free", "over")
+    __slots__ = ("_answered", "_asking", "_between", "_first", "_host", "_made", "_spelled", "asks", "free", "over")
 
     def __init__(self) -> None:
         """Begin before the first request."""
-        self._reader = Reader(read_request)
+        self._made: Reader[Request] | None = None
         self._first = True
         self._host: str | None = None
         self._spelled = b""  # a Host field that is right, as it came
@@ -79,6 +79,13 @@ class Guard:
         self.asks = False
         self.free = 0
         self.over: Over | None = None
+
+    @property
+    def _reader(self) -> Reader[Request]:
+        """The careful way, made when it is needed: most connections carry plain requests only."""
+        if self._made is None:
+            self._made = Reader(read_request)
+        return self._made
 
     @property
     def upgrading(self) -> bool:
