@@ -8,6 +8,7 @@ the data connection that shows it is the visitor's. Until then the visitor's
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Protocol
 
 from layer8.core.lanes import Lane
@@ -15,6 +16,7 @@ from layer8.net.dial import Dialer, Where
 from layer8.net.flow import Secure
 from layer8.net.pump import Pump
 from layer8.proxy.choose import Seat, Seats
+from layer8.proxy.orphans import Orphans
 from layer8.proxy.pp import introduction
 from layer8.proxy.tally import Totals
 from layer8.proxy.visit import Visit
@@ -88,6 +90,8 @@ class Reach:
         self.seats = seats
         self.pending: dict[bytes, Visit] = {}
         self.caller: Caller | None = None
+        self.orphans: Orphans | None = None
+        """Keeps visitors whose agent was with a node that has died: it may come back to another one."""
         self.ahead: Ahead | None = None
         self.lane: Lane[Visit] = Lane(step)
         self.dials: Lane[Visit] = Lane(step)
@@ -189,6 +193,22 @@ class Reach:
             if visit.session is not None:
                 self._next(visit, visit.session, seat)
 
+    def wake(self, visit: Visit, session: Visitor) -> None:
+        """Let a visitor's time pass; one whose agent may be on its way back still waits for it."""
+        go = partial(self._woken, visit, session)
+        seat = visit.seat
+        if seat is None or self.orphans is None or not self.orphans.keeps(seat.host, go):
+            go()
+
+    def _woken(self, visit: Visit, session: Visitor) -> None:
+        session.wake(self.pump.now)
+        self._keeper.perform(visit, session)
+
     def _next(self, visit: Visit, session: Visitor, seat: Seat) -> None:
+        go = partial(self._go_on, visit, session, seat)
+        if self.orphans is None or not self.orphans.keeps(seat.host, go):
+            go()
+
+    def _go_on(self, visit: Visit, session: Visitor, seat: Seat) -> None:
         session.rejected(seat, self.pump.now)
         self._keeper.perform(visit, session)

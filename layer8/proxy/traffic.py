@@ -533,8 +533,7 @@ class Traffic:
 
     def _wake(self, visit: Visit, now: float) -> None:
         if visit.session is not None:
-            visit.session.wake(now)
-            self.perform(visit, visit.session)
+            self.reach.wake(visit, visit.session)
         elif visit in self.waiting and visit.fd < 0:
             self.refuse(visit, Reason.SNIFF_TIME)  # its handshake has not ended
 
