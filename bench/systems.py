@@ -294,7 +294,7 @@ ONE_HOP: tuple[System, ...] = (
         "layer8, mode raw",
         layer8(host_keys='mode = "raw"\n'),
         sniffs=True,
-        only=("down8", "close", "keep", "ping", "first"),
+        only=("idle", "down8", "close", "keep", "ping", "first"),
     ),
     System(
         "layer8-2",
