@@ -2,8 +2,8 @@
 
 What is counted under load is what wrk counts: a connection for each request, and every connect, read or write error.
 kill -9 of a worker takes the connections with it that are in its hands at that moment; those count as read errors. If
-the agent was connected to that worker, and is the only one of its host, visitors wait for it to come back to any worker;
-should it take longer than they may wait, the access log says so of each. Nothing else may fail.
+the agent was connected to that worker, and is the only one of its host, visitors wait for it to come back to any
+worker; should it take longer than they may wait, the access log says so of each. Nothing else may fail.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.resilience.wire import Line, Refused
 
 TWO = "workers = 2\n"
 AGENTLESS = ("no_subscriber", "rejected", "call_time")
-"""Reasons for which a visitor is sent away while the only agent of its host is too long on its way to another worker."""
+"""Reasons for which a visitor is sent away while the only agent of its host is too long on its way back."""
 
 
 class WorkersCase(DaemonCase):
