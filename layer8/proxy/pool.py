@@ -72,6 +72,10 @@ class Pool(Generic[T]):
         """Give the visitors per second, as a mean that forgets what is long ago."""
         return self._rate * exp((self._counted - now) / MEAN)
 
+    def quiet(self, now: float) -> float:
+        """Say how many seconds ago the last visitor came."""
+        return now - self._counted
+
     def visited(self, now: float) -> None:
         """Count a visitor, whether or not a connection was there for it."""
         self._rate = self._rate * exp((self._counted - now) / MEAN) + 1 / MEAN
@@ -163,6 +167,22 @@ class Pools(Generic[T]):
                 self.held -= 1
         pool.failed(now)
 
+    def owner(self, secret: bytes) -> Pool[T] | None:
+        """Give the pool whose token `secret` is."""
+        return self._by_token.get(secret)
+
+    def spend(self, pool: Pool[T], secret: bytes, now: float) -> bool:
+        """Take the token of a connection that a waiting visitor gets at once; False if it is too old."""
+        del self._by_token[secret]
+        issued = pool.tokens.pop(secret)
+        self.held -= 1
+        if now - issued >= self.token_life:
+            pool.failed(now)
+            return False
+        pool.took(now - issued)
+        pool.served()
+        return True
+
     def arrived(self, secret: bytes, connection: T, now: float, chance: float) -> Pool[T] | None:
         """Keep a connection that showed `secret`, which is good for one; None if it is no token of ours.
 
@@ -191,13 +211,6 @@ class Pools(Generic[T]):
         self.hits -= 1
         pool.failed(now)
         return self._newest(pool)
-
-    def serve(self, pool: Pool[T]) -> T | None:
-        """Give the newest idle connection to a visitor that waits and was counted when it came."""
-        given = self._newest(pool)
-        if given is not None:
-            self.hits -= 1  # it did not wait for the visitor
-        return given
 
     def _newest(self, pool: Pool[T]) -> T | None:
         if not pool.idle:

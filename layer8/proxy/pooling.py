@@ -224,20 +224,23 @@ class Pooling:
 
     def arrived(self, secret: bytes, fd: int, rest: bytes, secure: Secure | None) -> bool:
         """Keep a connection that showed one of our tokens and nothing else; False, and `fd` stays the caller's."""
-        if rest:
+        pool = self.pools.owner(secret)
+        if rest or pool is None:
             return False
-        waiting = Waiting(self, fd, secure)
+        now = self.pump.now
+        queued = self._next(pool) if pool.waiting else None
+        if queued is not None:
+            if self.pools.spend(pool, secret, now):
+                self._join(queued.visit, queued.session, queued.seat, secure, fd)
+                return True
+            pool.waiting += 1
+            self._queues[pool].appendleft(queued)
+            return False
+        waiting = Waiting(self, fd, secure, pool)
         # The token is as random as anything: its first byte says how long the connection may wait.
-        pool = self.pools.arrived(secret, waiting, self.pump.now, secret[0] / 255)
-        if pool is None:
+        if self.pools.arrived(secret, waiting, now, secret[0] / 255) is None:
             return False
-        waiting.pool = pool
-        queued = self._next(pool)
-        if queued is None:
-            self.pump.watch(fd, waiting)
-            return True
-        self.pools.serve(pool)
-        self._join(queued.visit, queued.session, queued.seat, waiting, waiting.give())
+        self.pump.watch(fd, waiting)
         return True
 
     def _next(self, pool: Pool[Waiting]) -> Queued | None:
@@ -256,8 +259,7 @@ class Pooling:
 
     def gone(self, waiting: Waiting) -> None:
         """Forget a connection that has ended before anybody needed it."""
-        if waiting.pool is not None:
-            self.pools.gone(waiting.pool, waiting, self.pump.now)
+        self.pools.gone(waiting.pool, waiting, self.pump.now)
 
     # Visitors.
 
@@ -279,12 +281,12 @@ class Pooling:
         if self.pools.short(pool, now):
             self._refill_soon(pool)
         if waiting is not None:
-            self._join(visit, session, seat, waiting, fd)
+            self._join(visit, session, seat, waiting.secure, fd)
         return queued or waiting is not None
 
-    def _join(self, visit: Visit, session: Visitor, seat: Seat, waiting: Waiting, fd: int) -> None:
+    def _join(self, visit: Visit, session: Visitor, seat: Seat, secure: Secure | None, fd: int) -> None:
         visit.pooled = True
-        self.keeper.join(visit, session.data, fd, b"", waiting.secure, self._head(visit))
+        self.keeper.join(visit, session.data, fd, b"", secure, self._head(visit))
         link = visit.link
         if link is not None:
             up = link.up
@@ -373,12 +375,12 @@ class Waiting:
 
     __slots__ = ("_pooling", "fd", "pool", "secure")
 
-    def __init__(self, pooling: Pooling, fd: int, secure: Secure | None) -> None:
+    def __init__(self, pooling: Pooling, fd: int, secure: Secure | None, pool: Pool[Waiting]) -> None:
         """Wait on `fd`."""
         self._pooling = pooling
         self.fd = fd
         self.secure = secure
-        self.pool: Pool[Waiting] | None = None
+        self.pool = pool
 
     def _alive(self) -> bool:
         """Say whether the agent has neither left nor said anything, which it may not."""
@@ -403,10 +405,6 @@ class Waiting:
         """Give the descriptor to a visitor; -1, and it is closed, if its end has not been noticed yet."""
         if not self._alive():
             self.close()
-        return self.give()
-
-    def give(self) -> int:
-        """Give the descriptor to a visitor; -1 if it is closed."""
         fd, self.fd = self.fd, -1
         return fd
 

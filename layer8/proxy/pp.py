@@ -56,6 +56,8 @@ _TCP6: Final = 0x21
 _TLV: Final = Struct(">BH")
 _PORTS: Final = Struct(">HH")
 _CLAIM: Final = Struct(">HQ")
+_QUICK: Final = Struct(">12sBBHBHHQ")  # of a LOCAL header, up to the host of its first TLV
+_ONE_SCHEME: Final = _TLV.pack(TLV_SCHEME, 1)
 _SCHEMES: Final[tuple[Scheme, ...]] = ("http", "https")
 
 _REFUSED = Refused(Reason.PROXY_HEADER)
@@ -287,6 +289,29 @@ def read_claim(header: Header) -> Claim | None:
     if not port or conn > LARGEST_ID or not host.isascii():
         return None
     return Claim(port, conn, host.decode("ascii"), _SCHEMES[scheme[0]], header.source)
+
+
+def quick_claim(data: bytes) -> tuple[Claim, bytes] | None:
+    """Read a claim that `claim` wrote without a `remote`, whole and in front of `data`, and give what is behind it.
+
+    None says nothing: then a `Reader` has to look, which takes five times as long.
+    """
+    if len(data) < _QUICK.size:
+        return None
+    signature, command, family, size, kind, length, port, conn = _QUICK.unpack_from(data)
+    end = _FIXED + _TLV.size + length
+    if (
+        signature != _SIGNATURE
+        or (command, family, kind) != (_LOCAL, _UNSPEC, TLV_CLAIM)
+        or size != length + 2 * _TLV.size + 1
+        or len(data) < _FIXED + size
+        or data[end : end + 3] != _ONE_SCHEME
+    ):
+        return None
+    scheme, host = data[end + 3], data[_QUICK.size : end]
+    if scheme >= len(_SCHEMES) or not port or conn > LARGEST_ID or not host.isascii() or not 0 < len(host) <= NAME_MOST:
+        return None
+    return Claim(port, conn, host.decode("ascii"), _SCHEMES[scheme]), data[_FIXED + size :]
 
 
 def crc32c(data: bytes) -> int:

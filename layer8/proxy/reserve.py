@@ -23,14 +23,15 @@ from layer8.net.flow import BROKEN
 from layer8.net.leg import Leg
 from layer8.proxy.carry import Carried, Carrier, Secured
 from layer8.proxy.limits import CALL_LIFE
-from layer8.proxy.pp import CLAIM_MOST, Claim, Header, Reader, read_claim
-from layer8.proxy.sniff import Reason, Refused
+from layer8.proxy.pp import CLAIM_MOST, Claim, Header, Reader, quick_claim, read_claim
 from layer8.proxy.wire import SECRET_SIZE
 
 FIRST_READ = 16384
 """Bytes of the first read of a claimed connection: the header, and usually all that the visitor has said."""
 KEPT = 320
-"""Connections ahead of one subscription: of each kind 32 that wait for a visitor and 128 for visitors that wait."""
+"""Connections ahead of one subscription at one place: of each kind 32 that wait and 128 for visitors that wait."""
+KEPT_EVERYWHERE = 10 * KEPT
+"""And at all nodes that have visitors for it."""
 
 Dials = tuple[Where, Secured | None]
 
@@ -186,7 +187,6 @@ class Kept:
             self.close()
             return
         self.step = Step.WAITING
-        self._reader = Reader(CLAIM_MOST)
         self._reserve.carrier.pump.watch(fd, self)
         if leg is not None:
             self.ready(fd, 0)
@@ -204,27 +204,35 @@ class Kept:
             self._read()
 
     def _read(self) -> None:
-        while self._reader is not None:
+        while self.step is Step.WAITING:
             try:
                 data = os.read(self.fd, FIRST_READ) if self.leg is None else self.leg.recv(FIRST_READ)
             except BlockingIOError:
                 return
             except OSError:
                 data = b""
-            outcome = self._reader.feed(data) if data else Refused(Reason.PROXY_HEADER)
+            if not data:
+                self.close()
+                return
+            reader = self._reader
+            if reader is None:
+                if (quick := quick_claim(data)) is not None:
+                    self._heard(*quick)
+                    return
+                reader = self._reader = Reader(CLAIM_MOST)
+            outcome = reader.feed(data)
             if outcome is not None:
-                self._heard(outcome, self._reader.data, bool(data))
+                self._heard(read_claim(outcome) if isinstance(outcome, Header) else None, reader.data)
+                return
 
-    def _heard(self, outcome: Header | Refused, rest: bytes, spoken: bool) -> None:
-        """Take the header, and what followed it; or the end, or something else than a header."""
+    def _heard(self, claim: Claim | None, rest: bytes) -> None:
+        """Take what a header says, and what followed it; None is for something else than a claim."""
         self._reader = None
         self._forget()
         keeper = self._reserve.keeper
-        claim = read_claim(outcome) if isinstance(outcome, Header) else None
         self.rest = rest
         if claim is None or not keeper.claimed(self.subscription, claim, self):
-            if spoken:
-                keeper.nonsense()
+            keeper.nonsense()
             self.close()
 
     def take(self, carried: Carried) -> int:

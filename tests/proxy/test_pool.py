@@ -157,10 +157,13 @@ class PoolsTests(SynchronousTestCase):
         pool.waiting += 1
         self.assertEqual(self.pools.short(pool, 0.0), 1, "nobody waits for a batch")
         hits = self.pools.hits
-        self.pools.arrived(secrets[0], "first", 0.0, 0.5)
-        self.assertEqual(self.pools.serve(pool), "first")
-        self.assertIsNone(self.pools.serve(pool))
-        self.assertEqual((self.pools.hits, pool.held), (hits, 10))
+        self.assertIs(self.pools.owner(secrets[0]), pool)
+        self.assertTrue(self.pools.spend(pool, secrets[0], 0.5))
+        self.assertIsNone(self.pools.owner(secrets[0]))
+        self.assertEqual((self.pools.hits, pool.held, self.counted()), (hits, 10, (10, 0)))
+        self.assertAlmostEqual(pool.latency or 0, 0.5 / 8)
+        self.assertFalse(self.pools.spend(pool, secrets[1], 5.0), "too old")
+        self.assertEqual((pool.held, self.counted()), (9, (9, 0)))
 
     def test_how_many_may_wait(self) -> None:
         self.pools = made(each=4, most=20)
@@ -334,13 +337,13 @@ class Books(RuleBasedStateMachine):
 
     @precondition(lambda self: self.open)
     @rule(which=st.integers(0, 99))
-    def serve(self, which: int) -> None:
-        pool = self.pick(which)
-        if pool.waiting:
-            pool.waiting -= 1
-            taken = self.pools.serve(pool)
-            if taken is not None:
-                assert self.known.pop(taken) is pool
+    def spend(self, which: int) -> None:
+        if self.tokens:
+            secret = self.tokens.pop(which % len(self.tokens))
+            pool = self.pools.owner(secret)
+            if pool is not None and pool.waiting:
+                pool.waiting -= 1
+                self.pools.spend(pool, secret, self.now)
 
     @precondition(lambda self: self.known)
     @rule(which=st.integers(0, 99))

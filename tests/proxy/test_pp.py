@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -9,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from layer8.core.address import HostPort
 from layer8.core.errors import LocalProtocolError
 from layer8.proxy import pp
-from layer8.proxy.pp import CLAIM_MOST, LONGEST_1, Claim, Header, Reader, claim, crc32c, read_claim, v1, v2
+from layer8.proxy.pp import CLAIM_MOST, LONGEST_1, Claim, Header, Reader, claim, crc32c, quick_claim, read_claim, v1, v2
 from layer8.proxy.sniff import Reason, Refused
 from layer8.proxy.wire import LARGEST_ID, NAME_MOST
 from tests.proxy.cuts import mutated, pieces
@@ -258,6 +259,23 @@ class ClaimTests(SynchronousTestCase):
             header, rest = run([claim(claimed) + REST])
             assert isinstance(header, Header)
             self.assertEqual((read_claim(header), rest), (claimed, REST))
+
+    def test_the_quick_way_agrees_with_the_long_one(self) -> None:
+        """Whatever is changed in a claim, the quick way says what the reader says, or nothing."""
+        for claimed in (Claim(443, 7, "www.example.com", "https"), Claim(80, LARGEST_ID, "a", "http")):
+            good = claim(claimed)
+            self.assertEqual(quick_claim(good + REST), (claimed, REST))
+            self.assertIsNone(quick_claim(claim(evolve(claimed, remote=ONE)) + REST), "not its affair")
+            for cut in range(len(good)):
+                self.assertIsNone(quick_claim(good[:cut]))
+            for at in range(len(good)):
+                for value in (0, 1, 2, 0x20, 0x21, 0xE0, 0xFF, good[at] ^ 1, good[at] + 1 & 0xFF):
+                    data = good[:at] + bytes((value,)) + good[at + 1 :] + REST
+                    quick = quick_claim(data)
+                    if quick is not None:
+                        header, rest = run([data])
+                        assert isinstance(header, Header)
+                        self.assertEqual(quick, (read_claim(header), rest))
 
     def test_the_bytes(self) -> None:
         self.assertEqual(
