@@ -58,6 +58,12 @@ RECEIVE = 1 << 17
 What does not fit it drops, and sends again after a time that doubles: so loopback lets a paused connection stall, with
 or without a proxy, and to read on may take minutes.
 """
+OPENED = 8
+"""Downloads of a host that begin at one look, ten times a second: a steady load, and no storm."""
+PATIENCE = """call_step = 5.0
+call_time = 10.0
+"""
+"""Limits for a machine that others use as well: what is looked for is growth, not speed."""
 ROWS = 10
 """Lines of the table."""
 VISITS = 20
@@ -139,7 +145,7 @@ class Visitors:
                 one.left = PAUSE_AFTER
                 self.counts["resumed"] += 1
                 self._selector.register(one.sock, selectors.EVENT_READ, one)
-        for _ in range(min(20, wanted - len(downloads))):
+        for _ in range(min(OPENED, wanted - len(downloads))):
             sock = socket.socket()
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE)
             sock.settimeout(10)
@@ -305,7 +311,7 @@ data = ["tcp:{data}:interface=127.0.0.1"]
 public_http = 80
 data_tls = "never"
 access_log = "{folder}/access.log"
-{LIMITS}"""
+{LIMITS}{PATIENCE}"""
     head = f'[control]\nlisten = []\n\n[agent]\nservers = ["ws://127.0.0.1:{agents}"]\n'
     texts = {"agent": head, "crowd": head}
     secret = write_secret(folder / "secret")
