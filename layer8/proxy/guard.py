@@ -2,8 +2,8 @@
 
 A proxy in front of ours may keep connections open and use one for whichever of its visitors comes next, so that a
 request for one tenant would go to another whose connection it is. A `Guard` therefore reads the heads of all requests
-on a connection. It changes nothing: what it lets through are the bytes as they came, and the bodies between two heads,
-and all responses, need not be seen.
+on a connection. It changes nothing: what it lets through are the bytes as they came, and the bodies between two heads
+need not be seen.
 
 ::
 
@@ -14,19 +14,24 @@ and all responses, need not be seen.
 An upgrade (WebSocket) is let through as the first request, for only then is it certain which response answers it. What
 the visitor says after it waits for that response (`Answer`): 101 ends the guard, anything else leaves it as it was. A
 101 to h2c would carry requests that nobody reads, and closes.
+
+Answers go on as they come, and are counted (`Owed`): what a host says that nobody asked for is not its visitor's, who
+may be a proxy in front, which would take it for the answer to whatever it asks next, of whomever.
 """
 
 from __future__ import annotations
 
 import re
 from enum import Enum
+from typing import Final
 
 from attrs import frozen
 
 from layer8.proxy import names
-from layer8.proxy.http1 import END, ENDLESS, HEAD, Malformed, Reader, Request, read_request, read_response
+from layer8.proxy.http1 import END, ENDLESS, HEAD, Malformed, Reader, Request, Response, read_request, read_response
 
 MISDIRECTED = 421
+PIPELINED: Final = 1024  # requests that may wait for their answers and be counted
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]++"
 _VALUE = rb"[\t\x20-\x7e\x80-\xff]*+"
@@ -39,6 +44,12 @@ _OTHER = (
 _PLAIN = re.compile(
     rb"(?!CONNECT )%b /[\x21-\x7e\x80-\xff]*+ HTTP/1\.1\r\n%b{0,49}"
     rb"[Hh][Oo][Ss][Tt]:[\t ]*+([-.:0-9A-Za-z]++)[\t ]*+\r\n%b{0,49}\r\n" % (_TOKEN, _OTHER, _OTHER)
+).match
+_NO_LENGTH = rb"(?:(?!(?i:content-length|transfer-encoding):)%b:%b\r\n){0,49}" % (_TOKEN, _VALUE)
+# The head of an answer with a body, whose length it says; it counts as whole only if just that many bytes follow.
+_ANSWER = re.compile(
+    rb"HTTP/1\.1 (?!204|304)[2-5][0-9][0-9](?: %b)?\r\n%b(?i:content-length):[\t ]*+([0-9]{1,6})[\t ]*+\r\n%b\r\n"
+    % (_VALUE, _NO_LENGTH, _NO_LENGTH)
 ).match
 
 
@@ -59,13 +70,126 @@ class Over:
     rest: bytes = b""
 
 
+class Owed:
+    """The answers that a host owes to the requests that were let through.
+
+    `known` ends where an answer leaves doubt, or is no HTTP any more: then everything passes. `extra` says that a host
+    went on unasked; nothing of that passes, nor of what comes after it. `switched` says that it changed the protocol.
+    `free` bytes may pass unseen.
+    """
+
+    __slots__ = ("_bare", "_count", "_interim", "_made", "extra", "free", "known", "switched")
+
+    def __init__(self) -> None:
+        """Begin before the first request."""
+        self._count = 0
+        self._bare = 0  # a bit per request, the first one's lowest: its answer has no body, whatever it says
+        self._made: Reader[Response] | None = None
+        self._interim = False
+        self.known = True
+        self.extra = False
+        self.switched = False
+        self.free = 0
+
+    def __len__(self) -> int:
+        """Count the answers that are not complete."""
+        return self._count
+
+    @property
+    def between(self) -> bool:
+        """Whether no answer has begun that is not complete."""
+        return self.known and (self._made is None or self._made.between)
+
+    def ask(self, bare: bool) -> None:
+        """Count a request; `bare` is HEAD."""
+        if self.known:
+            if bare:
+                self._bare |= 1 << self._count
+            self._count += 1
+            if self._count > PIPELINED:
+                self.lose()
+
+    def lose(self) -> None:
+        """Count no more."""
+        self.known = False
+        self.free = ENDLESS
+        self._count = self._bare = 0
+        self._made = None
+
+    def feed(self, data: bytes) -> bytes:
+        """Give what is for the visitor."""
+        if not self.known:
+            return data
+        if self.extra:
+            return b""
+        reader = self._made
+        if self._count and not self._bare & 1 and (reader is None or reader.between):
+            whole = _ANSWER(data)
+            if whole is not None and whole.end() + int(whole[1]) == len(data):
+                self._answered()
+                return data
+        if reader is None:
+            reader = self._made = Reader(read_response)
+        reader.feed(data)
+        return data[: len(data) - self._follow(reader)]
+
+    def skipped(self, count: int) -> None:
+        """Take that `count` of the free bytes have passed."""
+        if self.free < ENDLESS and self._made is not None:
+            self._made.skipped(count)
+            self._follow(self._made)
+
+    def _answered(self) -> None:
+        self._count -= 1
+        self._bare >>= 1
+
+    def _follow(self, reader: Reader[Response]) -> int:
+        """Read what was fed; gives how many bytes at its end nobody asked for."""
+        try:
+            while True:
+                if not self._count and reader.idle and not reader.between:
+                    rest = reader.rest()
+                    self.extra = self.extra or bool(rest.strip(b"\r\n"))
+                    return len(rest)
+                reader.bare = bool(self._bare & 1)
+                what = reader.next()
+                if what is None:
+                    break
+                if isinstance(what, Response):
+                    if what.status == 101:
+                        self.switched = True
+                        self.lose()
+                        return 0
+                    self._interim = what.status < 200
+                elif what is END and not self._interim:
+                    self._answered()
+        except Malformed:
+            self.lose()
+            return 0
+        self.free = reader.free
+        return 0
+
+
 class Guard:
     """The requests of one connection. `free` bytes may pass unseen; `over` says that nothing more goes on.
 
     While `asks`, an upgrade was let through and what was fed since waits for `opened` or `declined`.
+    `owed` is to be fed what the host says.
     """
 
-    __slots__ = ("_answered", "_asking", "_between", "_first", "_host", "_made", "_spelled", "asks", "free", "over")
+    __slots__ = (
+        "_answered",
+        "_asking",
+        "_between",
+        "_first",
+        "_host",
+        "_made",
+        "_spelled",
+        "asks",
+        "free",
+        "over",
+        "owed",
+    )
 
     def __init__(self) -> None:
         """Begin before the first request."""
@@ -79,6 +203,7 @@ class Guard:
         self.asks = False
         self.free = 0
         self.over: Over | None = None
+        self.owed = Owed()
 
     @property
     def _reader(self) -> Reader[Request]:
@@ -97,6 +222,7 @@ class Guard:
         if self._between:
             plain = _PLAIN(data)
             if plain is not None and plain.end() == len(data) <= HEAD and self._is_host(plain[1]):
+                self.owed.ask(data.startswith(b"HEAD "))
                 return data
         self._reader.feed(data)
         return self._take()
@@ -122,6 +248,7 @@ class Guard:
         """Take that the connection speaks another protocol from now on; gives what waited for that."""
         self.asks = self._between = False
         self.free = ENDLESS
+        self.owed.lose()
         return self._reader.rest()
 
     def declined(self) -> bytes:
@@ -151,6 +278,7 @@ class Guard:
                         break
                 elif self._stays(what):
                     passed.append(what.raw)
+                    self.owed.ask(what.method == b"HEAD")
                     self._asking = bool(what.upgrade)
                 else:
                     break

@@ -262,6 +262,11 @@ class Reader(Generic[Head]):
         return self._place is _At.HEAD and self._at == len(self._kept)
 
     @property
+    def idle(self) -> bool:
+        """Whether the last message is complete, and its END was given."""
+        return self._place is _At.HEAD
+
+    @property
     def whole(self) -> bool:
         """Whether an end of the connection now would cut nothing short."""
         return self._place is _At.UNTIL or self.between

@@ -4,9 +4,10 @@
 (`layer8.proxy.forward`) reads everything but bodies. Each gives the pump a filter for either direction of a visitor's
 link; what `guard` decides about the link itself is carried out here::
 
-    a request that may not go on ──▶ the host hears the end, answers what it still owes, ends ──▶ last words, closed
-                                                                          or after GIVE_UP s ──▶ closed
+    a request that may not go on ──▶ the host hears the end, answers what it still owes ──▶ last words, closed
+                                                                    or after GIVE_UP s ──▶ closed
     an upgrade on a used connection ──▶ the same, and then the visitor begins anew, with that request as its first
+    a host that says what nobody asked for ──▶ closed, without that
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from twisted.internet.interfaces import IDelayedCall
 from layer8.proxy.forwarding import Checks, Forwarding
 from layer8.proxy.guard import Answer, Guard, Verdict, Why, doubt
 from layer8.proxy.hooks import Filters
-from layer8.proxy.http1 import ENDLESS
 from layer8.proxy.parting import Keeper, begin_anew, break_off, see_off
 from layer8.proxy.registration import Registration
 from layer8.proxy.sniff import answer
@@ -59,9 +59,10 @@ class Modes:
         up = Upward(self, visit)
         first = up.guard.feed(first)
         down = Downward(up, Answer() if up.guard.upgrading else None)
+        rest = down.feed(rest) if rest else b""
         if up.guard.over is not None:
             self.keeper.pump.clock.callLater(0, up.stop)  # when there is a link to stop
-        return Filters(first, down.feed(rest) if rest else b"", up, down)
+        return Filters(first, rest, up, down)
 
 
 class Upward:
@@ -129,11 +130,32 @@ class Upward:
         self._stopped = True
         if over.why is not Why.ANEW:
             visit.verdict = Reason.MISDIRECTED if over.why is Why.MISDIRECTED else Reason.BAD_HTTP
+        if not self.guard.owed.known:
+            # Where its answers end is the host's secret, and what it says now could pass for the answer to what it
+            # was not asked.
+            break_off(link)
+            return
         if link.down.care is not None and link.down.care.lost is None:
             link.down.care.lost = self.finished  # a host may end by a reset
-        pump.finish(link.up)
+        if self.guard.owed:
+            pump.finish(link.up)
+        else:
+            self.cut()
         self._timer = pump.clock.callLater(GIVE_UP, self.give_up)
         self._modes.stopping.add(self)
+
+    def heard(self) -> None:
+        """Take that the host has said something: it may have been the last answer, or more than that."""
+        owed = self.guard.owed
+        if owed.extra or (self._stopped and owed.known and not owed):
+            self.cut()
+
+    def cut(self) -> None:
+        """Let the visitor have what it was answered, and the host say nothing more."""
+        link = self.visit.link
+        if link is not None and link.up.link is not None:
+            self._keeper.pump.pause(link.up)
+            self._keeper.pump.finish(link.down)
 
     def give_up(self) -> None:
         """Wait no longer for the host."""
@@ -150,41 +172,61 @@ class Upward:
 
     def finished(self) -> None:
         """Take that the host has ended, after everything that it had to say."""
-        visit, over = self.visit, self.guard.over
+        visit, over, owed = self.visit, self.guard.over, self.guard.owed
+        if owed.extra and not self._stopped:
+            see_off(self._keeper, visit, Reason.AGENT_RESET, b"")
+            return
         if not self._stopped or over is None:
             return
         self.settled()
-        if over.why is Why.ANEW:
+        if not owed.between:
+            if visit.link is not None:
+                break_off(visit.link)  # in the middle of an answer
+        elif over.why is Why.ANEW:
             begin_anew(self._keeper, visit, over.rest)
         else:
             see_off(self._keeper, visit, visit.verdict or Reason.DONE, answer(over.status) if over.status else b"")
 
 
 class Downward:
-    """Sees what a guarded visitor is answered: only the answer to an upgrade, and the end."""
+    """Sees what a guarded visitor is answered: where answers end, and what an upgrade is answered."""
 
-    __slots__ = ("_answer", "_up", "free")
+    __slots__ = ("_answer", "_owed", "_up")
 
     def __init__(self, up: Upward, asked: Answer | None) -> None:
         """`asked` is the answer to wait for, if the first request was for an upgrade."""
         self._up = up
+        self._owed = up.guard.owed
         self._answer = asked
-        self.free = ENDLESS if asked is None else 0
+
+    @property
+    def free(self) -> int:
+        """What belongs to bodies."""
+        return self._owed.free if self._answer is None else 0
 
     def feed(self, data: bytes) -> bytes:
         """Give what the visitor is to have."""
-        asked = self._answer
-        if asked is None:
-            return data
-        passed = asked.feed(data)
-        if asked.verdict is not None:
-            self._answer = None
-            self.free = ENDLESS
-            self._up.decided(asked.verdict)
+        owed, asked = self._owed, self._answer
+        passed = owed.feed(data)
+        if asked is not None:
+            unasked = len(data) - len(passed)
+            passed = asked.feed(data)
+            passed = passed[: len(passed) - unasked] if asked.verdict is Verdict.DECLINED else passed
+            if asked.verdict is not None:
+                self._answer = None
+                self._up.decided(asked.verdict)
+        elif owed.switched:
+            self._up.decided(Verdict.BROKEN)
+            return b""
+        if owed.extra or not owed:
+            self._up.heard()
         return passed
 
     def skipped(self, count: int) -> None:
-        """Responses are not counted."""
+        """Take that some of a body has passed."""
+        self._owed.skipped(count)
+        if not self._owed:
+            self._up.heard()
 
     def ended(self) -> bytes:
         """Take the end of what the host says."""

@@ -6,6 +6,7 @@
                                                       └──▶ another
 """
 
+import contextlib
 import json
 import os
 import re
@@ -92,12 +93,27 @@ class PooledFrontTests(SynchronousTestCase):
         until("the access log says so", lambda: "misdirected" in self.reasons(server))
         self.assertEqual(json.dumps([*server.defects(), *agent.defects()]), "[]")
 
+    def test_a_tenant_cannot_answer_for_another(self) -> None:
+        server, agent = pair(self, plain=serve(self, lying))
+        port = front(self, server)
+        for way in (*WAYS, *WAYS):
+            self.assertIn(self.visit(port, f"web.{way}.test"), [("200", "one"), ("421", "Misdirected Request\n")], way)
+        self.assertEqual(json.dumps([*server.defects(), *agent.defects()]), "[]")
+
     def test_proxy_mode_brings_each_to_its_own(self) -> None:
         server, agent, port = self.put_up("proxy")
         for host in (*TENANTS, *TENANTS, "two.test"):
             self.assertEqual(self.visit(port, host), ("200", host))
         self.assertNotIn("misdirected", self.reasons(server))
         self.assertEqual(json.dumps([*server.defects(), *agent.defects()]), "[]")
+
+
+def lying(connection: socket.socket) -> None:
+    """Answer, and once the visitor has ended answer again, whatever it has asked of somebody else."""
+    with contextlib.suppress(OSError):
+        while connection.recv(65536):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none")
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nlie")
 
 
 def numbered(connection: socket.socket) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from layer8.proxy.guard import Answer, Guard, Over, Verdict, Why, doubt
+from layer8.proxy.guard import PIPELINED, Answer, Guard, Over, Owed, Verdict, Why, doubt
 from layer8.proxy.http1 import ENDLESS, Malformed, read_request
 from layer8.proxy.sniff import Found
 from layer8.proxy.sniff_http import HttpSniffer
@@ -212,3 +212,60 @@ class AnswerTests(SynchronousTestCase):
             answer = Answer()
             answer.feed(bad)
             self.assertEqual((answer.feed(b""), answer.verdict), (b"", Verdict.BROKEN), bad)
+
+
+class OwedTests(SynchronousTestCase):
+    HI = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+    PIECES = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+    BARE = b"HTTP/1.1 204 No Content\r\n\r\n"
+    BODY = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"  # to HEAD
+    CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+    def told(self, asked: str, *parts: bytes) -> tuple[bytes, int, bool]:
+        """What passes of pieces that come one by one, how many answers are owed then, and whether it was too much.
+
+        `asked` is a letter per request that was let through, H for HEAD.
+        """
+        owed = Owed()
+        for letter in asked:
+            owed.ask(letter == "H")
+        return b"".join(owed.feed(part) for part in parts), len(owed), owed.extra
+
+    def test_every_cut(self) -> None:
+        for asked, data in (
+            ("GG", self.HI + self.CONTINUE + self.HI),
+            ("GHG", self.PIECES + self.BODY + self.HI),
+            ("HGGG", self.BODY + self.BARE + self.CONTINUE * 2 + self.PIECES + self.HI),
+        ):
+            for more, extra in ((b"", False), (b"\r\n", False), (self.HI, True), (b"x", True)):
+                whole = data + more
+                self.assertEqual(self.told(asked, whole), (data, 0, extra))
+                self.assertEqual(
+                    self.told(asked, data, more, self.HI) if more else None, (data, 0, True) if more else None
+                )
+                for at in range(len(whole)):
+                    self.assertEqual(self.told(asked, whole[:at], whole[at:]), (data, 0, extra), (asked, more, at))
+                self.assertEqual(self.told(asked + "G", data), (data, 1, False))
+
+    def test_bodies_pass_unseen(self) -> None:
+        owed = Owed()
+        for _ in range(2):
+            owed.ask(False)
+            owed.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\nx")
+            self.assertEqual(owed.free, 4_999_999)
+            owed.skipped(4_999_998)
+            self.assertEqual((owed.free, len(owed)), (1, 1))
+            owed.skipped(1)
+            self.assertEqual((owed.free, len(owed), owed.between), (0, 0, True))
+        owed.ask(False)
+        owed.feed(b"HTTP/1.1 200 OK\r\n\r\n")
+        self.assertEqual((owed.free, len(owed), owed.between), (ENDLESS, 1, False))
+
+    def test_what_cannot_be_counted_passes(self) -> None:
+        for odd in (b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nhi", b"220 hello\r\n\r\n", SWITCHED + FRAMES):
+            for at in range(len(odd)):
+                self.assertEqual(self.told("G", odd[:at], odd[at:], self.HI), (odd + self.HI, 0, False))
+        owed = Owed()
+        for _ in range(PIPELINED + 1):
+            owed.ask(False)
+        self.assertFalse(owed.known)

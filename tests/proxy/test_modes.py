@@ -20,6 +20,7 @@ from tests.proxy.test_users import basic
 MIB = 1 << 20
 READ_S = 20.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+LIE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nlie"
 SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: %b\r\n\r\n"
 Talk = Callable[[socket.socket], None]
 
@@ -126,9 +127,73 @@ class GuardTests(ModeCase):
         self.patch(modes, "GIVE_UP", 0.3)
         server = self.start("guard", a=deaf)
         began = time.monotonic()
-        self.assertEqual(await self.talk(server, get() + get("b.test")), OK)
+        self.assertEqual(await self.talk(server, get() + get() + get("b.test")), OK)
         self.assertLess(time.monotonic() - began, 2)
         await self.ended(server, Reason.MISDIRECTED)
+
+    async def test_a_host_answers_for_itself_only(self) -> None:
+        """What a host says at the end, or at once, is no answer to a request that it was not given."""
+
+        def liar(sock: socket.socket) -> None:
+            try:
+                while head := sock.recv(65536):
+                    size = re.search(rb"\r\nX-Size: (\d+)", head)
+                    length = int(size[1]) if size else 2
+                    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length + b"x" * length)
+                    if b"/more" in head:
+                        sock.sendall(LIE)
+                sock.sendall(LIE)
+            except OSError:
+                pass  # nobody listens any more
+
+        def run() -> list[bytes]:
+            said = []
+            for more in ("X: y", "X-Size: 1000000"):
+                sock = self.dial(server)
+                sock.sendall(get("a.test", more))
+                some(sock, b"xx" if more == "X: y" else b"x" * 100_000)
+                time.sleep(0.1)
+                sock.sendall(get("b.test"))
+                said.append(everything(sock))
+            sock = self.dial(server)
+            sock.sendall(get(path="/more"))
+            return [*said, everything(sock)]
+
+        server = self.start("guard", a=liar)
+        for said in await self.thread(run):
+            self.assertNotIn(b"lie", said)
+        self.assertEqual(statuses(said), [b"200"])
+        await self.ended(server, Reason.AGENT_RESET)
+
+    async def test_a_switch_that_nobody_asked_for(self) -> None:
+        def switches(sock: socket.socket) -> None:
+            sock.recv(65536)
+            sock.sendall(SWITCHED % b"h2c")
+            sock.recv(65536)
+
+        server = self.start("guard", a=switches)
+        with self.assertRaises(ConnectionError):
+            await self.talk(server, get())
+
+    async def test_answers_that_nobody_can_count_pass(self) -> None:
+        """They pass as they came; but what comes for another host then ends the connection without a word."""
+        odd = b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\n\r\nhi"
+
+        def sloppy(sock: socket.socket) -> None:
+            while sock.recv(65536):
+                sock.sendall(odd)
+
+        def run() -> bytes:
+            sock = self.dial(server)
+            for _ in range(3):
+                sock.sendall(get())
+                some(sock, b"hi")
+            sock.sendall(get("b.test"))
+            return everything(sock)
+
+        server = self.start("guard", a=sloppy)
+        with self.assertRaises(ConnectionError):
+            await self.thread(run)
 
     async def test_websocket(self) -> None:
         def websocket(sock: socket.socket) -> None:
