@@ -15,7 +15,7 @@ from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.protocol import Factory
 
-from layer8.config.endpoint import Endpoint, server
+from layer8.config.endpoint import Endpoint, is_loopback, server
 from layer8.core.errors import Unavailable
 from layer8.net.entries import BACKLOG, listening
 from layer8.net.process import listening as one_line
@@ -26,12 +26,21 @@ FIRST_DESCRIPTOR = 3
 
 @define(eq=False)
 class Taken:
-    """A listening socket that belongs to nobody's reactor, and how it was asked for."""
+    """A listening socket that belongs to nobody's reactor, and how it was asked for.
+
+    A `local` one is out of reach for other machines.
+    """
 
     sock: socket.socket
     endpoint: Endpoint
     port: int
     asked: str = ""
+    local: bool = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Look once where it listens."""
+        where = self.sock.getsockname()
+        self.local = not isinstance(where, tuple) or is_loopback(where[0])
 
     @property
     def text(self) -> str:

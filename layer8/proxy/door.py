@@ -20,7 +20,6 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
-from layer8.config.endpoint import is_loopback
 from layer8.config.endpoint import server as read_endpoint
 from layer8.config.proxy import ProxyConfig
 from layer8.core.address import HostPort
@@ -322,7 +321,7 @@ class Door:
             return True  # the visitors' TLS port is told apart by the name that agents ask for
         if self.config.data_tls != "auto":
             return self.config.data_tls == "always"
-        return scheme == "http" and not all(_local(taken) for taken, _ in self._data)
+        return scheme == "http" and not all(taken.local for taken, _ in self._data)
 
     def _shares_port(self) -> bool:
         """Say whether agents are told to dial back to the visitors' TLS port, under the server's own name."""
@@ -488,11 +487,6 @@ class _Fed(Factory):
 async def _all(waiting: list[Deferred[Any]]) -> None:
     for one in waiting:
         await one
-
-
-def _local(taken: Taken) -> bool:
-    where = taken.sock.getsockname() if taken.sock.fileno() >= 0 else ("", 0)
-    return not isinstance(where, tuple) or is_loopback(where[0])
 
 
 def _host(port: IListeningPort) -> str:
