@@ -347,8 +347,13 @@ class Server(Service):
         self._frame.control.accept_no_more()
         await self.door.close_agents()
         end = reactor.seconds() + GIVE_WAY
-        while reactor.seconds() < end and (self.traffic.reach.pending or self.traffic.waiting):
+        while reactor.seconds() < end and self._unsettled():
             await deferLater(reactor, GIVE_WAY / 200, lambda: None)
+
+    def _unsettled(self) -> bool:
+        """Say whether anybody's way could still change: without a name, called for, or not nodded for yet."""
+        traffic, given = self.traffic, self.ahead._given
+        return bool(traffic.waiting or given or any(visit.session is not None for visit in traffic.visits))
 
     def send_away(self) -> list[str]:
         """Let agents come again, where they then arrive; gives the hosts that had some."""

@@ -56,9 +56,8 @@ class WorkersCase(DaemonCase):
         return [fetched(server.http, host, source=source) for _ in range(times)]
 
     def both_had_visitors(self, server: Proxy) -> None:
-        served = {line["conn"] for line in server.access()}
-        odd = {int(conn[1:]) % 2 for conn in served}
-        self.assertEqual(odd, {0, 1}, "numbers of both workers")
+        """See numbers of both workers in the access log."""
+        until("both had", lambda: {int(line["conn"][1:]) % 2 for line in server.access()} == {0, 1}, 5)
 
 
 class WorkersTests(WorkersCase):
