@@ -373,9 +373,8 @@ def soak(folder: Path, seconds: float, paused: int, throttled: int, crowd: int, 
         counts: Counter[str] = Counter(visitors.counts)
         counts["agents replaced"] = int(agents.last_words() or 0)
         cpu = {child.name: child.cpu_s() for child in (server, agent)}
-        defects = [
-            child.name for child in (server, agent, agents) if "Traceback" in child.output.read_text(errors="replace")
-        ]
+        said = {child.name: child.output.read_text(errors="replace") for child in (server, agent)}
+        defects = [name for name, text in said.items() if "Traceback" in text]
     finally:
         visitors.stop()
         running.end()
