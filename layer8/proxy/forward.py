@@ -23,6 +23,7 @@ from enum import Enum
 from attrs import frozen
 
 from layer8.proxy.http1 import (
+    AGAIN,
     CHUNKED,
     END,
     ENDLESS,
@@ -31,13 +32,13 @@ from layer8.proxy.http1 import (
     Reader,
     Request,
     Response,
+    plain,
     read_request,
     read_response,
 )
 from layer8.proxy.sniff import TEXTS
 
 REALM = b'WWW-Authenticate: Basic realm="layer8", charset="UTF-8"\r\n'
-AGAIN = frozenset((b"GET", b"HEAD", b"OPTIONS"))  # may be said twice (RFC 9110, 9.2.1)
 
 _HOP = frozenset((b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade"))
 _VISITOR = _HOP | {b"proxy-authorization", b"http2-settings", b"forwarded", b"x-real-ip"}
@@ -92,10 +93,10 @@ def sent_on(request: Request, terms: Terms) -> bytes:
     dropped = request.options
     lines = [b"%b %b HTTP/1.%d" % (request.method, request.path, request.minor)]
     for name, spelled, value in request.fields:
-        plain = name.replace(b"_", b"-") if b"_" in name else name
-        if plain in _VISITOR or name in dropped or plain.startswith(b"x-forwarded-"):
+        same = plain(name)
+        if same in _VISITOR or name in dropped or same.startswith(b"x-forwarded-"):
             continue
-        if terms.locked and plain == b"authorization":
+        if terms.locked and same == b"authorization":
             continue  # it was for us
         lines.append(b"%b: %b" % (spelled, value))
     authority = request.authority

@@ -29,6 +29,8 @@ ENDLESS: Final = 1 << 62  # bytes: `free` of a body that only the end of its con
 CHUNKED: Final = -1  # a head's `body`: as many bytes as its chunks say
 UNTIL_END: Final = -2  # a head's `body`: all there are (responses only)
 
+AGAIN: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))  # may be said twice: they change nothing (RFC 9110, 9.2.1)
+
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]++"
 _VALUE = rb"[\t\x20-\x7e\x80-\xff]*+"
 _BLANK = re.compile(rb"\n\r?\n").search
@@ -48,10 +50,22 @@ _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}").fullmatch
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t\x20-\x7e\x80-\xff]*+)?\r\n").match
 _NONE: frozenset[bytes] = frozenset()
 _TELLING = frozenset((b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade"))
-_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"host", b"connection", b"upgrade", b"trailer"))
+_HEAD_ONLY = frozenset(  # what no trailer may be: it would be looked for in vain, or add to a head that was checked
+    (
+        *(b"content-length", b"transfer-encoding", b"host", b"connection", b"upgrade", b"trailer"),
+        *(b"authorization", b"proxy-authorization", b"cookie", b"forwarded", b"x-real-ip"),
+    )
+)
+# Programs that keep fields as variables make one sign of all that is no letter or digit (RFC 3875, 4.1.18, and others).
+_SAME = bytes(octet if chr(octet).isalnum() and octet < 128 else ord("-") for octet in range(256))
 
 Fields = tuple[tuple[bytes, bytes, bytes], ...]
 """Name in lower case, name as it came, value without white space around it."""
+
+
+def plain(name: bytes) -> bytes:
+    """Give the one name, in lower case, for all field names that a program may take for the same."""
+    return name.lower().translate(_SAME)
 
 
 class Malformed(RemoteProtocolError):
@@ -151,6 +165,19 @@ def read_request(raw: bytes) -> Request:
         if host is None and absolute is not None:
             host, authority = named, absolute[1]
     return Request(raw, method, target, int(minor), fields, body or 0, host, authority, options, upgrade)
+
+
+def repeatable(said: bytes) -> bool:
+    """Say whether a host may hear these first bytes of a connection twice: no request among them changes anything."""
+    reader = Reader(read_request)
+    reader.feed(said)
+    try:
+        while (what := reader.next()) is not None:
+            if isinstance(what, Request) and what.method not in AGAIN:
+                return False
+    except Malformed:
+        return False
+    return True
 
 
 def read_response(raw: bytes) -> Response:
@@ -377,7 +404,7 @@ class Reader(Generic[Head]):
             return self._wait(end, "not a trailer field")
         self._fields += 1
         self._trailer += end - at
-        if field[1].lower() in _FRAMING or self._fields > FIELDS:
+        if self._fields > FIELDS or plain(field[1]) in _HEAD_ONLY or plain(field[1]).startswith(b"x-forwarded-"):
             raise Malformed("a trailer that cannot be one")
         self._at = end
         return True

@@ -42,6 +42,9 @@ class HeadTests(SynchronousTestCase):
             b"Forwarded: for=1.2.3.4",
             b"X-Real-IP: 1.2.3.4",
             b"X_Real_IP: 1.2.3.4",
+            b"X.Forwarded.For: 1.2.3.4",
+            b"x-forwarded+proto: gopher",
+            b"X~Real^IP: 1.2.3.4",
         ):
             self.assertEqual(
                 self.sent(lie, terms=terms),

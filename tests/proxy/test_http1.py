@@ -21,6 +21,7 @@ from layer8.proxy.http1 import (
     Response,
     read_request,
     read_response,
+    repeatable,
 )
 from layer8.proxy.names import from_authority
 from layer8.proxy.sniff import Found
@@ -95,6 +96,32 @@ class RequestTests(SynchronousTestCase):
             self.assertEqual(
                 every_way(POST + CHUNKS + trailers), [("head", head + b"\r\n\r\n"), ("body", body)], trailers
             )
+
+    def test_trailers_that_would_add_to_a_head(self) -> None:
+        for bad in (
+            b"Host",
+            b"X-Forwarded-For",
+            b"x_forwarded.proto",
+            b"X-Real-IP",
+            b"Authorization",
+            b"Cookie",
+            b"Forwarded",
+        ):
+            self.assertEqual(self.refused(POST + CHUNKS + bad + b": x\r\n\r\n"), 400, bad)
+
+    def test_what_may_be_said_twice(self) -> None:
+        options = GET.replace(b"GET", b"OPTIONS")
+        for said, yes in (
+            (GET, True),
+            (options + GET.replace(b"GET", b"HEAD"), True),
+            (GET + POST[:-3], True),
+            (GET + POST + b"\r\n", False),
+            (GET + POST + b"Content-Length: 5\r\n\r\nhe", False),
+            (POST + b"Content-Length: 0\r\n\r\n" + GET, False),
+            (b"GET / HTTP/1.1\r\n\r\n", False),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", False),
+        ):
+            self.assertEqual(repeatable(said), yes, said)
 
     def test_pipeline(self) -> None:
         said = every_way(GET + POST + CHUNKS + b"\r\n" + GET)
