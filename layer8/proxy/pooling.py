@@ -12,7 +12,7 @@ agent's.
 A visitor on such a connection is joined before its agent has answered, so its session is kept until the agent nods.
 With a `proxy.reject`, if nothing but the first bytes has gone there, the link is parted and the next subscriber is
 asked: whoever serves gets every byte exactly once. An agent that dies, hangs or vanishes before its nod leaves that in
-doubt. Then only those are given to the next one whose first bytes may be said twice: a request by a safe method
+doubt. Then only those are given to the next one whose first bytes may be said twice: requests by safe methods alone
 (RFC 9110 section 9.2.1), or a ClientHello, which by itself does nothing (what a client says early it says knowing that
 it may arrive twice, RFC 8446 section 8). Others wait `CALL_LIFE` for the nod.
 """
@@ -30,6 +30,7 @@ from layer8.core.lanes import Lane
 from layer8.net.flow import Link, Secure
 from layer8.net.pump import Pump
 from layer8.proxy.choose import Seat, Seats
+from layer8.proxy.http1 import repeatable
 from layer8.proxy.limits import CALL_LIFE
 from layer8.proxy.nod import Awaiting
 from layer8.proxy.pool import Pool, Pools
@@ -40,8 +41,6 @@ from layer8.proxy.wire import LARGEST_ID, SECRET_SIZE
 
 TURN = 1.0
 """Seconds between two looks at what is too old and what is missing."""
-SAFE = (b"GET ", b"HEAD ", b"OPTIONS ")
-"""How requests begin that change nothing, and so may arrive twice."""
 HEADS = 1000
 """Beginnings of headers kept, by what they say."""
 _NUMBER = Struct(">Q")
@@ -367,7 +366,7 @@ class Pooling:
 
 
 def _repeatable(visit: Visit, first: bytes) -> bool:
-    return visit.carried == "https" or first.startswith(SAFE)
+    return visit.carried == "https" or repeatable(first)
 
 
 class Waiting:
