@@ -12,6 +12,7 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from layer8.core.guesses import Guesses
 from layer8.net.flow import Link
@@ -61,7 +62,11 @@ class Checks:
                     self._guesses.wrong(address, now)
                 done(None if yes else 401)
 
-            asked.addCallback(told)
+            def failed(failure: Failure) -> None:
+                self._log.failure("a check failed", failure, event="task.failed")
+                done(503)  # or the visitor would wait for as long as it may be idle
+
+            asked.addCallbacks(told, failed)
             asked.addErrback(lambda failure: self._log.failure("a check failed", failure, event="task.failed"))
 
     def _check(self, users: Collection[str], name: str, password: bytes) -> Deferred[bool]:

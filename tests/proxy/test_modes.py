@@ -10,7 +10,7 @@ from collections.abc import Callable
 from attrs import evolve
 
 from layer8.crypto.password import hashed
-from layer8.proxy import modes
+from layer8.proxy import forwarding, modes
 from layer8.proxy.service import Server
 from layer8.proxy.wire import Reason
 from tests.interop.backend import serve
@@ -414,6 +414,15 @@ class UserTests(ModeCase):
         server = self.start("proxy", self.users, a=self.host)
         self.assertEqual(statuses(await self.talk(server, self.get("secret") + get())), [b"200", b"401"])
         self.assertEqual(len(self.asked), 1)
+
+    async def test_a_check_that_fails_is_answered(self) -> None:
+        def fails(*_: object) -> bool:
+            raise MemoryError("scrypt")
+
+        self.patch(forwarding, "good", fails)
+        server = self.start("proxy", self.users, a=self.host)
+        self.assertEqual(statuses(await self.talk(server, self.get("secret"))), [b"503"])
+        self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 1)
 
     async def test_who_guesses_has_to_wait(self) -> None:
         server = self.start("proxy", self.users, a=self.host)

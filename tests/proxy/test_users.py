@@ -57,6 +57,20 @@ class CredentialsTests(SynchronousTestCase):
             assert found is not None
             self.assertEqual(good((ALICE, BOB), *found), wanted, value)
 
+    def test_one_name_costs_no_more_than_two_checks(self) -> None:
+        """An owner's sixty lines of one name would be sixty checks for each guess of a visitor."""
+        asked: list[str] = []
+
+        def counts(password: bytes, kept: str) -> bool:
+            asked.append(kept)
+            return False
+
+        self.patch(users, "fits", counts)
+        for lines, checks in (([ALICE, BOB], 1), ([ALICE] * 64, 2), ([], 1)):
+            self.assertFalse(good(lines, "alice", b"x"))
+            self.assertEqual(len(asked), checks)
+            asked.clear()
+
     def test_what_are_no_credentials(self) -> None:
         for value in (
             b"",
