@@ -133,6 +133,9 @@ def take_over(path: Path) -> Taken | None:
     except (FileNotFoundError, ConnectionRefusedError):
         sock.close()
         return None
+    except OSError as error:
+        sock.close()
+        raise Unavailable(f"cannot ask at {path}: {error.strerror or error}; choose another with --takeover") from None
     given = Sockets()
     try:
         if peer_uid(sock) not in (0, os.getuid()):
@@ -225,6 +228,7 @@ class Takeover(Service):
         await deferLater(self._reactor, LOOK, lambda: None)
 
     def _told(self, what: str, params: dict[str, Any], descriptors: list[int]) -> None:
+        _close(descriptors)
         if what == "takeover.carried":
             self._role.add_carried(params["hosts"])
 
@@ -253,7 +257,7 @@ class Takeover(Service):
             sock.close()
             return
         self._talk = Inside(
-            self._reactor, sock, serve=self._serve, told=lambda what, params, descriptors: None, lost=self._left
+            self._reactor, sock, serve=self._serve, told=lambda what, params, fds: _close(fds), lost=self._left
         )
 
     async def _serve(self, method: str, params: dict[str, Any]) -> Any:
@@ -296,12 +300,19 @@ class Takeover(Service):
             self._role.thaw()
 
 
+def _close(descriptors: Iterable[int]) -> None:
+    for number in descriptors:
+        os.close(number)
+
+
 def _listen(path: Path) -> socket.socket:
     """Open the socket in place of what was there before; raises `Unavailable`."""
     fresh = path.with_name(path.name + ".new")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.setblocking(False)
     try:
+        if path.exists() and not path.is_socket():
+            raise FileExistsError(0, "a file of another kind is there")
         fresh.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:
@@ -312,5 +323,7 @@ def _listen(path: Path) -> socket.socket:
         fresh.replace(path)
     except OSError as error:
         sock.close()
-        raise Unavailable(f"cannot listen on {path}: {error.strerror}; choose another with --takeover") from None
+        raise Unavailable(
+            f"cannot listen on {path}: {error.strerror or error}; choose another with --takeover"
+        ) from None
     return sock

@@ -1,0 +1,47 @@
+"""The takeover's socket: whose it is, and what is never put in its place."""
+
+import os
+import socket
+from pathlib import Path
+
+from twisted.internet.testing import MemoryReactor
+from twisted.trial.unittest import SynchronousTestCase
+
+from layer8.core.errors import Unavailable
+from layer8.proxy.takeover import Takeover, take_over
+
+
+class TakeoverSocketTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.folder = Path(self.mktemp())
+        self.folder.mkdir()
+        self.path = self.folder / "x.sock"
+
+    def listen(self) -> Takeover:
+        takeover = Takeover(MemoryReactor(), self.path, object(), lambda: None)
+        takeover.startService()
+        self.addCleanup(takeover.stopService)
+        return takeover
+
+    def test_it_is_its_users_alone(self) -> None:
+        self.listen()
+        self.assertEqual(self.path.stat().st_mode & 0o777, 0o600)
+
+    def test_a_stale_one_is_replaced(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stale:
+            stale.bind(os.fspath(self.path))
+        self.assertIsNone(take_over(self.path))
+        self.listen()
+
+    def test_another_kind_of_file_is_not(self) -> None:
+        self.path.write_text("a registration database, say")
+        takeover = Takeover(MemoryReactor(), self.path, object(), lambda: None)
+        self.assertRaises(Unavailable, takeover.startService)
+        self.assertEqual(self.path.read_text(), "a registration database, say")
+
+    def test_what_cannot_be_asked_is_said(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+            other.bind(os.fspath(self.path))
+            other.listen()
+            self.assertRaises(Unavailable, take_over, self.path)
+        self.assertRaises(Unavailable, take_over, self.folder / ("x" * 200))
