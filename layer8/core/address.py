@@ -20,7 +20,10 @@ SOURCE_6 = 56  # bits
 SOURCES_KEPT = 4096  # answers of `source_key`, so that visitors of one address share one text
 
 _NAT64 = 0x64FF9B << 64  # 64:ff9b::/96 (RFC 6052 section 2.1), without its last 32 bits
+_TRANSLATED = 0xFFFF0000 << 32  # ::ffff:0:0:0/96 (RFC 2765 section 2.1)
+_UNICAST = 0b001  # the first bits of 2000::/3, of which the internet is (RFC 4291 section 2.4, IANA's registry)
 _MAPPED = 0xFFFF << 32  # ::ffff:0:0/96 (RFC 4291 section 2.5.5.2)
+_INNER = frozenset((0, _MAPPED >> 32, _TRANSLATED >> 32, _NAT64))  # without the IPv4 address inside
 _ALL_4 = (1 << 32) - 1
 _ALL_6 = (1 << 128) - 1
 
@@ -75,12 +78,16 @@ def scope(address: str) -> Scope | None:
     number = _number(address)
     if number is None:
         return None
+    if number <= 1:
+        return Scope.MACHINE
     found: ipaddress.IPv4Address | ipaddress.IPv6Address
-    if number >> 32 in (0xFFFF, _NAT64):
+    if number >> 32 in _INNER:
         found = ipaddress.IPv4Address(number & _ALL_4)
     else:
         found = ipaddress.IPv6Address(number)
         found = found.sixtofour or found
+        if found.version == 6 and number >> 125 != _UNICAST:
+            return Scope.NETWORK
     if found.is_loopback or found.is_unspecified:
         return Scope.MACHINE
     return Scope.INTERNET if found.is_global and not found.is_multicast else Scope.NETWORK

@@ -18,6 +18,7 @@ from tests.proxy.desk import row
 from tests.proxy.pair import Echo, PairCase, get, visit
 
 MACHINE = ("127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::1")
+MACHINE += ("::127.0.0.1", "::ffff:0:127.0.0.1")  # forms that are old, and that some stack may still know
 NETWORK = (
     "10.0.0.1",
     "172.16.0.1",
@@ -35,6 +36,10 @@ NETWORK = (
     "192.0.2.1",
     "2001:db8::1",
     "255.255.255.255",
+    "64:ff9b:1::7f00:1",  # a network's own NAT64 (RFC 8215)
+    "fec0::1",
+    "::10.0.0.1",
+    "4000::1",
 )
 INTERNET = ("8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1")
 
