@@ -38,10 +38,10 @@ def everything(sock: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def some(sock: socket.socket, end: bytes) -> bytes:
+def some(sock: socket.socket, end: bytes, step: int = 65536) -> bytes:
     data = b""
     while not data.endswith(end):
-        got = sock.recv(65536)
+        got = sock.recv(step)
         if not got:
             raise AssertionError(f"{data!r} and not {end!r}")
         data += got
@@ -265,6 +265,45 @@ class GuardTests(ModeCase):
         self.assertEqual(got.decode(), sent)
         if server.pump.splices:
             self.assertGreater(server.pump.spliced, 0.95 * size)
+
+    async def test_downloads_stay_in_the_kernel(self) -> None:
+        """Answers are counted, and hardly a byte of their bodies is seen for that."""
+        size, chunk = 256 * MIB, b"100000\r\n" + bytes(MIB) + b"\r\n"
+
+        def sends(sock: socket.socket) -> None:
+            for _ in range(2):
+                sock.recv(65536)
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+                for _ in range(size // MIB):
+                    sock.sendall(bytes(MIB))
+            sock.recv(65536)
+            sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for _ in range(size // MIB):
+                sock.sendall(chunk)
+            sock.sendall(b"0\r\n\r\n")
+            sock.recv(1)
+
+        server = self.start("guard", a=sends)
+
+        def run() -> list[int]:
+            sock, got = self.dial(server), []
+            for much in (size, size, len(chunk) * (size // MIB)):
+                sock.sendall(get())
+                some(sock, b"\r\n\r\n", 1)
+                count = 0
+                while count < much and (part := sock.recv(1 << 18)):
+                    count += len(part)
+                got.append(count)
+            sock.recv(100)
+            sock.sendall(get("b.test"))
+            return [*got, len(everything(sock))]
+
+        got = await self.thread(run)
+        self.assertEqual(got[:2], [size, size])
+        self.assertGreater(got[3], 0)
+        if server.pump.splices:
+            self.assertGreater(server.pump.spliced, 0.9 * 3 * size)
+        await self.ended(server, Reason.MISDIRECTED)
 
 
 class ProxyTests(ModeCase):
