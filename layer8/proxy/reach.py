@@ -89,6 +89,7 @@ class Reach:
         self.pump = pump
         self.seats = seats
         self.pending: dict[bytes, Visit] = {}
+        self._called: dict[int, Visit] = {}  # the same by their numbers: an agent may say no as often as it likes
         self.caller: Caller | None = None
         self.orphans: Orphans | None = None
         """Keeps visitors whose agent was with a node that has died: it may come back to another one."""
@@ -147,7 +148,7 @@ class Reach:
                 self.lane.add(visit, self.pump.now)
             return
         visit.secret = secret = os.urandom(SECRET_SIZE)
-        self.pending[secret] = visit
+        self.pending[secret] = self._called[visit.conn] = visit
         if self.caller is None or not self.caller.call(visit, seat, secret):
             session.rejected(seat, self.pump.now)
             return
@@ -157,6 +158,7 @@ class Reach:
         """Make what an agent was told void."""
         if visit.secret is not None:
             self.pending.pop(visit.secret, None)
+            self._called.pop(visit.conn, None)
             visit.secret = None
         seat, visit.seat = visit.seat, None
         if seat is not None:
@@ -169,6 +171,8 @@ class Reach:
     def answered(self, secret: bytes, fd: int, rest: bytes, secure: Secure | None) -> bool:
         """Take a data connection that showed `secret`; False, and `fd` stays the caller's, if nobody waits for it."""
         visit = self.pending.pop(secret, None)
+        if visit is not None:
+            self._called.pop(visit.conn, None)
         if visit is None or visit.session is None:
             return self.ahead is not None and self.ahead.arrived(secret, fd, rest, secure)
         visit.secret = None  # good for one connection
@@ -177,10 +181,10 @@ class Reach:
 
     def rejected(self, seat: Seat, conn: int) -> None:
         """Take an agent's no for one visitor; one that it was not called for is ignored and counted."""
-        for visit in self.pending.values() if seat.calling else ():
-            if visit.conn == conn and visit.seat is seat and visit.session is not None:
-                self._next(visit, visit.session, seat)
-                return
+        visit = self._called.get(conn)
+        if visit is not None and visit.seat is seat and visit.session is not None:
+            self._next(visit, visit.session, seat)
+            return
         if self.ahead is None or not self.ahead.rejected(seat, conn):
             self._totals.rejects_ignored += 1
 
