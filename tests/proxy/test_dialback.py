@@ -17,8 +17,18 @@ from tests.net.test_dial import DialCase
 from tests.proxy.desk import row
 from tests.proxy.pair import Echo, PairCase, get, visit
 
-MACHINE = ("127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::1")
-MACHINE += ("::127.0.0.1", "::ffff:0:127.0.0.1")  # forms that are old, and that some stack may still know
+MACHINE = (
+    "127.0.0.1",
+    "127.9.9.9",
+    "::1",
+    "0.0.0.0",
+    "::",
+    "::ffff:127.0.0.1",
+    "64:ff9b::7f00:1",
+    "2002:7f00:1::1",
+    "::127.0.0.1",  # this and the next are old forms that some stack may still know
+    "::ffff:0:127.0.0.1",
+)
 NETWORK = (
     "10.0.0.1",
     "172.16.0.1",
