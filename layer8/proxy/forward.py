@@ -339,7 +339,9 @@ class Forward:
 
     def _fail(self) -> None:
         """Give up on the host: with an answer of our own if the visitor has had none of its."""
-        if self._told or self._request is None:
+        if self._request is None and self.exchanges:
+            self.leave = Leave.CLOSE  # what nobody asked for came behind a whole answer, and goes nowhere
+        elif self._told or self._request is None:
             self.leave = Leave.BREAK
         else:
             self._answer(502, self._request)

@@ -248,7 +248,10 @@ class ForwardTests(SynchronousTestCase):
         forward = Forward(TERMS)
         forward.said(GET)
         self.assertEqual(forward.heard(OK + OK), OK)
-        self.assertEqual(forward.leave, Leave.BREAK)
+        self.assertEqual(forward.leave, Leave.CLOSE)
+        forward = Forward(TERMS)
+        forward.said(POST[:-1])
+        self.assertEqual((forward.heard(OK + OK), forward.leave), (OK, Leave.BREAK))
 
     def test_interim_responses(self) -> None:
         interim = b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -326,6 +326,19 @@ class ProxyTests(ModeCase):
         self.assertEqual(re.findall(rb"\r\n\r\n([ab])\n", said), [name.encode() for name, _ in [*asked, ("a", "")]])
         await self.ended(server, Reason.DONE)
 
+    async def test_a_whole_answer_arrives_whatever_comes_behind_it(self) -> None:
+        """A host that says more than it was asked for, or a body to HEAD, spoils its own next words only."""
+
+        def talks(sock: socket.socket) -> None:
+            sock.recv(65536)
+            sock.sendall(OK + LIE)
+            time.sleep(1)
+
+        server = self.start("proxy", a=talks)
+        self.assertTrue((await self.talk(server, get())).endswith(b"\r\n\r\nhi"))
+        self.assertTrue((await self.talk(server, get(method="HEAD"))).endswith(b"\r\n\r\n"))
+        await self.ended(server, Reason.DONE)
+
     async def test_an_unknown_host_later(self) -> None:
         server = self.start("proxy", a=echo(b"a"))
         server.traffic._answers = True
