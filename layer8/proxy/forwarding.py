@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any, Final
 
+from attrs import evolve
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
@@ -97,8 +98,18 @@ class Forwarding:
         self._leaving = False
         self._asked: Link | None = None  # where the answer to a check belongs: it may have been parted meanwhile
 
+    def _look(self) -> None:
+        """Go by who may come in now: a visitor may keep its connection for longer than its password is good."""
+        host = self.forward.terms.host
+        row, old = self._keeper.registry.lookup(host), self.visit.row
+        if row is None or row is old or old is None or row.host != old.host or row.policy.users == self.users:
+            return
+        self.users = row.policy.users
+        self.forward.terms = evolve(self.forward.terms, locked=bool(self.users))
+
     def said(self, data: bytes) -> bytes:
         """Take what the visitor says; gives what goes to the host."""
+        self._look()
         return self._known(self.forward.said(data))
 
     def _known(self, passed: bytes) -> bytes:
@@ -125,6 +136,7 @@ class Forwarding:
         elif forward.held:
             pump.pause(link.up)
         elif forward.waiting:
+            self._look()
             pump.go_on(link.up, self._known(forward.take()))
             self._hold()
 

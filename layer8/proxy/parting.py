@@ -9,6 +9,7 @@ from layer8.net.leg import Leg
 from layer8.net.pump import Pump
 from layer8.proxy.pp import Header
 from layer8.proxy.registration import Registration
+from layer8.proxy.registry import Registry
 from layer8.proxy.visit import Visit
 from layer8.proxy.wire import Reason
 
@@ -19,6 +20,7 @@ class Keeper(Protocol):
     pump: Pump
     reactor: Any
     draining: bool
+    registry: Registry
 
     def enter(
         self,

@@ -467,6 +467,26 @@ class UserTests(ModeCase):
         self.assertEqual(statuses(await self.talk(server, self.get("secret") + get())), [b"200", b"401"])
         self.assertEqual(len(self.asked), 1)
 
+    async def test_who_may_come_in_no_more(self) -> None:
+        """On a connection that has been let in, too; and a host that is locked meanwhile is locked for everybody."""
+        server = self.start("proxy", self.users, a=self.host, b=echo(b"b"))
+        sock, other = self.dial(server), self.dial(server)
+
+        def ask(which: socket.socket, data: bytes) -> bytes:
+            which.sendall(data)
+            return which.recv(65536)[9:12]
+
+        registry = server.traffic.registry
+        self.assertEqual(await self.thread(ask, sock, self.get("secret")), b"200")
+        self.assertEqual(await self.thread(ask, other, get("b.test")), b"200")
+        rows = {host: registry.lookup(host) for host in ("a.test", "b.test")}
+        for row in rows.values():
+            assert row is not None
+            registry.put(evolve(row, policy=evolve(row.policy, users=(f"bob:{hashed('other')}",))))
+        self.assertEqual(await self.thread(ask, sock, self.get("secret")), b"401")
+        self.assertEqual(await self.thread(ask, other, get("b.test")), b"401")
+        self.assertEqual(len(self.asked), 1)
+
     async def test_a_check_that_fails_is_answered(self) -> None:
         def fails(*_: object) -> bool:
             raise MemoryError("scrypt")
