@@ -35,13 +35,17 @@ Stop = Callable[[], None]
 
 @frozen
 class Presence:
-    """A subscription for `host`, held by a node; `node` is its 32-byte id."""
+    """A subscription for `host`, held by a node; `node` is its 32-byte id.
+
+    `pool` is how many connections its agent would dial ahead to each node that has visitors for it.
+    """
 
     host: str
     node: bytes
     subscription: int
     weight: int = 1
     priority: int = 0
+    pool: int = 0
 
 
 @frozen

@@ -57,7 +57,8 @@ class Talk(Protocol):
 
 
 def _presence(value: Mapping[str, Any]) -> Presence:
-    return Presence(value["host"], bytes.fromhex(value["node"]), value["sub"], value["weight"], value["priority"])
+    node = bytes.fromhex(value["node"])
+    return Presence(value["host"], node, value["sub"], value["weight"], value["priority"], value["pool"])
 
 
 def _lease(value: Mapping[str, Any]) -> Lease:
@@ -71,6 +72,7 @@ def _plain(presence: Presence, generation: int = 0) -> dict[str, Any]:
         "sub": presence.subscription,
         "weight": presence.weight,
         "priority": presence.priority,
+        "pool": presence.pool,
         "generation": generation,
     }
 

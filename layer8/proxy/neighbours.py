@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from attrs import evolve
 from twisted.application.service import Service
@@ -17,11 +17,21 @@ from layer8.proxy.bus import Bus, Stop
 from layer8.proxy.choose import Seat, Seats
 from layer8.proxy.door import Door
 from layer8.proxy.reach import Reach
-from layer8.proxy.remote import Remote, Sealer
+from layer8.proxy.remote import Remote, Sealer, ahead_numbers
 from layer8.proxy.wire import Code, DataAddress
 
 TURN: Final = 0.5
 """Seconds between two looks at what is over."""
+
+
+class Ahead(Protocol):
+    """Has connections that agents of other nodes dial ahead to us."""
+
+    numbers: int
+    """What is added to our visitors' numbers, where the agent of another node may say them."""
+
+    def refused(self, seat: Seat) -> None:
+        """Take that an agent was not told to dial."""
 
 
 class Neighbours(Service):
@@ -30,7 +40,16 @@ class Neighbours(Service):
     _log = Logger(namespace="layer8.proxy.neighbours")
 
     def __init__(
-        self, reactor: Any, node: bytes, bus: Bus, sealer: Sealer, seats: Seats, reach: Reach, door: Door, host: str
+        self,
+        reactor: Any,
+        node: bytes,
+        bus: Bus,
+        sealer: Sealer,
+        seats: Seats,
+        reach: Reach,
+        ahead: Ahead,
+        door: Door,
+        host: str,
     ) -> None:
         """Let the visitors of this server have the agents of all nodes, and the other way round.
 
@@ -43,8 +62,18 @@ class Neighbours(Service):
         self._tasks = TaskSet(self._log)
         self._unlisten: Stop | None = None
         self.remote = Remote(
-            node, bus.lookup, sealer, self._post, seats, self._where, reach.rejected, reach.seat_gone, door.announce
+            node,
+            bus.lookup,
+            sealer,
+            self._post,
+            seats,
+            self._where,
+            reach.rejected,
+            ahead.refused,
+            reach.seat_gone,
+            door.announce,
         )
+        ahead.numbers = ahead_numbers(node)
         seats.elsewhere = self.remote.of
         door.elsewhere = lambda: self.remote.addresses
         self._loop = LoopingCall(lambda: self.remote.tick(reactor.seconds()))

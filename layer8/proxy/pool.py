@@ -15,6 +15,9 @@ while a replacement is on its way. Visitors that find a pool empty may wait for 
 issued for each: tokens go out many at a time, so that is less work than to call the agent for each, and takes no
 longer. Tokens and idle connections together never exceed the size and those who wait, nor `most` in all.
 
+Where asking is dear, because another node has to pass it on, a pool is `patient`: it asks once, and again when the
+first of what it asked for is there. What is needed meanwhile goes out together then, and the size is twice as large.
+
 The newest idle connection is taken first: it is the least likely to have died unseen behind a NAT, and those that a
 quiet pool does not need are left to expire by themselves. The server ends idle connections, never the agent, so none
 is closed at the moment when it is taken. What comes to nothing (a token that nobody shows, a connection that ends
@@ -38,6 +41,7 @@ SMOOTH: Final = 8  # refill latencies that count in their mean
 BATCH: Final = 4  # a refill is asked for once this part of the size is missing, so that several share a notification
 QUEUE: Final = 4  # visitors that may wait, as a multiple of the most that a pool holds: the agent is called for others
 YOUNGEST: Final = 0.75  # an idle connection lives from this part of its time to all of it: not all end together
+PATIENCE: Final = 0.1  # seconds after which a patient pool asks again even so
 REST: Final = 1.0  # seconds without a token after the first one that came to nothing
 REST_MOST: Final = 60.0  # and after the last of many
 
@@ -53,11 +57,13 @@ class Pool(Generic[T]):
 
     wish: int
     most: int
+    patient: bool = False
     tokens: dict[bytes, float] = field(factory=dict, init=False, repr=False)
     idle: deque[tuple[float, T]] = field(factory=deque, init=False, repr=False)
     waiting: int = field(default=0, init=False)
     closed: bool = field(default=False, init=False)
     latency: float | None = field(default=None, init=False)
+    asking: float = field(default=0.0, init=False)
     resting: float = field(default=0.0, init=False)
     _rate: float = field(default=0.0, init=False)
     _counted: float = field(default=0.0, init=False)
@@ -85,7 +91,7 @@ class Pool(Generic[T]):
         """Say how many tokens and connections there should be."""
         wanted = self.wish
         if self.latency is not None:
-            wanted = max(wanted, ceil(self.rate(now) * self.latency * MARGIN))
+            wanted = max(wanted, ceil(self.rate(now) * self.latency * (2 * MARGIN if self.patient else MARGIN)))
         return min(wanted, self.most)
 
     def failed(self, now: float) -> None:
@@ -101,6 +107,7 @@ class Pool(Generic[T]):
 
     def took(self, seconds: float) -> None:
         """Learn from one refill how long they take."""
+        self.asking = 0.0
         known = self.latency
         self.latency = seconds if known is None else known + (seconds - known) / SMOOTH
 
@@ -134,15 +141,15 @@ class Pools(Generic[T]):
         for pool in self._pools:
             pool.most = each
 
-    def open(self, wish: int) -> Pool[T]:
+    def open(self, wish: int, patient: bool = False) -> Pool[T]:
         """Begin a pool; it is empty until tokens are issued."""
-        pool: Pool[T] = Pool(wish, self.each)
+        pool: Pool[T] = Pool(wish, self.each, patient)
         self._pools[pool] = None
         return pool
 
     def short(self, pool: Pool[T], now: float) -> int:
         """Say how many tokens should be issued now; 0 also when so few are missing that it is better to wait."""
-        if pool.closed or now < pool.resting:
+        if pool.closed or now < pool.resting or now < pool.asking:
             return 0
         size = pool.size(now)
         missing = min(size + pool.waiting - pool.held, self.most - self.held)
@@ -154,6 +161,8 @@ class Pools(Generic[T]):
 
     def issue(self, pool: Pool[T], secrets: Iterable[bytes], now: float) -> None:
         """Let connections come with these tokens, no more of them than `short` said."""
+        if pool.patient:
+            pool.asking = now + PATIENCE
         for secret in secrets:
             pool.tokens[secret] = now
             self._by_token[secret] = pool

@@ -9,6 +9,9 @@
 A visitor that finds none waits for the next one, like one whose agent was called: after `call_step` it is the next
 agent's.
 
+An agent that another node holds dials ahead to this one too, from the first visitor until none has come for `QUIET`
+seconds: its node passes the tokens on.
+
 A visitor on such a connection is joined before its agent has answered, so its session is kept until the agent nods.
 With a `proxy.reject`, if nothing but the first bytes has gone there, the link is parted and the next subscriber is
 asked: whoever serves gets every byte exactly once. An agent that dies, hangs or vanishes before its nod leaves that in
@@ -21,6 +24,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Iterable
+from functools import partial
 from struct import Struct
 from typing import Any, Protocol
 
@@ -33,14 +38,20 @@ from layer8.proxy.choose import Seat, Seats
 from layer8.proxy.http1 import repeatable
 from layer8.proxy.limits import CALL_LIFE
 from layer8.proxy.nod import Awaiting
+from layer8.proxy.orphans import Orphans
 from layer8.proxy.pool import Pool, Pools
 from layer8.proxy.pp import Claim, claim
+from layer8.proxy.remote import OWN_BITS
 from layer8.proxy.visit import Visit
 from layer8.proxy.visitor import State, Visitor
 from layer8.proxy.wire import LARGEST_ID, SECRET_SIZE
 
 TURN = 1.0
 """Seconds between two looks at what is too old and what is missing."""
+QUIET = 60.0
+"""Seconds without a visitor after which agents of other nodes dial ahead no more."""
+TOKENS = 256
+"""Tokens told at once: what nodes tell each other has to fit in a message."""
 HEADS = 1000
 """Beginnings of headers kept, by what they say."""
 _NUMBER = Struct(">Q")
@@ -82,6 +93,9 @@ class Asker(Protocol):
 class Keeper(Protocol):
     """Who keeps the visitors."""
 
+    orphans: Orphans | None
+    """Keeps those whose agent is expected back."""
+
     def join(self, visit: Visit, first: bytes, fd: int, rest: bytes, secure: Secure | None, head: bytes = b"") -> None:
         """Join a visitor with `fd`, which gets `head` and `first`; if it raises, both connections are closed."""
 
@@ -102,6 +116,8 @@ class Given:
     seat: Seat
     link: Link
     said: int
+    number: int
+    """How the agent knows the visitor."""
 
     def heard(self) -> None:
         """Take the nod: the agent's it is."""
@@ -153,7 +169,10 @@ class Pooling:
         self._asker = asker
         self._by_seat: dict[Seat, dict[bool, Pool[Waiting]]] = {}
         self._whose: dict[Pool[Waiting], tuple[Seat, bool]] = {}
+        self.numbers = 0
+        """Added to the lower bits of our visitors' numbers, where the agent of another node is to know them."""
         self._given: dict[int, Given] = {}
+        self._numbered: dict[int, Given] = {}
         self._steps: Lane[int] = Lane(limits.call_step)
         self._ends: Lane[int] = Lane(CALL_LIFE)
         self._heads: dict[tuple[str, int, str], tuple[bytes, bytes]] = {}
@@ -178,7 +197,7 @@ class Pooling:
             self._open(seat, self._asker.first_kind())
 
     def _open(self, seat: Seat, secure: bool) -> Pool[Waiting]:
-        pool = self._by_seat.setdefault(seat, {})[secure] = self.pools.open(seat.pool)
+        pool = self._by_seat.setdefault(seat, {})[secure] = self.pools.open(seat.pool, patient=seat.remote)
         self._whose[pool] = seat, secure
         self._refill_soon(pool)
         return pool
@@ -189,10 +208,28 @@ class Pooling:
             self._short.pop(pool, None)
             for waiting in self.pools.close(pool):
                 waiting.close()
-            for queued in self._queues.pop(pool, ()):
-                if queued.stands():
-                    queued.session.rejected(seat, self.pump.now)
-                    self.keeper.perform(queued.visit, queued.session)
+            self._disappoint(self._queues.pop(pool, ()))
+
+    def _disappoint(self, queue: Iterable[Queued]) -> None:
+        """Give visitors who wait to the next agent, or let them wait for theirs if it is on its way to us."""
+        orphans = self.keeper.orphans
+        for queued in queue:
+            if queued.stands():
+                go = partial(self._go_on, queued)
+                if orphans is None or not orphans.keeps(queued.seat.host, go):
+                    go()
+
+    def _go_on(self, queued: Queued) -> None:
+        if queued.stands():
+            queued.session.rejected(queued.seat, self.pump.now)
+            self.keeper.perform(queued.visit, queued.session)
+
+    def refused(self, seat: Seat) -> None:
+        """Take that the agent of another node was not told our tokens: who waits for it goes on, to be called."""
+        for pool in list(self._by_seat.get(seat, {}).values()):
+            self.pools.withdraw(pool, list(pool.tokens), self.pump.now)
+            pool.waiting = 0
+            self._disappoint(self._queues.pop(pool, ()))
 
     def rest(self) -> None:
         """Close all pools: no visitors will come."""
@@ -208,7 +245,9 @@ class Pooling:
 
     def _again(self) -> None:
         """Begin anew if other kinds of connections are wanted now."""
-        if not self.resting and any(self._asker.first_kind() not in kinds for kinds in self._by_seat.values()):
+        kind = self._asker.first_kind()
+        ours = [kinds for seat, kinds in self._by_seat.items() if not seat.remote]
+        if not self.resting and any(kind not in kinds for kinds in ours):
             self.rest()
             self.go_on()
 
@@ -216,6 +255,7 @@ class Pooling:
         """Close everything and do nothing any more."""
         self.rest()
         self._given.clear()
+        self._numbered.clear()
         if self._soon is not None and self._soon.active():
             self._soon.cancel()
 
@@ -230,6 +270,7 @@ class Pooling:
         queued = self._next(pool) if pool.waiting else None
         if queued is not None:
             if self.pools.spend(pool, secret, now):
+                self._go_on_asking(pool, now)
                 self._join(queued.visit, queued.session, queued.seat, secure, fd)
                 return True
             pool.waiting += 1
@@ -240,7 +281,12 @@ class Pooling:
         if self.pools.arrived(secret, waiting, now, secret[0] / 255) is None:
             return False
         self.pump.watch(fd, waiting)
+        self._go_on_asking(pool, now)
         return True
+
+    def _go_on_asking(self, pool: Pool[Waiting], now: float) -> None:
+        if pool.patient and self.pools.short(pool, now):
+            self._refill_soon(pool)
 
     def _next(self, pool: Pool[Waiting]) -> Queued | None:
         """Give the visitor that has waited longest, if one is still there."""
@@ -266,7 +312,9 @@ class Pooling:
         """Join a visitor with a connection of `seat` that waits, or let it wait for one; False if neither can be."""
         kinds = self._by_seat.get(seat)
         if kinds is None:
-            return False
+            if not seat.remote or not seat.pool or self.resting:
+                return False
+            kinds = {}
         secure = self._asker.secures(visit)
         pool = kinds.get(secure) or self._open(seat, secure)
         now = self.pump.now
@@ -285,21 +333,23 @@ class Pooling:
 
     def _join(self, visit: Visit, session: Visitor, seat: Seat, secure: Secure | None, fd: int) -> None:
         visit.pooled = True
-        self.keeper.join(visit, session.data, fd, b"", secure, self._head(visit))
+        number = self.numbers + visit.conn % 2**OWN_BITS if seat.remote else visit.conn
+        self.keeper.join(visit, session.data, fd, b"", secure, self._head(visit, number))
         link = visit.link
         if link is not None:
             up = link.up
             said = up.count + len(up.pending or b"")
-            given = self._given[visit.conn] = Given(self, visit, session, seat, link, said)
+            given = self._given[visit.conn] = Given(self, visit, session, seat, link, said, number)
+            self._numbered[number] = given
             self._steps.add(visit.conn, self.pump.now)
             Awaiting(link.down, given.heard, given.lost)
 
-    def _head(self, visit: Visit) -> bytes:
+    def _head(self, visit: Visit, number: int) -> bytes:
         """Give the header that claims a connection for a visitor."""
         host, scheme = visit.host or "", visit.carried
         remote = visit.remote
         if remote is not None:
-            return claim(Claim(visit.port, visit.conn, host, "http" if scheme == "http" else "https", remote))
+            return claim(Claim(visit.port, number, host, "http" if scheme == "http" else "https", remote))
         key = host, visit.port, scheme
         parts = self._heads.get(key)
         if parts is None:
@@ -308,14 +358,14 @@ class Pooling:
             whole = claim(Claim(visit.port, LARGEST_ID, host, "http" if scheme == "http" else "https"))
             before, _, after = whole.partition(_NUMBER.pack(LARGEST_ID))
             parts = self._heads[key] = before, after
-        return parts[0] + _NUMBER.pack(visit.conn) + parts[1]
+        return parts[0] + _NUMBER.pack(number) + parts[1]
 
     def rejected(self, seat: Seat, conn: int) -> bool:
         """Take an agent's no to a visitor that it was given; False if it was not given to it."""
-        given = self._given.get(conn)
+        given = self._numbered.get(conn)
         if given is None or given.seat is not seat:
             return False
-        del self._given[conn]
+        self.over(given.visit)
         if given.untouched():
             self.keeper.part(given.visit, given.session)
         else:
@@ -324,7 +374,9 @@ class Pooling:
 
     def over(self, visit: Visit) -> None:
         """Forget a visitor whose connection has ended."""
-        self._given.pop(visit.conn, None)
+        given = self._given.pop(visit.conn, None)
+        if given is not None:
+            self._numbered.pop(given.number, None)
 
     # Refilling, and time.
 
@@ -338,14 +390,20 @@ class Pooling:
         short, self._short = self._short, {}
         now = self.pump.now
         for pool in short:
-            missing = self.pools.short(pool, now)
-            if not missing:
+            wanted = self.pools.short(pool, now)
+            if not wanted:
                 continue
+            missing = min(wanted, TOKENS)
             random = os.urandom(missing * SECRET_SIZE)
             secrets = [random[at : at + SECRET_SIZE] for at in range(0, len(random), SECRET_SIZE)]
             self.pools.issue(pool, secrets, now)
-            if not self._asker.ask_ahead(*self._whose[pool], secrets):
+            seat, secure = self._whose[pool]
+            if not self._asker.ask_ahead(seat, secure, secrets):
                 self.pools.withdraw(pool, secrets, now)
+                if seat.remote:
+                    self.refused(seat)
+            elif missing < wanted:
+                self._refill_soon(pool)
 
     def tick(self, now: float) -> None:
         """Renew what has waited long enough, and look at those who have had no nod; monotonic seconds."""
@@ -354,13 +412,17 @@ class Pooling:
                 self._ends.add(conn, now)
                 given.lost()
         for conn in self._ends.expired(now):
-            if (given := self._given.pop(conn, None)) is not None:
+            if (given := self._given.get(conn)) is not None:
+                self.over(given.visit)
                 given.link.close("reset")
         if now - self._turned < TURN:
             return
         self._turned = now
         for waiting in self.pools.expired(now):
             waiting.close()
+        for seat, kinds in list(self._by_seat.items()):
+            if seat.remote and all(not pool.waiting and pool.quiet(now) >= QUIET for pool in kinds.values()):
+                self._close(seat)
         for pool in self.pools.lacking(now):
             self._refill_soon(pool)
 

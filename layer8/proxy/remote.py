@@ -11,6 +11,17 @@ Agents know connections by number and numbers of several nodes collide, so the h
 number that visitors here can have, and remembers for CALL_LIFE whose it was. Agents dial announced addresses only:
 each message says where its sender is dialled, and the holder announces what is new before it passes the message on.
 
+Tokens for connections dialled ahead go the same way, so these wait at the node where the visitors arrive. Who claims
+one is not said to the holder but on the connection itself, under a number that leads back to the node all the same:
+
+::
+
+    2^52 .. 2^52 + 2^51    given by the holder to a visitor of another node
+    2^52 + 2^51 + mark x 2^32 + (number of the visitor at its node modulo 2^32)
+
+A node's mark is the beginning of a hash of its id. A second node with the mark of another one gets no tokens passed on,
+and calls.
+
 Nodes trust each other; what keeps strangers out of their talk is the `Sealer`. Source: proxy.md section 13.
 """
 
@@ -18,6 +29,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
+from hashlib import sha256
 from typing import Any, Final, Protocol
 
 from attrs import define, field, frozen
@@ -28,17 +40,33 @@ from layer8.core.lanes import Lane
 from layer8.proxy.bus import Presence
 from layer8.proxy.choose import Seat, Seats
 from layer8.proxy.limits import CALL_LIFE
-from layer8.proxy.wire import LARGEST_ID, Code, DataAddress, Number
+from layer8.proxy.wire import Code, DataAddress, Number
 
 FIRST_NUMBER: Final = 2**52
 """The lowest number that we give to a visitor of another node; visitors here are counted from 1."""
+AHEAD_NUMBER: Final = FIRST_NUMBER + 2**51
+"""The lowest number under which nodes claim connections of agents of other nodes."""
+OWN_BITS: Final = 32
+"""Bits of such a number that are the node's own; above them is its mark."""
+MARK_BITS: Final = 19
 CALLS: Final = 20_000
 """Visitors of other nodes that agents of ours are called for at the same time."""
 NODES: Final = 256
 """Nodes whose data addresses are announced to our agents; the one that was silent longest is forgotten."""
 CONNECTION: Final = "proxy.connection"
-TOLD: Final = frozenset({CONNECTION, "proxy.pool"})
+POOL: Final = "proxy.pool"
+TOLD: Final = frozenset({CONNECTION, POOL})
 """What may be passed on to an agent."""
+
+
+def mark(node: bytes) -> int:
+    """Give the part of a number that says whose visitor it is."""
+    return int.from_bytes(sha256(node).digest()[:4], "big") >> (32 - MARK_BITS)
+
+
+def ahead_numbers(node: bytes) -> int:
+    """Give the number under which a node claims its visitor 0 from agents of other nodes; its own bits are added."""
+    return AHEAD_NUMBER + (mark(node) << OWN_BITS)
 
 
 class Sealer(Protocol):
@@ -80,7 +108,10 @@ class Tell:
 
 @frozen
 class Rejected:
-    """The agent, or the node that holds its subscription, will not carry the sender's visitor `conn`."""
+    """The agent, or the node that holds its subscription, will not carry the receiver's visitor `conn`.
+
+    0 is no visitor: the agent will not dial with the tokens that it was to be told.
+    """
 
     subscription: Number
     conn: Number
@@ -138,6 +169,8 @@ class Remote:
     """Gives where agents dial us back."""
     rejected: Callable[[Seat, int], None]
     """Takes that an agent will not carry a visitor of ours."""
+    refused: Callable[[Seat], None]
+    """Takes that an agent was not told our tokens."""
     seat_gone: Callable[[Seat], None]
     """Takes that a subscription of another node is over."""
     announce: Callable[[], None]
@@ -148,6 +181,7 @@ class Remote:
     _called: dict[int, _Called] = field(factory=dict, init=False)
     _lane: Lane[int] = field(factory=lambda: Lane(CALL_LIFE), init=False)
     _nodes: dict[bytes, tuple[DataAddress, ...]] = field(factory=dict, init=False)
+    _marks: dict[int, bytes] = field(factory=dict, init=False)
     _last: int = field(default=FIRST_NUMBER, init=False)
     _now: float = field(default=0.0, init=False)
 
@@ -175,7 +209,7 @@ class Remote:
                 since=self._now,
                 remote=True,
             )
-        seat.weight, seat.priority = presence.weight, presence.priority
+        seat.weight, seat.priority, seat.pool = presence.weight, presence.priority, presence.pool
         return seat
 
     def tell(self, node: bytes, subscription: int, method: str, params: Mapping[str, Any]) -> bool:
@@ -186,8 +220,8 @@ class Remote:
 
         def failed() -> None:
             seat = self._away.get((node, subscription))
-            if conn is not None and seat is not None:
-                self.rejected(seat, conn)
+            if seat is not None:
+                self._no(seat, conn or 0)
 
         return self._send(node, message, failed)
 
@@ -217,7 +251,13 @@ class Remote:
             if seat is None:
                 self.nonsense += 1
             else:
-                self.rejected(seat, message.reject.conn)
+                self._no(seat, message.reject.conn)
+
+    def _no(self, seat: Seat, conn: int) -> None:
+        if conn:
+            self.rejected(seat, conn)
+        else:
+            self.refused(seat)
 
     def _asked(self, node: bytes, told: Tell) -> None:
         """Pass on what another node wants an agent of ours to be told."""
@@ -236,10 +276,13 @@ class Remote:
             self._say_no(node, told.subscription, conn, Code.LEASE_EXPIRED if seat is None else Code.NO_CAPACITY)
             return
         self._learn(node, told.data)
+        if told.method == POOL and (not seat.pool or self._marks.get(mark(node)) != node):
+            self._say_no(node, seat.number, conn, Code.NO_CAPACITY)
+            return
         params["subscription"] = seat.number
         number = 0
         if conn:
-            self._last = number = self._last + 1 if self._last < LARGEST_ID else FIRST_NUMBER
+            self._last = number = self._last + 1 if self._last < AHEAD_NUMBER - 1 else FIRST_NUMBER
             params["result"] = told.params["result"] | {"conn": number}
             self._called[number] = _Called(node, conn, seat)
             self._lane.add(number, self._now)
@@ -247,12 +290,11 @@ class Remote:
             self.relayed += 1
             return
         seat.voice.close("slow_reader")
-        if number and self._called.pop(number, None) is not None:
+        if not number or self._called.pop(number, None) is not None:
             self._say_no(node, seat.number, conn, Code.NO_CAPACITY)
 
-    def _say_no(self, node: bytes, subscription: int, conn: int, code: Code) -> None:
-        if conn:
-            self._send(node, Message(reject=Rejected(subscription, conn, int(code))), lambda: None)
+    def _say_no(self, node: bytes, subscription: int, conn: int, code: int) -> None:
+        self._send(node, Message(reject=Rejected(subscription, conn, int(code))), lambda: None)
 
     # Our agents, visitors of other nodes.
 
@@ -260,12 +302,19 @@ class Remote:
         """Pass an agent's no on to the node whose visitor it is; False if it is one of ours."""
         if conn < FIRST_NUMBER:
             return False
+        if conn >= AHEAD_NUMBER:
+            node = self._marks.get((conn - AHEAD_NUMBER) >> OWN_BITS)
+            if node is None:
+                self.nonsense += 1
+            else:
+                self._say_no(node, seat.number, conn, code)
+            return True
         called = self._called.get(conn)
         if called is None or called.seat is not seat:
             self.nonsense += 1
             return True
         del self._called[conn]
-        self._send(called.node, Message(reject=Rejected(seat.number, called.conn, code)), lambda: None)
+        self._say_no(called.node, seat.number, called.conn, code)
         return True
 
     def left(self, seat: Seat) -> None:
@@ -284,8 +333,12 @@ class Remote:
     def _learn(self, node: bytes, data: tuple[DataAddress, ...]) -> None:
         before = self._nodes.pop(node, ())
         self._nodes[node] = data  # the last of them is who spoke last
+        self._marks.setdefault(mark(node), node)
         if len(self._nodes) > NODES:
-            del self._nodes[next(iter(self._nodes))]
+            silent = next(iter(self._nodes))
+            del self._nodes[silent]
+            if self._marks.get(mark(silent)) == silent:
+                del self._marks[mark(silent)]
         if before != data:
             self.announce()
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from enum import Enum
+from math import inf
 from typing import Any, Protocol
 
 from layer8.net.dial import Attempt, Where
@@ -59,11 +60,11 @@ class Reserve:
         """Dial and join as `carrier` does; `keeper` knows what is ours."""
         self.carrier = carrier
         self.keeper = keeper
-        self.kept: dict[int, set[Kept]] = {}
+        self.kept: dict[int, dict[Where, set[Kept]]] = {}
 
     def __len__(self) -> int:
         """Count what waits, or is on its way to waiting."""
-        return sum(len(kept) for kept in self.kept.values())
+        return len(self._all())
 
     def told(self, params: dict[str, Any]) -> None:
         """Take a `proxy.pool` notification; what cannot be understood is ignored and counted."""
@@ -73,10 +74,6 @@ class Reserve:
             keeper.nonsense()
             return
         for token in tokens:
-            kept = self.kept.setdefault(subscription, set())  # one that fails at once is forgotten at once
-            if len(kept) >= KEPT:
-                keeper.nonsense()
-                break
             try:
                 secret = bytes.fromhex(token["secret"])
                 port, secure = token["serverListeningPort"], token["tls"]
@@ -88,15 +85,25 @@ class Reserve:
             if where is None:
                 keeper.nonsense()
                 continue
-            one = Kept(self, subscription, secret, where[1])
-            kept.add(one)
-            one.begin(where[0])
-        if not self.kept.get(subscription):
-            self.kept.pop(subscription, None)
+            at = self.kept.get(subscription, {})
+            if len(at.get(where[0], ())) >= KEPT or sum(map(len, at.values())) >= KEPT_EVERYWHERE:
+                keeper.nonsense()
+                break
+            one = Kept(self, subscription, where[0], secret, where[1])
+            self.kept.setdefault(subscription, {}).setdefault(where[0], set()).add(one)
+            one.begin()
+
+    def _all(self) -> list[Kept]:
+        return [one for places in self.kept.values() for kept in places.values() for one in kept]
+
+    def lose(self) -> None:
+        """Take that the server is gone: other nodes, where some wait for its visitors, have `CALL_LIFE` to notice."""
+        for one in self._all():
+            one.lose()
 
     def close(self) -> None:
-        """Close all that waits: the server is gone, or we go."""
-        for one in [one for kept in self.kept.values() for one in kept]:
+        """Close all that waits: we go."""
+        for one in self._all():
             one.close()
 
 
@@ -119,6 +126,7 @@ class Kept:
         "_reader",
         "_reserve",
         "_secured",
+        "_server",
         "_token",
         "_until",
         "fd",
@@ -128,14 +136,17 @@ class Kept:
         "subscription",
     )
 
-    def __init__(self, reserve: Reserve, subscription: int, token: bytes, secured: Secured | None) -> None:
+    def __init__(
+        self, reserve: Reserve, subscription: int, server: Where, token: bytes, secured: Secured | None
+    ) -> None:
         """Prepare to dial."""
         self._reserve = reserve
         self._token = token
         self._secured = secured
+        self._server = server
         self._attempt: Attempt | Dialing | Leg | None = None
         self._reader: Reader | None = None
-        self._until = 0.0
+        self._until = inf
         self._carried: Carried | None = None
         self.subscription = subscription
         self.fd = -1
@@ -143,11 +154,11 @@ class Kept:
         self.rest = b""
         self.step = Step.COMING
 
-    def begin(self, server: Where) -> None:
+    def begin(self) -> None:
         """Dial the server."""
         carrier = self._reserve.carrier
         carrier.limit(self)
-        attempt = carrier.outward.dial(server, self._there)
+        attempt = carrier.outward.dial(self._server, self._there)
         if attempt is not None and self.step is Step.COMING and self._attempt is None:
             self._attempt = attempt
 
@@ -255,14 +266,19 @@ class Kept:
         """Wait until the server has taken its visitor back, `CALL_LIFE` at most."""
         self.step = Step.REFUSED
         self.rest = b""
+        self.lose()
+        self._reserve.carrier.pump.watch(self.fd, self)
+
+    def lose(self) -> None:
+        """Wait `CALL_LIFE` more, at most."""
         carrier = self._reserve.carrier
         carrier.limit(self)
         self._until = carrier.pump.now + CALL_LIFE
-        carrier.pump.watch(self.fd, self)
 
     def late(self) -> None:
-        """Take that dialling, or the server's taking back, took too long."""
-        if self.step is Step.COMING or (self.step is Step.REFUSED and self._reserve.carrier.pump.now >= self._until):
+        """Take that dialling, or the server's taking back or noticing, took too long."""
+        over = self._reserve.carrier.pump.now >= self._until
+        if self.step is Step.COMING or (over and self.step in (Step.WAITING, Step.REFUSED)):
             self.close()
 
     def abandon(self) -> None:
@@ -288,8 +304,11 @@ class Kept:
 
     def _forget(self) -> None:
         kept = self._reserve.kept
-        waiting = kept.get(self.subscription)
+        places = kept.get(self.subscription, {})
+        waiting = places.get(self._server)
         if waiting is not None:
             waiting.discard(self)
             if not waiting:
-                del kept[self.subscription]
+                del places[self._server]
+                if not places:
+                    del kept[self.subscription]

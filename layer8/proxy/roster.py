@@ -6,7 +6,7 @@ the whole, which comes in parts. A message is one JSON object::
     {"start": S, "seq": N, "add": [LEASE, ...], "gone": [GENERATION, ...], "renew": true | [GENERATION, ...]}
     {"start": S, "seq": N, "whole": [LEASE, ...], "part": 0, "of": 2}
     {"ask": true}
-    LEASE = [host, subscription, weight, priority, generation]
+    LEASE = [host, subscription, weight, priority, generation, pool]
 
 `start` is when the node began, in ms since 1970: what is older than what is known is ignored, and generations are
 counted from it, so they rise over restarts too. Source: proxy.md section 13.
@@ -246,12 +246,12 @@ class Roster:
         self._told = False
 
     def _put(self, node: bytes, view: _View, line: Any, until: float) -> None:
-        host, subscription, weight, priority, generation = line
-        for number in (subscription, weight, priority, generation):
+        host, subscription, weight, priority, generation, pool = line
+        for number in (subscription, weight, priority, generation, pool):
             _number(number)
         if not isinstance(host, str) or len(view.leases) >= LEASES:
             raise ValueError(host)
-        presence = Presence(host, node, subscription, weight, priority)
+        presence = Presence(host, node, subscription, weight, priority, pool)
         standing = self._present.get(host, {}).get((node, subscription))
         if standing is not None:
             if standing[1] > generation:
@@ -281,8 +281,8 @@ class Roster:
 
 
 def _line(lease: Lease) -> list[Any]:
-    presence = lease.presence
-    return [presence.host, presence.subscription, presence.weight, presence.priority, lease.generation]
+    one = lease.presence
+    return [one.host, one.subscription, one.weight, one.priority, lease.generation, one.pool]
 
 
 def _number(value: Any) -> int:

@@ -222,7 +222,15 @@ class Server(Service):
         self.neighbours: Neighbours | None = None
         if place.sealer is not None:
             self.neighbours = Neighbours(
-                reactor, place.node, place.bus, place.sealer, self.seats, self.traffic.reach, self.door, place.host
+                reactor,
+                place.node,
+                place.bus,
+                place.sealer,
+                self.seats,
+                self.traffic.reach,
+                self.ahead,
+                self.door,
+                place.host,
             )
             self._agent_rows.settled = presences.settle
             self.seats.changed = partial(self._seat_changed, presences)
@@ -363,9 +371,15 @@ class Server(Service):
         return hosts
 
     def _seat_changed(self, presences: Presences, seat: Seat) -> None:
-        self.ahead.changed(seat)
         if seat.state == "up":
-            self.tasks.start("a lease", presences.settle())  # also for webgw's agents, who have no row to wait in
+            self.tasks.start("a lease", self._present(presences, seat))  # webgw's agents have no row to wait in
+        else:
+            self.ahead.changed(seat)
+
+    async def _present(self, presences: Presences, seat: Seat) -> None:
+        """Announce a subscription; the agent is told to dial ahead for it when it has been told its number."""
+        await presences.settle()
+        self.ahead.changed(seat)
 
     def _seat_gone(self, seat: Seat, kill: bool) -> None:
         self.traffic.seat_gone(seat, kill)

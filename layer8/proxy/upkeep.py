@@ -66,7 +66,8 @@ class Presences:
     async def _lease_new(self) -> None:
         for seat in [seat for seat in self.seats if seat.number not in self._leases]:
             if seat.state == "up" and not seat.gone:
-                presence = Presence(seat.host, self.node, seat.number, seat.weight, seat.priority)
+                pool = 0 if seat.max_conns else seat.pool  # who counts its visitors has to be asked for each
+                presence = Presence(seat.host, self.node, seat.number, seat.weight, seat.priority, pool)
                 self._leases[seat.number] = await self.bus.lease(presence)
 
     async def leave(self) -> None:

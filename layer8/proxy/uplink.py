@@ -236,8 +236,12 @@ class Uplink:
         finally:
             if again.running:
                 again.stop()
+            lost = gone.called
             client.close()
-            self.reserve.close()
+            if lost:
+                self.reserve.lose()
+            else:
+                self.reserve.close()
             self.client = self._hello = None
             self.subscriptions.clear()
 

@@ -117,7 +117,7 @@ class UnixBusTests(Suite.BusTests):
 
     async def test_a_process_that_comes_back(self) -> None:
         await self.buses[0].register(row())
-        other = await self.buses[2].lease(Presence(HOST, self.node(2), 7, 2, 3))
+        other = await self.buses[2].lease(Presence(HOST, self.node(2), 7, 2, 3, 4))
         lapsed = await self.buses[0].lease(Presence("o.test", self.node(0), 8))
         self.clock.advance(BUS_LEASE / 2)
         await self.buses[2].renew([other])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from twisted.trial.unittest import SynchronousTestCase
 
-from layer8.proxy.pool import BATCH, MEAN, QUEUE, REST, REST_MOST, Pool, Pools
+from layer8.proxy.pool import BATCH, MEAN, PATIENCE, QUEUE, REST, REST_MOST, Pool, Pools
 
 
 def made(each: int = 32, most: int = 5000) -> Pools[str]:
@@ -164,6 +164,28 @@ class PoolsTests(SynchronousTestCase):
         self.assertAlmostEqual(pool.latency or 0, 0.5 / 8)
         self.assertFalse(self.pools.spend(pool, secrets[1], 5.0), "too old")
         self.assertEqual((pool.held, self.counted()), (9, (9, 0)))
+
+    def test_patience(self) -> None:
+        """What is missing while the first of what was asked for is on its way is asked for when that is there."""
+        pool = self.pools.open(4, patient=True)
+        secrets = [bytes([number]) * 32 for number in range(9)]
+        self.assertEqual(self.pools.short(pool, 0.0), 4)
+        self.pools.issue(pool, secrets[:4], 0.0)
+        pool.waiting = 3
+        self.assertEqual(self.pools.short(pool, 0.05), 0)
+        self.pools.arrived(secrets[0], "first", 0.05, 0.5)
+        self.assertEqual(self.pools.short(pool, 0.05), 3, "together")
+        self.pools.issue(pool, secrets[4:7], 0.05)
+        pool.waiting += 1
+        self.assertEqual(self.pools.short(pool, 0.06), 0)
+        self.assertEqual(self.pools.short(pool, 0.05 + PATIENCE), 1, "nothing came")
+        for _ in range(100):
+            pool.visited(1.0)
+        other = self.pools.open(4)
+        other.latency = pool.latency = 0.5
+        for _ in range(100):
+            other.visited(1.0)
+        self.assertEqual((other.size(1.0), pool.size(1.0)), (8, 15))
 
     def test_how_many_may_wait(self) -> None:
         self.pools = made(each=4, most=20)

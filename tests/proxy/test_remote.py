@@ -12,11 +12,20 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import Unavailable
+from layer8.proxy import remote
 from layer8.proxy.bus import Presence
 from layer8.proxy.choose import Seat, Seats
 from layer8.proxy.limits import CALL_LIFE
-from layer8.proxy.remote import FIRST_NUMBER, Plain, Remote
-from layer8.proxy.wire import DataAddress
+from layer8.proxy.remote import (
+    AHEAD_NUMBER,
+    FIRST_NUMBER,
+    MARK_BITS,
+    OWN_BITS,
+    Plain,
+    Remote,
+    ahead_numbers,
+)
+from layer8.proxy.wire import LARGEST_ID, DataAddress
 from tests.proxy.desk import HOST, Voice
 
 
@@ -54,6 +63,7 @@ class Node:
     data: list[DataAddress]
     gone: list[Seat] = field(factory=list)
     rejected: list[tuple[Seat, int]] = field(factory=list)
+    refused: list[Seat] = field(factory=list)
     announced: list[tuple[DataAddress, ...]] = field(factory=list)
     seats: Seats = field(init=False)
     remote: Remote = field(init=False)
@@ -68,6 +78,7 @@ class Node:
             self.seats,
             lambda: tuple(self.data),
             lambda seat, conn: self.rejected.append((seat, conn)),
+            self.refused.append,
             self.gone.append,
             lambda: self.announced.append(self.remote.addresses),
         )
@@ -78,7 +89,7 @@ class Node:
         fields: dict[str, Any] = {"weight": 1, "priority": 0, "max_conns": 0} | more
         seat = Seat(number, host, Voice(), "i", None, b"k", "r", since=0.0, **fields)
         self.seats.add(seat)
-        known = Presence(host, self.ident, number, seat.weight, seat.priority)
+        known = Presence(host, self.ident, number, seat.weight, seat.priority, seat.pool)
         self.net.present[host] = (*self.net.present.get(host, ()), known)
         return seat
 
@@ -124,7 +135,7 @@ class RemoteTests(SynchronousTestCase):
 
     def test_the_other_nodes_host_is_named(self) -> None:
         a = self.net.node(9, 7009, "a.example.org")
-        held = self.b.seat(5)
+        held = self.b.seat(5, pool=2)
         chosen = self.ask(a, 1)
         self.assertEqual(told(held)[0][1]["result"]["serverListeningHost"], "a.example.org")
         token = {"secret": "cd" * 32, "serverListeningPort": 7009}
@@ -203,6 +214,83 @@ class RemoteTests(SynchronousTestCase):
 
         self.a.remote.sealer = Nobody(self.a.ident)
         self.assertFalse(chosen.voice.notify("proxy.connection", call(chosen, 2)))
+
+    def pool(self, node: Node, seat: Seat) -> bool:
+        """Let a node want one connection of an agent of another one."""
+        token = {"secret": "cd" * 32, "serverListeningPort": node.data[0].port, "tls": False}
+        wanted = seat.voice.notify("proxy.pool", {"subscription": seat.number, "tokens": [token]})
+        self.net.deliver()
+        return wanted
+
+    def test_tokens_are_passed_on(self) -> None:
+        held = self.b.seat(5, pool=3)
+        (seat,) = self.a.remote.of(HOST)
+        self.assertEqual(seat.pool, 3)
+        self.assertTrue(self.pool(self.a, seat))
+        ((method, params),) = told(held)
+        self.assertEqual((method, params["subscription"]), ("proxy.pool", 5))
+        self.assertEqual(params["tokens"][0]["serverListeningPort"], 7001)
+        self.assertEqual(self.b.announced, [(DataAddress("", 7001),)], "before the agent is told")
+        self.assertEqual(self.a.refused, [])
+
+    def test_tokens_that_nobody_wants(self) -> None:
+        """The agent is gone, its target is down, it does not dial ahead, it reads too slowly, its node is away."""
+        held = self.b.seat(5, pool=2)
+        (seat,) = self.a.remote.of(HOST)
+        held.state = "down"
+        self.pool(self.a, seat)
+        held.state, held.pool = "up", 0
+        self.pool(self.a, seat)
+        held.pool = 2
+        assert isinstance(held.voice, Voice)
+        held.voice.closed.append("its buffer is full")
+        self.pool(self.a, seat)
+        self.b.seats.drop(held)
+        self.pool(self.a, seat)
+        self.net.down.add(self.b.ident)
+        self.pool(self.a, seat)
+        self.assertEqual((self.a.refused, self.a.rejected), ([seat] * 5, []))
+
+    def test_who_has_claimed_a_connection(self) -> None:
+        """The number that the agent has leads to its node, whoever else has a visitor of the same number."""
+        held = self.b.seat(5, pool=2)
+        first, second = (next(iter(node.remote.of(HOST))) for node in (self.a, self.c))
+        self.pool(self.a, first)
+        self.pool(self.c, second)
+        ours, theirs = (ahead_numbers(node.ident) + 7 for node in (self.a, self.c))
+        self.assertEqual(len({ours, theirs, 7}), 3)
+        self.assertFalse(self.b.remote.rejects(held, 7, -20008), "a visitor of the holder itself")
+        self.assertTrue(self.b.remote.rejects(held, theirs, -20008))
+        self.net.deliver()
+        self.assertEqual((self.a.rejected, self.c.rejected), ([], [(second, theirs)]))
+        self.assertTrue(self.b.remote.rejects(held, ahead_numbers(bytes(32)), -20008), "nobody's")
+        self.assertEqual((self.b.remote.nonsense, self.net.waiting), (1, []))
+
+    def test_numbers(self) -> None:
+        for ident in (bytes(32), b"\xff" * 32, bytes(range(32))):
+            self.assertLessEqual(AHEAD_NUMBER, ahead_numbers(ident))
+            self.assertLessEqual(ahead_numbers(ident) + 2**OWN_BITS - 1, LARGEST_ID)
+        self.assertEqual(AHEAD_NUMBER + ((2**MARK_BITS - 1) << OWN_BITS) + 2**OWN_BITS - 1, LARGEST_ID)
+        self.b.remote._last = AHEAD_NUMBER - 1
+        held = self.b.seat(5)
+        self.ask(self.a, 1)
+        self.assertEqual(told(held)[0][1]["result"]["conn"], FIRST_NUMBER, "they begin anew")
+
+    def test_two_nodes_with_one_mark(self) -> None:
+        """The second gets no tokens: nobody could say whose visitor is turned away."""
+        self.patch(remote, "mark", lambda node: 5)
+        held = self.b.seat(5, pool=2)
+        first, second = (next(iter(node.remote.of(HOST))) for node in (self.a, self.c))
+        self.pool(self.a, first)
+        self.pool(self.c, second)
+        self.assertEqual((self.a.refused, self.c.refused, len(told(held))), ([], [second], 1))
+        self.ask(self.c, 1, second)
+        self.assertEqual(len(told(held)), 2, "its calls are passed on")
+        self.patch(remote, "NODES", 1)
+        self.ask(self.c, 2, second)
+        self.assertEqual(self.b.remote.addresses, (DataAddress("", 7003),), "the first was silent for longer")
+        self.pool(self.c, second)
+        self.assertEqual((len(self.c.refused), len(told(held))), (1, 4), "the mark is the second one's now")
 
     def test_calls_are_forgotten(self) -> None:
         held = self.b.seat(5)

@@ -9,6 +9,7 @@ from layer8.crypto.x509 import Identity, self_signed
 from layer8.net.dial import Dialer, Where
 from layer8.net.leg import Leg
 from layer8.net.tls import Pinned, client_context, server_context
+from layer8.proxy import reserve
 from layer8.proxy.carry import Carrier, Secured
 from layer8.proxy.limits import CALL_LIFE
 from layer8.proxy.pp import CLAIM_MOST, Claim, claim, v2
@@ -350,6 +351,33 @@ class ToldTests(ReserveCase):
         self.assertEqual((len(self.reserve), self.keeper.ignored), (KEPT, 1))
         self.reserve.close()
         await self.turn()
+        self.nothing_left()
+
+    async def test_each_place_has_its_own_number(self) -> None:
+        """One server does not use up what another node needs, and all together have an end too."""
+        other = self.at(self.listener(backlog=100))
+        self.patch(reserve, "KEPT", 3)
+        self.patch(reserve, "KEPT_EVERYWHERE", 5)
+        self.patch(self.keeper, "data_address", lambda host, port, secure: (Where("127.0.0.1", port), None))
+        self.tell(*[self.token()] * 4)
+        self.assertEqual((len(self.reserve), self.keeper.ignored), (3, 1))
+        self.tell(*[self.token(serverListeningPort=other.port)] * 3)
+        self.assertEqual((len(self.reserve), self.keeper.ignored), (5, 2))
+        self.reserve.close()
+        await self.turn()
+        self.nothing_left()
+        self.assertEqual(self.reserve.kept, {})
+
+    async def test_what_outlives_its_server(self) -> None:
+        """What waits at another node than the one that has gone is good for a moment, and then closed."""
+        server = await self.waiting()
+        self.reserve.lose()
+        self.carrier.tick(self.pump.look_at_clock())
+        self.assertEqual(len(self.reserve), 1)
+        (kept,) = self.reserve._all()
+        kept._until = 0.0
+        self.carrier.tick(self.pump.look_at_clock() + CALL_LIFE + 1)
+        await self.closes(server)
         self.nothing_left()
 
 

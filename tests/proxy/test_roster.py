@@ -167,7 +167,9 @@ class RosterTests(SynchronousTestCase):
 
     def test_two_leases_of_one_number(self) -> None:
         self.two.heard(
-            ONE, {"start": 1, "seq": 1, "add": [[HOST, 1, 1, 0, 5], ["b", 2, 1, 0, 5]], "gone": [], "renew": True}, 0.0
+            ONE,
+            {"start": 1, "seq": 1, "add": [[HOST, 1, 1, 0, 5, 0], ["b", 2, 1, 0, 5, 2]], "gone": [], "renew": True},
+            0.0,
         )
         self.assertEqual((self.present(), self.present(host="b")), (set(), {2}))
         self.two.heard(ONE, {"start": 1, "seq": 2, "add": [], "gone": [5], "renew": True}, 0.0)
