@@ -42,8 +42,11 @@ class Network:
         return f"{where}, tcp_congestion_control {self.congestion}"
 
 
-def private_network() -> Network:
-    """Move this process into a network namespace of its own with reno, or stay if that is not allowed."""
+def private_network(**settings: str) -> Network:
+    """Move this process into a network namespace of its own with reno, or stay if that is not allowed.
+
+    `settings` are more of its `net.ipv4`.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     uid, gid = os.geteuid(), os.getegid()
     private = libc.unshare(CLONE_NEWNET) == 0
@@ -58,6 +61,7 @@ def private_network() -> Network:
             ("tcp_congestion_control", "reno"),
             ("ip_local_port_range", "10000 65535"),
             ("tcp_tw_reuse", "1"),
+            *settings.items(),
         ):
             with contextlib.suppress(OSError):
                 (SYS_NET / "ipv4" / name).write_text(value)

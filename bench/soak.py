@@ -42,6 +42,11 @@ from bench.processes import DidNotStart, free_port
 from bench.systems import HOSTS, LIMITS, Running, twistd
 from bench.tunnels import wait_until_served, write_secret
 
+KERNEL = "4096 131072 262144"
+"""Bytes that the kernel may keep for a connection in one direction: least, at first, most.
+
+Its usual most is 6 MB, and a thousand paused downloads would take what all of the machine's connections share.
+"""
 FLAT = 0.05
 """By how much the end may differ from the beginning."""
 WARM_UP = 0.25
@@ -410,7 +415,7 @@ def _must_serve(port: int, host: str) -> None:
 def main(minutes: float, paused: int, throttled: int, agents: int, as_json: bool) -> None:
     """Carry a steady load for a long time and see whether memory or descriptors grow; leaves with 1 if they do."""
     facts = machine.describe()
-    facts["network"] = machine.private_network().text()
+    facts["network"] = machine.private_network(tcp_rmem=KERNEL, tcp_wmem=KERNEL).text()
     machine.most_descriptors()
     needed = 2 * (paused + throttled) + 500
     if (have := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) < needed:
