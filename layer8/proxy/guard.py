@@ -100,6 +100,11 @@ class Owed:
         """Whether no answer has begun that is not complete."""
         return self.known and (self._made is None or self._made.between)
 
+    @property
+    def endless(self) -> bool:
+        """Whether the end of the connection ends the answer that has begun."""
+        return self.known and self.free == ENDLESS
+
     def ask(self, bare: bool) -> None:
         """Count a request; `bare` is HEAD."""
         if self.known:

@@ -136,7 +136,7 @@ class Upward:
             break_off(link)
             return
         if link.down.care is not None and link.down.care.lost is None:
-            link.down.care.lost = self.finished  # a host may end by a reset
+            link.down.care.lost = self.reset  # a host may end like that
         if self.guard.owed:
             pump.finish(link.up)
         else:
@@ -170,7 +170,11 @@ class Upward:
             timer.cancel()
         self._modes.stopping.discard(self)
 
-    def finished(self) -> None:
+    def reset(self) -> None:
+        """Take that the host has gone."""
+        self.finished(reset=True)
+
+    def finished(self, *, reset: bool = False) -> None:
         """Take that the host has ended, after everything that it had to say."""
         visit, over, owed = self.visit, self.guard.over, self.guard.owed
         if owed.extra and not self._stopped:
@@ -180,7 +184,9 @@ class Upward:
             return
         self.settled()
         if not owed.between:
-            if visit.link is not None:
+            if owed.endless and not reset:
+                see_off(self._keeper, visit, visit.verdict or Reason.DONE, b"")  # its end was the end of the answer
+            elif visit.link is not None:
                 break_off(visit.link)  # in the middle of an answer
         elif over.why is Why.ANEW:
             begin_anew(self._keeper, visit, over.rest)

@@ -20,6 +20,7 @@ from tests.proxy.test_users import basic
 MIB = 1 << 20
 READ_S = 20.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
+LAST = b"0\r\n\r\n"
 LIE = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nlie"
 SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: %b\r\n\r\n"
 Talk = Callable[[socket.socket], None]
@@ -165,6 +166,17 @@ class GuardTests(ModeCase):
         self.assertEqual(statuses(said), [b"200"])
         await self.ended(server, Reason.AGENT_RESET)
 
+    async def test_the_last_words_are_in_no_answer(self) -> None:
+        """What an answer is cut short by, or ends with, is the end of the connection, and no 421 inside it."""
+        whole = await self.talk(self.start("guard", a=echo(b"a")), get(path="/endless") + get("b.test"))
+        self.assertEqual(statuses(whole), [b"200"])
+        self.assertTrue(whole.endswith(b"Host: a.test\r\n\r\n"))
+
+    async def test_an_answer_that_is_cut_short_before_the_last_words(self) -> None:
+        server = self.start("guard", a=echo(b"a"))
+        with self.assertRaises(ConnectionError):
+            await self.talk(server, get(path="/short") + get("b.test"))
+
     async def test_a_switch_that_nobody_asked_for(self) -> None:
         def switches(sock: socket.socket) -> None:
             sock.recv(65536)
@@ -280,21 +292,20 @@ class GuardTests(ModeCase):
             sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
             for _ in range(size // MIB):
                 sock.sendall(chunk)
-            sock.sendall(b"0\r\n\r\n")
+            sock.sendall(LAST)
             sock.recv(1)
 
         server = self.start("guard", a=sends)
 
         def run() -> list[int]:
             sock, got = self.dial(server), []
-            for much in (size, size, len(chunk) * (size // MIB)):
+            for much in (size, size, len(chunk) * (size // MIB) + len(LAST)):
                 sock.sendall(get())
                 some(sock, b"\r\n\r\n", 1)
                 count = 0
                 while count < much and (part := sock.recv(1 << 18)):
                     count += len(part)
                 got.append(count)
-            sock.recv(100)
             sock.sendall(get("b.test"))
             return [*got, len(everything(sock))]
 
