@@ -40,9 +40,10 @@ def listening(option: str, text: str) -> Iterator[None]:
         yield
     except CannotListenError as error:
         reason = getattr(error.socketError, "strerror", None) or str(error.socketError)
-        raise Unavailable(f"cannot listen on {text}: {reason}; choose another with {option}") from error
+        raise Unavailable(f"cannot listen on {text}: {reason.lower()}; choose another with {option}") from error
     except OSError as error:
-        raise Unavailable(f"cannot listen on {text}: {error.strerror}; choose another with {option}") from error
+        reason = error.strerror or str(error)
+        raise Unavailable(f"cannot listen on {text}: {reason.lower()}; choose another with {option}") from error
 
 
 @contextmanager

@@ -322,14 +322,17 @@ class LocalServerTests(ExposeCase):
     def test_checks(self) -> None:
         keys = [Identity.from_pem(*self_signed(HOST)) for _ in range(2)]
         shown = [keys[0]]
+        turn = threading.Lock()
+        for number, key in enumerate(keys):
+            (self.server.home / f"key{number}.pem").write_bytes(key.pem())
 
         def shake(connection: socket.socket) -> None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            pem = self.server.home / "key.pem"
-            pem.write_bytes(shown[0].pem())
-            # With two in the list every connection gets another key than the one before it.
-            shown.reverse()
-            context.load_cert_chain(pem)
+            with turn:
+                number = keys.index(shown[0])
+                # With two in the list every connection gets another key than the one before it.
+                shown.reverse()
+            context.load_cert_chain(self.server.home / f"key{number}.pem")
             with context.wrap_socket(connection, server_side=True) as line:
                 line.recv(1)
 

@@ -79,7 +79,7 @@ class StartTests(ProcessCase):
             code, out, err = self.run_to_end("--http", text)
         self.assertEqual((code, out), (1, ""))
         self.assertEqual(
-            err, f"layer8-test: cannot listen on {text}: Address already in use; choose another with --http\n"
+            err, f"layer8-test: cannot listen on {text}: address already in use; choose another with --http\n"
         )
         self.assertFalse((self.folder / "twistd.pid").exists())
 
