@@ -152,6 +152,7 @@ def _frp_ini(
     text = f"[common]\nbind_addr = {address}\nproxy_bind_addr = 127.0.0.1\nbind_port = {control}\n"
     server.write_text(f"{text}{mux_line}log_level = error\n")
     text = f"[common]\nserver_addr = {address}\nserver_port = {control}\n{mux_line}log_level = error\n"
+    text += "login_fail_exit = false\n"
     for route, port in backends.items():
         text += f"[{route}]\ntype = tcp\nlocal_ip = 127.0.0.1\nlocal_port = {port}\nremote_port = {fronts[route]}\n"
     client.write_text(text)
@@ -167,7 +168,7 @@ def _frp_toml(
         f'bindAddr = "{address}"\nproxyBindAddr = "127.0.0.1"\nbindPort = {control}\n{mux_line}log.level = "error"\n'
     )
     text = f'serverAddr = "{address}"\nserverPort = {control}\n{mux_line}log.level = "error"\n'
-    text += "transport.tls.enable = false\n"
+    text += "transport.tls.enable = false\nloginFailExit = false\n"  # both ends start at the same time
     for route, port in backends.items():
         text += f'[[proxies]]\nname = "{route}"\ntype = "tcp"\nlocalIP = "127.0.0.1"\n'
         text += f"localPort = {port}\nremotePort = {fronts[route]}\n"
