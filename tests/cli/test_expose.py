@@ -208,11 +208,15 @@ class LocalServerTests(ExposeCase):
         self.assertRegex(url, rf"^http://127\.0\.0\.1:{port}/#[\w-]{{32}}$")
         running.wait("^http://app")
         self.get(self.server.http)
-        asker = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-        asker.request("GET", "/api/exchanges", headers={"Authorization": f"Bearer {url.partition('#')[2]}"})
-        with contextlib.closing(asker):
-            rows = json.load(asker.getresponse())["exchanges"]
-        self.assertEqual([(row["method"], row["status"]) for row in rows], [("HEAD", 200), ("GET", 200)])
+
+        def rows() -> list[tuple[str, int]]:
+            asker = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+            asker.request("GET", "/api/exchanges", headers={"Authorization": f"Bearer {url.partition('#')[2]}"})
+            with contextlib.closing(asker):
+                shown = json.load(asker.getresponse())["exchanges"]
+            return [(row["method"], row["status"]) for row in shown]
+
+        until("both are shown", lambda: rows() == [("HEAD", 200), ("GET", 200)], PATIENCE)
         self.assertEqual(running.interrupt(), 0)
         self.assertEqual(running.err, [])
         code, _, err = self.run_expose(self.server.home, *self.words(1, "--inspect-at", "tcp:0"))
