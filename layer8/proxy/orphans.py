@@ -11,8 +11,12 @@ from typing import Final
 
 from attrs import define, field
 
-GRACE: Final = 3.0
-"""Seconds that agents have to come back: the longest first wait of an agent, a handshake, and some to spare."""
+GRACE: Final = 8.0
+"""Seconds that agents have to come back.
+
+An agent's first wait is short, but its new connection may be in the queue of the worker that has died, and is taken
+from there when that worker has been started again: a few seconds on a busy machine.
+"""
 WAITING: Final = 10_000
 """Visitors of all such hosts that may wait."""
 
