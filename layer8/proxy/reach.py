@@ -68,6 +68,9 @@ class Ahead(Protocol):
 class Keeper(Protocol):
     """Who keeps the visitors."""
 
+    orphans: Orphans | None
+    """Keeps those whose agent was with a node that has died: it may come back to another one."""
+
     def join(self, visit: Visit, first: bytes, fd: int, rest: bytes, secure: Secure | None, head: bytes = b"") -> None:
         """Join a visitor with `fd`, which gets `head` and `first`; `rest` has come from it already.
 
@@ -91,8 +94,6 @@ class Reach:
         self.pending: dict[bytes, Visit] = {}
         self._called: dict[int, Visit] = {}  # the same by their numbers: an agent may say no as often as it likes
         self.caller: Caller | None = None
-        self.orphans: Orphans | None = None
-        """Keeps visitors whose agent was with a node that has died: it may come back to another one."""
         self.ahead: Ahead | None = None
         self.lane: Lane[Visit] = Lane(step)
         self.dials: Lane[Visit] = Lane(step)
@@ -201,7 +202,8 @@ class Reach:
         """Let a visitor's time pass; one whose agent may be on its way back still waits for it."""
         go = partial(self._woken, visit, session)
         seat = visit.seat
-        if seat is None or self.orphans is None or not self.orphans.keeps(seat.host, go):
+        orphans = self._keeper.orphans
+        if seat is None or orphans is None or not orphans.keeps(seat.host, go):
             go()
 
     def _woken(self, visit: Visit, session: Visitor) -> None:
@@ -210,7 +212,8 @@ class Reach:
 
     def _next(self, visit: Visit, session: Visitor, seat: Seat) -> None:
         go = partial(self._go_on, visit, session, seat)
-        if self.orphans is None or not self.orphans.keeps(seat.host, go):
+        orphans = self._keeper.orphans
+        if orphans is None or not orphans.keeps(seat.host, go):
             go()
 
     def _go_on(self, visit: Visit, session: Visitor, seat: Seat) -> None:

@@ -186,7 +186,7 @@ class Worker:
         self.server = Server(self.frame, place=place)
         self.frame.run(self.server, self.server)
         traffic = self.server.traffic
-        orphans = traffic.orphans = traffic.reach.orphans = Orphans(self._served)
+        orphans = traffic.orphans = Orphans(self._served)
         self._bus.orphans = lambda hosts, seconds: orphans.lost(hosts, reactor.seconds(), seconds)
         self._bus.found = orphans.found
         self._waking = LoopingCall(lambda: orphans.tick(reactor.seconds()))
