@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from attrs import field, frozen
+from twisted.internet.defer import CancelledError, Deferred
 
 from layer8.config.endpoint import client
 from layer8.core.address import Fence, HostPort
@@ -140,6 +141,27 @@ class Dialer:
 
         self._reach(self._via.where, attempt, reached)
         return None if attempt.over else attempt
+
+    async def open(self, where: Where) -> int:
+        """Connect, and give the descriptor; raises `Layer8Error` or `OSError`. Cancelled, nothing stays open."""
+        opened: Deferred[int] = Deferred()
+
+        def done(fd: int, error: Exception | None) -> None:
+            if opened.called:
+                if fd >= 0:
+                    self._pump.close_fd(fd)
+            elif error is None:
+                opened.callback(fd)
+            else:
+                opened.errback(error)
+
+        attempt = self.dial(where, done)
+        try:
+            return await opened
+        except CancelledError:
+            if attempt is not None:
+                attempt.cancel()
+            raise
 
     def _reach(self, where: Where, attempt: Attempt, done: Done) -> None:
         if where.address is not None:

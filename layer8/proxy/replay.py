@@ -14,7 +14,7 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
-from layer8.core.errors import Layer8Error, Refused, Unavailable
+from layer8.core.errors import Refused, Unavailable
 from layer8.net.dial import Dialer, Where, reason
 from layer8.net.flow import CHUNK
 from layer8.net.pump import Pump
@@ -63,7 +63,10 @@ class Inspection:
         words = exchange.head + bytes(exchange.body)
         first = exchange.id if exchange.replay_of is None else exchange.replay_of
         watch = self.watch(exchange.host, target, intro, first)
-        fd = await _dialled(self._local, self._pump, target)
+        try:
+            fd = await self._local.open(target)
+        except OSError as error:
+            raise Unavailable(reason(error)) from None
         watch.requests.feed(words)
         ended: Deferred[str] = Deferred()
         sending = _Sending(self._reactor, self._pump, fd, intro + words, watch, ended)
@@ -140,24 +143,3 @@ class _Sending:
         if fd >= 0:
             self._pump.close_fd(fd)
             self._watch.closed()
-
-
-async def _dialled(local: Dialer, pump: Pump, target: Where) -> int:
-    opened: Deferred[int] = Deferred()
-
-    def done(fd: int, error: Exception | None) -> None:
-        if opened.called:
-            if fd >= 0:
-                pump.close_fd(fd)
-        elif error is None:
-            opened.callback(fd)
-        else:
-            opened.errback(error if isinstance(error, Layer8Error) else Unavailable(reason(error)))
-
-    attempt = local.dial(target, done)
-    try:
-        return await opened
-    except BaseException:
-        if attempt is not None:
-            attempt.cancel()
-        raise

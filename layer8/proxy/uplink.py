@@ -470,24 +470,7 @@ async def persist(
 
 async def open_socket(pump: Pump, dialer: Dialer, host: str, port: int) -> socket.socket:
     """Open a connection through whatever is on the way, for a reactor to take over."""
-    opened: Deferred[int] = Deferred()
-
-    def done(fd: int, error: Exception | None) -> None:
-        if opened.called:
-            if fd >= 0:
-                pump.close_fd(fd)
-        elif error is None:
-            opened.callback(fd)
-        else:
-            opened.errback(error)
-
-    attempt = dialer.dial(Where(host, port), done)
-    try:
-        fd = await opened
-    except CancelledError:
-        if attempt is not None:
-            attempt.cancel()
-        raise
+    fd = await dialer.open(Where(host, port))
     pump.unregister(fd)
     return socket.socket(fileno=fd)
 

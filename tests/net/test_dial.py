@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import CancelledError, Deferred
 
 from layer8.core.errors import ConfigError, RemoteProtocolError, TimedOut, Unavailable
 from layer8.net import dial as dial_module
@@ -258,6 +259,32 @@ class NameTests(DialCase):
         attempt.cancel()
         await self.turn()
         self.assertEqual(self.ended, [])
+
+
+class OpenTests(DialCase):
+    async def test_what_is_opened(self) -> None:
+        fd = await self.dialer.open(Where("127.0.0.1", self.listener().getsockname()[1]))
+        os.fstat(fd)
+        self.pump.close_fd(fd)
+
+    async def test_what_is_not(self) -> None:
+        with self.assertRaises(ConnectionRefusedError):
+            await self.dialer.open(Where("127.0.0.1", self.closed_port()))
+        opening = Deferred.fromCoroutine(self.dialer.open(Where("app.test", 1)))
+        self.named.answer()
+        await self.assertFailure(opening, Unavailable)
+
+    async def test_who_stops_waiting_leaves_nothing_open(self) -> None:
+        port = self.black_hole()
+        await self.turn()
+        before = set(os.listdir("/proc/self/fd"))
+        for host in ("127.0.0.1", "app.test"):
+            opening = Deferred.fromCoroutine(self.dialer.open(Where(host, port)))
+            opening.cancel()
+            await self.assertFailure(opening, CancelledError)
+        self.named.answer("127.0.0.1")
+        await self.turn()
+        self.assertEqual(set(os.listdir("/proc/self/fd")), before)
 
 
 class ViaTests(DialCase):
