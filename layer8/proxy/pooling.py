@@ -171,7 +171,8 @@ class Pooling:
         self._whose: dict[Pool[Waiting], tuple[Seat, bool]] = {}
         self.numbers = 0
         """Added to the lower bits of our visitors' numbers, where the agent of another node is to know them."""
-        self._given: dict[int, Given] = {}
+        self.given: dict[int, Given] = {}
+        """Visitors who have a connection whose agent has not nodded yet, by their numbers."""
         self._numbered: dict[int, Given] = {}
         self._steps: Lane[int] = Lane(limits.call_step)
         self._ends: Lane[int] = Lane(CALL_LIFE)
@@ -254,7 +255,7 @@ class Pooling:
     def stop(self) -> None:
         """Close everything and do nothing any more."""
         self.rest()
-        self._given.clear()
+        self.given.clear()
         self._numbered.clear()
         if self._soon is not None and self._soon.active():
             self._soon.cancel()
@@ -339,7 +340,7 @@ class Pooling:
         if link is not None:
             up = link.up
             said = up.count + len(up.pending or b"")
-            given = self._given[visit.conn] = Given(self, visit, session, seat, link, said, number)
+            given = self.given[visit.conn] = Given(self, visit, session, seat, link, said, number)
             self._numbered[number] = given
             self._steps.add(visit.conn, self.pump.now)
             Awaiting(link.down, given.heard, given.lost)
@@ -374,7 +375,7 @@ class Pooling:
 
     def over(self, visit: Visit) -> None:
         """Forget a visitor whose connection has ended."""
-        given = self._given.pop(visit.conn, None)
+        given = self.given.pop(visit.conn, None)
         if given is not None:
             self._numbered.pop(given.number, None)
 
@@ -408,11 +409,11 @@ class Pooling:
     def tick(self, now: float) -> None:
         """Renew what has waited long enough, and look at those who have had no nod; monotonic seconds."""
         for conn in self._steps.expired(now):
-            if (given := self._given.get(conn)) is not None:
+            if (given := self.given.get(conn)) is not None:
                 self._ends.add(conn, now)
                 given.lost()
         for conn in self._ends.expired(now):
-            if (given := self._given.get(conn)) is not None:
+            if (given := self.given.get(conn)) is not None:
                 self.over(given.visit)
                 given.link.close("reset")
         if now - self._turned < TURN:

@@ -360,7 +360,7 @@ class Server(Service):
 
     def _unsettled(self) -> bool:
         """Say whether anybody's way could still change: without a name, called for, or not nodded for yet."""
-        traffic, given = self.traffic, self.ahead._given
+        traffic, given = self.traffic, self.ahead.given
         return bool(traffic.waiting or given or any(visit.session is not None for visit in traffic.visits))
 
     def send_away(self) -> list[str]:

@@ -106,7 +106,7 @@ class CarriedTests(PoolCase):
         await self.until(lambda: not agent.carrier.open)
         totals = agent.carrier.totals
         self.assertEqual((totals.bytes_in, totals.bytes_out), (len(get("app.test")), len(got)))
-        self.assertEqual(server.ahead._given, {})
+        self.assertEqual(server.ahead.given, {})
         families = {family.name: family for family in server.metrics.families()}
         self.assertEqual(families["layer8_proxy_pool_idle"].values[()], 2)
         self.assertEqual(families["layer8_proxy_pool_hits_total"].values[()], 1)
@@ -195,7 +195,7 @@ class CarriedTests(PoolCase):
         self.addCleanup(sock.close)
         sock.sendall(get("app.test"))
         await self.until(lambda: server.ahead.pools.hits == 1)
-        await self.until(lambda: not server.ahead._given)
+        await self.until(lambda: not server.ahead.given)
         (visitor,) = server.traffic.visits
         self.assertIsNone(visitor.link.down.care, "what follows is not looked at")
         (carried,) = agent.carrier.open

@@ -259,7 +259,7 @@ class NodTests(HandCase):
         self.assertEqual((await self.thread(claimed, sock))[1], get("app.test"))
         await self.is_closed(sock)
         self.assertEqual(server.traffic.totals.ended[Reason.DONE], 1)
-        self.assertEqual(server.ahead._given, {})
+        self.assertEqual(server.ahead.given, {})
 
     async def test_a_hanging_agent_and_a_request_that_must_not_be_sent_twice(self) -> None:
         self.quick()
@@ -280,7 +280,7 @@ class NodTests(HandCase):
         visitor = self.visitor(server)
         await self.thread(claimed, sock)
         sock.sendall(NOD)
-        await self.until(lambda: not server.ahead._given)
+        await self.until(lambda: not server.ahead.given)
         await self.sleep(1.5)
         sock.sendall(ANSWER)
         sock.close()
@@ -372,7 +372,7 @@ class RejectTests(HandCase):
         visitor = self.visitor(server)
         found, _ = await self.thread(claimed, sock)
         sock.sendall(NOD)
-        await self.until(lambda: not server.ahead._given)
+        await self.until(lambda: not server.ahead.given)
         agent.reject(found.conn)
         await self.until(lambda: server.traffic.totals.rejects_ignored == 1)
         sock.sendall(ANSWER)
@@ -401,4 +401,4 @@ class RejectTests(HandCase):
         await self.until(lambda: not server.traffic.visits)
         agent.reject(found.conn)
         await self.until(lambda: server.traffic.totals.rejects_ignored == 1)
-        self.assertEqual((self.echo.got, server.ahead._given), ([], {}))
+        self.assertEqual((self.echo.got, server.ahead.given), ([], {}))

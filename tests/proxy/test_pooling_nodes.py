@@ -150,7 +150,7 @@ class NodesTests(NodesCase):
         await self.served(self.third)
         await self.full(self.third)
         await self.until(lambda: not self.other.traffic.visits)
-        self.assertEqual((self.other.ahead._given, self.other.ahead._numbered), ({}, {}))
+        self.assertEqual((self.other.ahead.given, self.other.ahead._numbered), ({}, {}))
 
     async def test_a_burst(self) -> None:
         agent = await self.begin()
