@@ -5,7 +5,7 @@ A worker that is being started again has nothing to say; what it had counted bef
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from attrs import define, evolve
@@ -16,11 +16,10 @@ from layer8.control.metrics import Family, Histogram
 from layer8.control.shape import from_result, to_json
 from layer8.control.table import method
 from layer8.core.blur import blur_bytes
-from layer8.proxy.bans import Banned, Bans, network
-from layer8.proxy.errors import ForbiddenByPolicy, InvalidHost, NoRoom, answering
-from layer8.proxy.operate import ADMIN, BanList, blurred
+from layer8.proxy.bans import Bans
+from layer8.proxy.errors import InvalidHost, answering
+from layer8.proxy.operate import ADMIN, blurred
 from layer8.proxy.orders import (
-    Ban,
     Closed,
     ConnectionRows,
     Drain,
@@ -31,7 +30,6 @@ from layer8.proxy.orders import (
     Page,
     Stats,
     SubscriberRows,
-    Unban,
 )
 from layer8.proxy.paging import fit
 from layer8.proxy.registry import Registry
@@ -45,9 +43,6 @@ class Crew(Protocol):
 
     def ask(self, method: str, params: Mapping[str, Any]) -> Awaitable[Sequence[Any]]:
         """Ask every worker that is there, and give the answers of those that gave one."""
-
-    def tell(self, what: str, **params: Any) -> None:
-        """Tell every worker something."""
 
     def carried(self, host: str) -> tuple[int, int]:
         """Give the bytes in and out of a registered name that no living worker counts."""
@@ -68,13 +63,11 @@ class FanoutRows:
 
     owns = ("proxy",)
 
-    def __init__(self, registry: Registry, bans: Bans, written: BanList, crew: Crew, wall: Callable[[], float]) -> None:
+    def __init__(self, registry: Registry, bans: Bans, crew: Crew) -> None:
         """Take what this process knows itself, and the workers."""
         self._registry = registry
         self._bans = bans
-        self._written = written
         self._crew = crew
-        self._wall = wall
 
     async def _all(self, kind: type[T], name: str, params: object = None) -> list[T]:
         answers = await self._crew.ask(name, {} if params is None else to_json(params))
@@ -170,27 +163,6 @@ class FanoutRows:
         if params.conn is not None and not closed:
             raise NotFound("connection")
         return Closed(closed)
-
-    @method("proxy.ban", role="operate", errors=(ForbiddenByPolicy, NoRoom))
-    async def ban(self, caller: Caller, params: Ban) -> Empty:
-        """Take nothing more from a network, at once, also if that cannot be written down; what is joined goes on."""
-        with answering():
-            ban = Banned(network(params.cidr), self._wall() + params.ttl_s)
-            self._bans.add(ban)
-        self._crew.tell("worker.ban", cidr=ban.cidr, until=ban.until)
-        await self._written.ban(ban)
-        return Empty()
-
-    @method("proxy.unban", role="operate", errors=(NotFound, ForbiddenByPolicy))
-    async def unban(self, caller: Caller, params: Unban) -> Empty:
-        """Let a network in again."""
-        with answering():
-            cidr = network(params.cidr)
-        if not self._bans.remove(cidr):
-            raise NotFound("ban")
-        self._crew.tell("worker.unban", cidr=cidr)
-        await self._written.unban([cidr])
-        return Empty()
 
     @method("proxy.drain", role="operate")
     async def drain(self, caller: Caller, params: Drain) -> Drained:

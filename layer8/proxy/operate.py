@@ -106,23 +106,19 @@ class OperatorRows:
         registry: Registry,
         seats: Seats,
         bans: Bans,
-        written: BanList,
         visits: Visits,
         door: Door,
         carried: Callable[[str], tuple[int, int]],
         monotonic: Callable[[], float],
-        wall: Callable[[], float],
     ) -> None:
         """`carried(host)` gives the bytes in and out of a registered name over all restarts."""
         self._registry = registry
         self._seats = seats
         self._bans = bans
-        self._written = written
         self._visits = visits
         self._door = door
         self._carried = carried
         self._monotonic = monotonic
-        self._wall = wall
 
     @method("proxy.hosts", role="read")
     async def hosts(self, caller: Caller, params: Page) -> HostCounts:
@@ -198,25 +194,6 @@ class OperatorRows:
         with answering():
             return Closed(self._visits.kill(None, host if self._registry.row(host) else self._registry.name(host)))
 
-    @method("proxy.ban", role="operate", errors=(ForbiddenByPolicy, NoRoom))
-    async def ban(self, caller: Caller, params: Ban) -> Empty:
-        """Take nothing more from a network, at once, also if that cannot be written down; what is joined goes on."""
-        with answering():
-            ban = Banned(network(params.cidr), self._wall() + params.ttl_s)
-            self._bans.add(ban)
-        await self._written.ban(ban)
-        return Empty()
-
-    @method("proxy.unban", role="operate", errors=(NotFound, ForbiddenByPolicy))
-    async def unban(self, caller: Caller, params: Unban) -> Empty:
-        """Let a network in again."""
-        with answering():
-            cidr = network(params.cidr)
-        if not self._bans.remove(cidr):
-            raise NotFound("ban")
-        await self._written.unban([cidr])
-        return Empty()
-
     @method("proxy.drain", role="operate")
     async def drain(self, caller: Caller, params: Drain) -> Drained:
         """Take no new visitors and subscriptions; what is joined may end by itself until the deadline."""
@@ -240,6 +217,46 @@ class OperatorRows:
             bytes_in=into if exact else blur_bytes(into),
             bytes_out=out if exact else blur_bytes(out),
         )
+
+
+class BanRows:
+    """Who is kept out, called by those who look after a server."""
+
+    owns = ("proxy",)
+
+    def __init__(
+        self,
+        bans: Bans,
+        written: BanList,
+        wall: Callable[[], float],
+        changed: Callable[[str, float | None], None] = lambda cidr, until: None,
+    ) -> None:
+        """`changed` is told a network and until when it is banned, None for no more: before that is written down."""
+        self._bans = bans
+        self._written = written
+        self._wall = wall
+        self._changed = changed
+
+    @method("proxy.ban", role="operate", errors=(ForbiddenByPolicy, NoRoom))
+    async def ban(self, caller: Caller, params: Ban) -> Empty:
+        """Take nothing more from a network, at once, also if that cannot be written down; what is joined goes on."""
+        with answering():
+            ban = Banned(network(params.cidr), self._wall() + params.ttl_s)
+            self._bans.add(ban)
+        self._changed(ban.cidr, ban.until)
+        await self._written.ban(ban)
+        return Empty()
+
+    @method("proxy.unban", role="operate", errors=(NotFound, ForbiddenByPolicy))
+    async def unban(self, caller: Caller, params: Unban) -> Empty:
+        """Let a network in again."""
+        with answering():
+            cidr = network(params.cidr)
+        if not self._bans.remove(cidr):
+            raise NotFound("ban")
+        self._changed(cidr, None)
+        await self._written.unban([cidr])
+        return Empty()
 
 
 def blurred(row: ConnectionRow) -> ConnectionRow:

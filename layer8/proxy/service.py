@@ -54,7 +54,7 @@ from layer8.proxy.legacy_listen import METHODS, PATH, LegacyApi, LegacyPage, Leg
 from layer8.proxy.methods import AgentRows, OwnerRows
 from layer8.proxy.modes import Modes
 from layer8.proxy.neighbours import Neighbours
-from layer8.proxy.operate import OperatorRows
+from layer8.proxy.operate import BanRows, OperatorRows
 from layer8.proxy.orders import Policy
 from layer8.proxy.place import Books, Place, alone
 from layer8.proxy.pooling import Pooling
@@ -199,14 +199,13 @@ class Server(Service):
             self.registry,
             self.seats,
             self.bans,
-            place.books,
             self.traffic,
             self.door,
             self.carrying.of,
             reactor.seconds,
-            wall_clock,
         )
-        for rows in (self._agent_rows, OwnerRows(self.ledger, self._kill_host), operator_rows):
+        ban_rows = BanRows(self.bans, place.books, wall_clock)
+        for rows in (self._agent_rows, OwnerRows(self.ledger, self._kill_host), operator_rows, ban_rows):
             frame.table.add(rows)
         presences = Presences(place.bus, self.seats, place.node)
         self.upkeep = Upkeep(

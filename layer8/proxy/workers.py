@@ -48,6 +48,7 @@ from layer8.proxy.ledger import Ledger
 from layer8.proxy.legacy_listen import METHODS, PATH, LegacyApi, LegacyPage
 from layer8.proxy.limits import BYTES_FLUSH
 from layer8.proxy.methods import OwnerRows
+from layer8.proxy.operate import BanRows
 from layer8.proxy.place import Books, open_store
 from layer8.proxy.prove import NetworkProver, Prover
 from layer8.proxy.queues import Key, Queues, drop
@@ -154,8 +155,11 @@ class Supervisor(Service):
         if config.legacy or config.legacy_open:
             page = LegacyPage(LegacyApi(self.ledger, self._carried), frame.control.who, config.legacy_open)
             frame.control.hang(PATH, page, METHODS, tree=True)
-        rows = FanoutRows(self.registry, self.bans, store, self, wall_clock)
-        for module in (OwnerRows(self.ledger, self._kill_host), rows):
+        for module in (
+            OwnerRows(self.ledger, self._kill_host),
+            FanoutRows(self.registry, self.bans, self),
+            BanRows(self.bans, store, wall_clock, self._banned),
+        ):
             frame.table.add(module)
 
     # As a service.
@@ -390,6 +394,12 @@ class Supervisor(Service):
     def _tell(self, child: Child, what: str, **params: Any) -> None:
         if child.inside is not None:
             child.inside.tell(what, params)
+
+    def _banned(self, cidr: str, until: float | None) -> None:
+        if until is None:
+            self.tell("worker.unban", cidr=cidr)
+        else:
+            self.tell("worker.ban", cidr=cidr, until=until)
 
     def _kill_host(self, host: str) -> int:
         self.tell("worker.killed", host=host)

@@ -19,12 +19,12 @@ from layer8.control.settings import Settings
 from layer8.control.table import Table
 from layer8.proxy.agent import AgentCommands
 from layer8.proxy.methods import AgentRows, OwnerRows
-from layer8.proxy.operate import OperatorRows
+from layer8.proxy.operate import BanRows, OperatorRows
 from tests.control.callers import caller
 from tests.names import ROOT
 
 FILE = ROOT / "docs" / "openrpc.json"
-MODULES: tuple[type[Any], ...] = (Node, Callers, Settings, AgentRows, OwnerRows, OperatorRows, AgentCommands)
+MODULES: tuple[type[Any], ...] = (Node, Callers, Settings, AgentRows, OwnerRows, OperatorRows, BanRows, AgentCommands)
 
 
 def whole_table() -> Table:

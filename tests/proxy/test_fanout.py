@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import define, field
+from attrs import define
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from layer8.config.load import ConfigProblems, load_text
@@ -16,7 +16,7 @@ from layer8.control.errors import NotFound
 from layer8.control.metrics import Family, Histogram
 from layer8.control.shape import to_json
 from layer8.control.table import Table
-from layer8.proxy.bans import Banned, Bans
+from layer8.proxy.bans import Bans
 from layer8.proxy.fanout import Counted, FanoutRows, unpack
 from layer8.proxy.orders import ConnectionRow, ConnectionRows
 from layer8.proxy.paging import fit
@@ -35,7 +35,6 @@ class Crew:
     """Two workers by hand: one has the odd connections, the other the even ones."""
 
     conns: list[list[int]]
-    told: list[tuple[str, dict[str, Any]]] = field(factory=list)
     draining: bool = False
 
     async def ask(self, method: str, params: Mapping[str, Any]) -> Sequence[Any]:
@@ -52,9 +51,6 @@ class Crew:
                 answers.append({"hosts": [{**count, "bytes_in": 10, "bytes_out": 1000}]})
         return json.loads(json.dumps(answers))  # type: ignore[no-any-return]
 
-    def tell(self, what: str, **params: Any) -> None:
-        self.told.append((what, params))
-
     def carried(self, host: str) -> tuple[int, int]:
         return 5, 7
 
@@ -65,26 +61,13 @@ class Crew:
         self.draining = False
 
 
-@define(eq=False)
-class Written:
-    bans: dict[str, float] = field(factory=dict)
-
-    async def ban(self, ban: Banned) -> None:
-        self.bans[ban.cidr] = ban.until
-
-    async def unban(self, cidrs: Any) -> None:
-        for cidr in cidrs:
-            del self.bans[cidr]
-
-
 class RowsTests(TestCase):
     def setUp(self) -> None:
         self.crew = Crew([list(range(1, 40, 2)), list(range(2, 20, 2))])
         self.registry = Registry(ProxyLimits(), bytes(32), [])
         self.registry.put(row("a.test"))
-        self.bans, self.written = Bans(), Written()
         self.table = Table(lambda: WALL)
-        self.table.add(FanoutRows(self.registry, self.bans, self.written, self.crew, lambda: WALL))
+        self.table.add(FanoutRows(self.registry, Bans(), self.crew))
 
     async def call(self, name: str, role: str = "admin", **params: Any) -> Any:
         caller = Caller("x", frozenset({role}), EVERYTHING, True, None, (), Voice())  # type: ignore[arg-type]
@@ -117,15 +100,6 @@ class RowsTests(TestCase):
     async def test_kill(self) -> None:
         self.assertEqual(await self.call("proxy.kill", conn=4), {"closed": 1})
         await raises(NotFound, self.call("proxy.kill", conn=404))
-
-    async def test_bans(self) -> None:
-        await self.call("proxy.ban", cidr="192.0.2.0/24", ttl_s=60)
-        self.assertIn("192.0.2.9", self.bans)
-        self.assertEqual(self.crew.told, [("worker.ban", {"cidr": "192.0.2.0/24", "until": WALL + 60})])
-        self.assertEqual(self.written.bans, {"192.0.2.0/24": WALL + 60})
-        await self.call("proxy.unban", cidr="192.0.2.0/24")
-        self.assertEqual((len(self.bans), self.written.bans), (0, {}))
-        self.assertEqual(self.crew.told[1:], [("worker.unban", {"cidr": "192.0.2.0/24"})])
 
 
 def copied(family: Family) -> Family:

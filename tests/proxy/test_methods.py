@@ -21,7 +21,7 @@ from layer8.proxy import errors
 from layer8.proxy.bans import Bans
 from layer8.proxy.choose import Seat
 from layer8.proxy.methods import AgentRows, OwnerRows
-from layer8.proxy.operate import OperatorRows
+from layer8.proxy.operate import BanRows, OperatorRows
 from layer8.proxy.orders import ConnectionRow
 from layer8.proxy.registration import proof_wanted
 from layer8.proxy.tally import HostTally, Totals
@@ -99,6 +99,7 @@ class Rows(SynchronousTestCase):
         self.visitors = Visitors()
         self.rejected: list[tuple[Seat, int]] = []
         self.bans = Bans()
+        self.banned: list[tuple[str, float | None]] = []
         self.agent_rows = AgentRows(
             self.desk.house, self.desk.clock, lambda: NONCE, lambda seat, conn: self.rejected.append((seat, conn))
         )
@@ -110,13 +111,12 @@ class Rows(SynchronousTestCase):
                 self.desk.registry,
                 self.desk.seats,
                 self.bans,
-                self.desk.store,
                 self.visitors,
                 self.visitors,
                 lambda host: (1001, 2001),
                 self.desk.clock.seconds,
-                self.desk.wall,
             ),
+            BanRows(self.bans, self.desk.store, self.desk.wall, lambda *changed: self.banned.append(changed)),
         ):
             self.table.add(module)
         self.admin = caller("admin")
@@ -428,6 +428,7 @@ class OperatorTests(Rows):
         self.assertEqual(self.desk.store.load().bans, ())
         self.fails(NotFound, self.operator, "proxy.unban", cidr="192.0.2.0/24")
         self.fails(errors.ForbiddenByPolicy, self.operator, "proxy.ban", cidr="nowhere", ttl_s=60)
+        self.assertEqual(self.banned, [("192.0.2.0/24", kept.until), ("192.0.2.0/24", None)])
 
     def test_drain(self) -> None:
         self.assertEqual(self.call(self.operator, "proxy.drain", deadline_s=5), {"connections": 3})
