@@ -25,8 +25,7 @@ from attrs import define, field, frozen
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
-from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.internet.interfaces import IListeningPort
 from twisted.web.resource import IResource
 
 from layer8.config.endpoint import UNIX_PATH, is_loopback, quote
@@ -409,8 +408,7 @@ class ControlService(Service):
         if not (endpoint.tls or endpoint.loopback):
             raise ConfigError(f"control.listen: {text} would speak plain text beyond this machine; write tls:")
         creator = self._creator(text) if endpoint.tls else None
-        factory: IProtocolFactory = site if creator is None else TLSMemoryBIOFactory(creator, False, site)
-        (port,) = serve(self._reactor, text, OPTION, factory, self.given)
+        (port,) = serve(self._reactor, text, OPTION, site, self.given, creator)
         return _Open(port, "tcp" if creator is None else "tls", creator)
 
     def _creator(self, text: str) -> TlsServer:

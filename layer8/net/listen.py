@@ -14,11 +14,13 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
 from twisted.internet.protocol import Factory
+from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from layer8.config.endpoint import Endpoint, is_loopback, server
 from layer8.core.errors import Unavailable
 from layer8.net.entries import BACKLOG, listening
 from layer8.net.process import listening as one_line
+from layer8.net.tls import TlsServer
 
 FIRST_DESCRIPTOR = 3
 """Where descriptors begin that systemd has opened (sd_listen_fds(3))."""
@@ -93,10 +95,20 @@ def take(reactor: Any, text: str, option: str, *, defer: int = 0, given: Sockets
 
 
 def serve(
-    reactor: Any, text: str, option: str, factory: IProtocolFactory, given: Sockets | None = None
+    reactor: Any,
+    text: str,
+    option: str,
+    factory: IProtocolFactory,
+    given: Sockets | None = None,
+    tls: TlsServer | None = None,
 ) -> list[IListeningPort]:
-    """Let a factory serve an endpoint string; raises `Unavailable` that names `option`."""
+    """Let a factory serve an endpoint string, behind TLS with `tls`; raises `Unavailable` that names `option`.
+
+    The configuration has checked where plain text may go. A port that stops leaves its connections alone.
+    """
     endpoint = server(text)
+    if tls is not None:
+        factory = TLSMemoryBIOFactory(tls, False, factory)
     socks = [] if given is None else given.take(option, text)
     with one_line(option, text):
         if not socks:
@@ -105,6 +117,8 @@ def serve(
                 return [port]
             # A port that Twisted has opened itself shuts its socket down at the end, for all who have a duplicate.
             socks = [_detached(port)]
+        for sock in socks:
+            listening(sock)  # Twisted lets 50 wait, which drops SYNs at 10,000 connections a second
         return [adopt(reactor, sock, factory) for sock in socks]
 
 

@@ -1,22 +1,28 @@
-"""Sockets that several processes share, and sockets that another process has opened."""
+"""Endpoint strings served by a factory, sockets that processes share, and those that another process has opened."""
 
 import os
+import shutil
 import socket
+import subprocess
+from pathlib import Path
 from typing import Any
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.protocol import Factory, Protocol
-from twisted.trial.unittest import TestCase
+from twisted.internet.threads import deferToThread
+from twisted.trial.unittest import SkipTest, TestCase
 
 from layer8.config.endpoint import server
 from layer8.core.errors import Unavailable
+from layer8.crypto.x509 import Identity, self_signed
 from layer8.net.listen import FIRST_DESCRIPTOR, Sockets, more_of, number, of_systemd, open_shared, serve, take
+from layer8.net.tls import Pinned, TlsServer, client_context, open_client
 
 LOCAL = "tcp:0:interface=127.0.0.1"
 
 
-class SharedTests(TestCase):
-    timeout = 20
+class ListenCase(TestCase):
+    timeout = 30
 
     def setUp(self) -> None:
         from twisted.internet import reactor
@@ -28,6 +34,8 @@ class SharedTests(TestCase):
             self.addCleanup(sock.close)
         return socks
 
+
+class SharedTests(ListenCase):
     def test_one_queue_each(self) -> None:
         socks = self.keep(open_shared(LOCAL, "--http", 3, {}))
         self.assertEqual(len({number(sock) for sock in socks}), 1)
@@ -112,33 +120,72 @@ class SharedTests(TestCase):
         given.close()
         self.assertEqual(unused.fileno(), -1)
 
+
+class Greet(Protocol):
+    def connectionMade(self) -> None:
+        assert self.transport is not None
+        self.transport.write(b"hello")
+        self.transport.loseConnection()
+
+
+class ServeTests(ListenCase):
+    def serve(self, text: str = LOCAL, **more: Any) -> Any:
+        (port,) = serve(self.reactor, text, "--agents", Factory.forProtocol(Greet), **more)
+        self.addCleanup(port.stopListening)
+        return port
+
+    async def hear(self, port: int, tls: Identity | None = None) -> bytes:
+        def dial() -> bytes:
+            with socket.create_connection(("127.0.0.1", port), 10) as sock:
+                if tls is None:
+                    return sock.recv(100)
+                sock.settimeout(None)
+                client = open_client(client_context(Pinned(frozenset({tls.pin}))), sock)
+                client.do_handshake()
+                return client.recv(100)
+
+        return await deferToThread(dial)
+
+    async def test_a_factory(self) -> None:
+        port = self.serve()
+        self.assertEqual(await self.hear(port.getHost().port), b"hello")
+
+    async def test_a_port_that_is_taken(self) -> None:
+        number = self.serve().getHost().port
+        error = self.assertRaises(Unavailable, self.serve, f"tcp:{number}:interface=127.0.0.1")
+        self.assertIn(f"cannot listen on tcp:{number}", str(error))
+        self.assertIn("choose another with --agents", str(error))
+
+    async def test_tls(self) -> None:
+        identity = Identity.from_pem(*self_signed("a.example"))
+        port = self.serve("tls:0:interface=127.0.0.1", tls=TlsServer(identity))
+        self.assertEqual(await self.hear(port.getHost().port, identity), b"hello")
+
+    async def test_many_may_wait(self) -> None:
+        if shutil.which("ss") is None:
+            raise SkipTest("package iproute2 is not installed")
+        port = self.serve()
+        words = ["ss", "-Hltn", f"sport = :{port.getHost().port}"]
+        listed = subprocess.run(words, capture_output=True, check=True).stdout
+        most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+        self.assertEqual(int(listed.split()[2]), min(4096, most))
+
     async def test_a_port_that_ends_here_goes_on_elsewhere(self) -> None:
         """Twisted shuts the sockets down that it has opened itself, for whoever has a duplicate too; not ours."""
-        (port,) = serve(self.reactor, LOCAL, "--agents", Factory.forProtocol(Protocol))
-        where: Any = port
-        elsewhere = where.socket.dup()
+        port = self.serve()
+        elsewhere = port.socket.dup()
         self.keep([elsewhere])
         await maybeDeferred(port.stopListening)
         self.keep([socket.create_connection(("127.0.0.1", number(elsewhere)), 5)])
         elsewhere.settimeout(5)
         self.keep([elsewhere.accept()[0]])
 
-    async def test_a_factory_on_a_given_socket(self) -> None:
+    async def test_a_given_socket(self) -> None:
         given, made = Sockets(), socket.create_server(("127.0.0.1", 0))
         where = number(made)
         given.put("--agents", LOCAL, made)
-        called: Deferred[None] = Deferred()
-
-        class Greeted(Protocol):
-            def connectionMade(self) -> None:
-                assert self.transport is not None
-                self.transport.loseConnection()
-                called.callback(None)
-
-        (port,) = serve(self.reactor, LOCAL, "--agents", Factory.forProtocol(Greeted), given)
-        self.keep([socket.create_connection(("127.0.0.1", where), 5)])
-        await called
-        await maybeDeferred(port.stopListening)
+        self.assertEqual(self.serve(given=given).getHost().port, where)
+        self.assertEqual(await self.hear(where), b"hello")
 
 
 def _is_open(descriptor: int) -> bool:
