@@ -1,0 +1,1 @@
+"""Links, onion circuits, streams, exits and paths: the network's own protocol."""
