@@ -9,7 +9,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 from enum import IntEnum
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Final
 
 from attrs import define, field, frozen
 
@@ -19,10 +20,47 @@ SOURCE_4 = 24  # bits
 SOURCE_6 = 56  # bits
 SOURCES_KEPT = 4096  # answers of `source_key`, so that visitors of one address share one text
 
+SPECIAL: Final = (
+    ("0.0.0.0/8", "this network"),
+    ("10.0.0.0/8", "private"),
+    ("100.64.0.0/10", "carrier-grade NAT"),
+    ("127.0.0.0/8", "loopback"),
+    ("169.254.0.0/16", "link-local"),
+    ("172.16.0.0/12", "private"),
+    ("192.0.0.0/24", "protocol assignments"),
+    ("192.0.2.0/24", "documentation"),
+    ("192.88.99.0/24", "6to4 relays"),
+    ("192.168.0.0/16", "private"),
+    ("198.18.0.0/15", "benchmarks"),
+    ("198.51.100.0/24", "documentation"),
+    ("203.0.113.0/24", "documentation"),
+    ("224.0.0.0/4", "multicast"),
+    ("240.0.0.0/4", "reserved"),
+    ("::/128", "unspecified"),
+    ("::1/128", "loopback"),
+    ("64:ff9b:1::/48", "a network's own NAT64"),
+    ("2001::/23", "protocol assignments"),  # Teredo and ORCHID among them
+    ("2001:db8::/32", "documentation"),
+    ("2002::/16", "6to4"),
+    ("3fff::/20", "documentation"),
+    ("fc00::/7", "private"),
+    ("fe80::/10", "link-local"),
+    ("fec0::/10", "site-local"),
+    ("ff00::/8", "multicast"),
+)
+"""Networks that are not the internet, and what they are (IANA's registries of special-purpose addresses).
+
+A table of our own: which of them Python's `is_global` knows depends on its version, and no version knows all.
+"""
+BEYOND: Final = "outside of 2000::/3"
+"""What is said of IPv6 that is neither in the table nor in the part that the internet is."""
+
 _NAT64 = 0x64FF9B << 64  # 64:ff9b::/96 (RFC 6052 section 2.1), without its last 32 bits
 _TRANSLATED = 0xFFFF0000 << 32  # ::ffff:0:0:0/96 (RFC 2765 section 2.1)
 _UNICAST = 0b001  # the first bits of 2000::/3, of which the internet is (RFC 4291 section 2.4, IANA's registry)
 _MAPPED = 0xFFFF << 32  # ::ffff:0:0/96 (RFC 4291 section 2.5.5.2)
+_SIX_TO_FOUR = 0x2002  # 2002::/16 (RFC 3056 section 2)
+_LOOPBACK = _MAPPED >> 24 | 127  # 127.0.0.0/8 as IPv4 inside IPv6
 _INNER = frozenset((0, _MAPPED >> 32, _TRANSLATED >> 32, _NAT64))  # without the IPv4 address inside
 _ALL_4 = (1 << 32) - 1
 _ALL_6 = (1 << 128) - 1
@@ -80,17 +118,37 @@ def scope(address: str) -> Scope | None:
         return None
     if number <= 1:
         return Scope.MACHINE
-    found: ipaddress.IPv4Address | ipaddress.IPv6Address
     if number >> 32 in _INNER:
-        found = ipaddress.IPv4Address(number & _ALL_4)
-    else:
-        found = ipaddress.IPv6Address(number)
-        found = found.sixtofour or found
-        if found.version == 6 and number >> 125 != _UNICAST:
-            return Scope.NETWORK
-    if found.is_loopback or found.is_unspecified:
+        number = _MAPPED | number & _ALL_4
+    elif number >> 112 == _SIX_TO_FOUR:
+        number = _MAPPED | number >> 80 & _ALL_4
+    if number == _MAPPED or number >> 24 == _LOOPBACK:
         return Scope.MACHINE
-    return Scope.INTERNET if found.is_global and not found.is_multicast else Scope.NETWORK
+    return Scope.INTERNET if _special(number) is None else Scope.NETWORK
+
+
+@lru_cache(maxsize=256)
+def special(address: str) -> str | None:
+    """Say what an address is that is not one of the internet, None for those that are; raises `ConfigError`.
+
+    IPv4 inside IPv6, as the kernel (`::ffff:0:0/96`) or NAT64 (`64:ff9b::/96`) have it, counts as IPv4. What has IPv4
+    inside in any other way is not the internet, whatever is inside.
+    """
+    number = _number(address)
+    if number is None:
+        raise ConfigError(f"{address!r} is not an IP address")
+    return _special(_unwrapped(number))
+
+
+def unwrapped(address: str) -> str:
+    """Give the IPv4 address inside an IPv6 one of the kernel or NAT64, else the address; raises `ConfigError`."""
+    number = _number(address)
+    if number is None:
+        raise ConfigError(f"{address!r} is not an IP address")
+    number = _unwrapped(number)
+    if number >> 32 == 0xFFFF:
+        return str(ipaddress.IPv4Address(number & _ALL_4))
+    return str(ipaddress.IPv6Address(number))
 
 
 @frozen
@@ -181,6 +239,24 @@ def _number(address: str) -> int | None:
         return int(ipaddress.IPv6Address(address.partition("%")[0]))
     except ValueError:
         return None
+
+
+def _unwrapped(number: int) -> int:
+    return _MAPPED | number & _ALL_4 if number >> 32 == _NAT64 else number
+
+
+@cache
+def _specials() -> tuple[tuple[int, int, str], ...]:
+    """Give the table as shift, prefix and what it is."""
+    rows = ((*_network(text), what) for text, what in SPECIAL)
+    return tuple((128 - bits, number >> (128 - bits), what) for number, bits, what in rows)
+
+
+def _special(number: int) -> str | None:
+    for shift, prefix, what in _specials():
+        if number >> shift == prefix:
+            return what
+    return None if number >> 32 == 0xFFFF or number >> 125 == _UNICAST else BEYOND
 
 
 def _network(text: str) -> tuple[int, int]:
