@@ -264,7 +264,7 @@ class TreeTests(SynchronousTestCase):
 class ContractTests(SynchronousTestCase):
     """The import contracts in setup.cfg cover the whole tree."""
 
-    SHARED = ("cli", "config", "control", "core", "crypto", "net", "testing", "transports", "web")
+    SHARED = ("cli", "config", "control", "core", "crypto", "net", "node", "testing", "transports", "web")
 
     def lines(self, contract: str, key: str) -> list[str]:
         return setup_cfg()[f"importlinter:contract:{contract}"][key].split("\n")[1:]

@@ -114,5 +114,9 @@ class DebugConfig:
     """The port for netcat."""
 
     listen: tuple[str, ...] = option(
-        (), doc="Endpoint of the debug port.", check=accept.not_built((), "the debug port")
+        (),
+        doc="Endpoints of the debug port, for this machine only; beside them it is on the Unix socket "
+        "$LAYER8_HOME/run/NAME.debug.",
+        check=accept.listens("tcp", "unix", plain_only_on_loopback=True),
+        example="tcp:9009:interface=127.0.0.1",
     )

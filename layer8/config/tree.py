@@ -8,6 +8,7 @@ from attrs import frozen
 
 from layer8.config import endpoint
 from layer8.config.field import section
+from layer8.config.network import RelayConfig, SocksConfig, TrackerConfig
 from layer8.config.proxy import AgentConfig, ProxyConfig
 from layer8.config.sections import ControlConfig, DebugConfig, LogConfig
 
@@ -21,6 +22,10 @@ class Config:
     debug: DebugConfig = section(DebugConfig, doc="The port for netcat.")
     proxy: ProxyConfig = section(ProxyConfig, doc="The public server of the socket proxy: twistd layer8-proxy.")
     agent: AgentConfig = section(AgentConfig, doc="The agent of the socket proxy: twistd layer8-agent.")
+
+    relay: RelayConfig = section(RelayConfig, doc="Links and circuits: twistd layer8-relay, layer8-node, layer8 up.")
+    tracker: TrackerConfig = section(TrackerConfig, doc="Lists of relays: twistd layer8-tracker.")
+    socks: SocksConfig = section(SocksConfig, doc="SOCKS5 for the programs of this machine: layer8 up, layer8 socks.")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Give keys that do not go together, with the reason."""
