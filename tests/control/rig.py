@@ -313,13 +313,13 @@ async def pause(clock: IReactorTime, seconds: float) -> None:
     await waiting
 
 
-async def until(clock: IReactorTime, true: Callable[[], object], seconds: float = 5.0) -> None:
+async def until(clock: IReactorTime, true: Callable[[], object], seconds: float = 30.0) -> None:
     """Let the reactor turn until something is true; AssertionError if it takes longer than `seconds`."""
-    for _ in range(int(seconds / 0.005)):
-        if true():
-            return
+    end = clock.seconds() + seconds
+    while not true():
+        if clock.seconds() > end:
+            raise AssertionError("it did not come true")
         await pause(clock, 0.005)
-    raise AssertionError("it did not come true")
 
 
 async def raises(kind: type[Exception], waited: Awaitable[object]) -> Any:
@@ -331,7 +331,7 @@ async def raises(kind: type[Exception], waited: Awaitable[object]) -> Any:
     raise AssertionError(f"no {kind.__name__}, but {result!r}")
 
 
-async def in_time(clock: IReactorTime, work: Coroutine[Any, Any, T], seconds: float = 10.0) -> T:
+async def in_time(clock: IReactorTime, work: Coroutine[Any, Any, T], seconds: float = 30.0) -> T:
     """Wait no longer than `seconds`."""
     waiting = Deferred.fromCoroutine(work)
     waiting.addTimeout(seconds, clock)
@@ -342,7 +342,7 @@ class Raw:
     """A socket of our own, with blocking calls for a thread, that says what it wants and tells what came back."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=5)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
 
     def exchange(self, *parts: bytes) -> bytes:
         """Send, and give everything until the other side closes."""

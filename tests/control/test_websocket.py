@@ -6,13 +6,15 @@ import contextlib
 import json
 import socket
 import struct
+from collections.abc import Callable
 from secrets import token_bytes
+from threading import Event, Thread
 from typing import Any
 
 from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
@@ -40,6 +42,8 @@ from layer8.core.errors import ConfigError, Refused, RemoteProtocolError, TimedO
 from tests.control.rig import Raw, Rows, Told, pause, raises, rig, until
 from tests.control.test_http import UPGRADE
 
+WAIT = 30.0
+"""Seconds for what is there at once, but on a busy machine."""
 HELLO = UPGRADE.replace(b"/ws", b"/") + b"\r\n"
 
 
@@ -59,18 +63,45 @@ def frame(payload: bytes, opcode: int = 1, *, fin: bool = True, mask: bytes | No
     return head + mask + bytes(octet ^ mask[place % 4] for place, octet in enumerate(payload))
 
 
+def taken(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
+    """Read the unmasked frames that are whole as (opcode, payload), and give the bytes behind them."""
+    found, start = [], 0
+    while start + 2 <= len(data):
+        size, at = data[start + 1] & 0x7F, start + 2
+        longer = {126: 2, 127: 8}.get(size, 0)
+        if longer:
+            size, at = int.from_bytes(data[at : at + longer], "big"), at + longer
+        if at + size > len(data):
+            break
+        found.append((data[start] & 15, data[at : at + size]))
+        start = at + size
+    return found, data[start:]
+
+
 def frames(data: bytes) -> list[tuple[int, bytes]]:
     """Read unmasked frames as (opcode, payload)."""
-    found = []
-    while data:
-        size, at = data[1] & 0x7F, 2
-        if size == 126:
-            size, at = struct.unpack("!H", data[2:4])[0], 4
-        elif size == 127:
-            size, at = struct.unpack("!Q", data[2:10])[0], 10
-        found.append((data[0] & 15, data[at : at + size]))
-        data = data[at + size :]
+    found, rest = taken(data)
+    assert not rest, rest
     return found
+
+
+def heard(end: socket.socket, enough: Callable[[list[Any]], bool]) -> list[Any]:
+    """Read messages until there are enough."""
+    came: list[Any] = []
+    rest = b""
+    while not enough(came):
+        part = end.recv(1 << 18)
+        if not part:
+            break
+        found, rest = taken(rest + part)
+        came += [json.loads(payload) for opcode, payload in found if opcode == 1]
+    return came
+
+
+def counted(came: list[Any]) -> int:
+    """Count the events among messages, those too that were dropped."""
+    told = [message["params"] for message in came if "params" in message]
+    return sum(event["data"]["count"] if event["name"] == "event.lost" else 1 for event in told)
 
 
 @define(eq=False)
@@ -328,7 +359,7 @@ class SlowReaderTests(TestCase):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             end.connect(("127.0.0.1", made.port("tcp")))
             end.sendall(UPGRADE + f"Authorization: Bearer {made.service.keyring.cookie}\r\n\r\n".encode())
-            end.settimeout(5)
+            end.settimeout(WAIT)
             head = b""
             while not head.endswith(b"\r\n\r\n"):
                 head += end.recv(1)
@@ -374,18 +405,7 @@ class SlowReaderTests(TestCase):
         self.assertLessEqual(len(served.subscriber()), 256)
         transport: Any = served._socket.transport  # type: ignore[union-attr]
         self.assertLess(len(transport.dataBuffer) - transport.offset + transport._tempDataLen, WRITE_BUFFER / 2)
-        end.settimeout(0.5)
-
-        def read() -> bytes:
-            data = b""
-            try:
-                while part := end.recv(65536):
-                    data += part
-            except TimeoutError:
-                pass
-            return data
-
-        came_in = [json.loads(payload) for opcode, payload in frames(await deferToThread(read)) if opcode == 1]
+        came_in = await deferToThread(heard, end, lambda came: counted(came) >= 200 * 60)
         self.assertEqual(came_in[0]["result"], {"subscription": 1})
         told = [message["params"] for message in came_in[1:]]
         lost = sum(event["data"]["count"] for event in told if event["name"] == "event.lost")
@@ -417,7 +437,12 @@ class FloodTests(TestCase):
             await calm.call("rpc.ping")
             return turns - before
 
+        def still() -> None:
+            nonlocal counting
+            counting = False
+
         turn()
+        self.addCleanup(still)
         quiet = max([await ping() for _ in range(20)])
         call = b'{"jsonrpc":"2.0","id":%d,"method":"test.wait","params":{}}'
         flood = b"".join(frame(call % number, mask=b"\0\0\0\0") for number in range(10_000))
@@ -428,20 +453,15 @@ class FloodTests(TestCase):
             data = b""
             while not data.endswith(b"\r\n\r\n"):
                 data += end.recv(1)
-            data = b""
-            end.settimeout(1.0)
-            from threading import Thread
-
             pouring = Thread(target=end.sendall, args=(flood,))
             pouring.start()
-            try:
-                while part := end.recv(1 << 20):
-                    data += part
-            except TimeoutError:
-                pass
+            answers = heard(end, lambda came: len(came) >= 10_000 - 64)
             pouring.join()
+            end.settimeout(0.2)
+            with contextlib.suppress(TimeoutError):
+                answers += heard(end, bool)
             end.close()
-            return [json.loads(payload) for opcode, payload in frames(data) if opcode == 1]
+            return answers
 
         pouring = deferToThread(pour)
         loud = []
@@ -449,7 +469,6 @@ class FloodTests(TestCase):
             loud.append(await ping())
             await pause(made.reactor, 0.01)
         answers = await pouring
-        counting = False
         self.assertEqual(len(made.rows.waiting), 64)
         self.assertEqual(len(answers), 10_000 - 64)
         self.assertEqual({answer["error"]["code"] for answer in answers}, {-32005})
@@ -467,26 +486,30 @@ class ClientTests(TestCase):
         self.addCleanup(listening.close)
 
         def serve() -> None:
-            listening.settimeout(5)
+            listening.settimeout(WAIT)
             end, _ = listening.accept()
-            with end:
-                end.settimeout(5)
+            with end, contextlib.suppress(ConnectionError):
+                end.settimeout(WAIT)
                 end.recv(65536)
+                self.asked.set()
                 for answer in answers:
                     end.sendall(answer)
-                with contextlib.suppress(ConnectionResetError):
-                    while not close and end.recv(65536):
-                        pass
+                if close:
+                    end.shutdown(socket.SHUT_WR)
+                while end.recv(65536):
+                    pass  # until the client has closed
 
-        self._serving = deferToThread(serve)
-        self.addCleanup(lambda: self._serving)
+        self.asked = Event()
+        self._serving = serving = deferToThread(serve)
+        self.addCleanup(lambda: serving)
         return int(listening.getsockname()[1])
 
-    async def failing(self, kind: type[Exception], *answers: bytes, close: bool = True, timeout: float = 5) -> str:
+    async def failing(self, kind: type[Exception], *answers: bytes, close: bool = True, timeout: float = WAIT) -> str:
         from twisted.internet import reactor
 
         port = await self.server(*answers, close=close)
         error = await raises(kind, connect(reactor, f"ws://127.0.0.1:{port}", timeout=timeout))
+        await self._serving
         self.assertNotIn("\n", str(error))
         return str(error)
 
@@ -562,9 +585,7 @@ class ClientTests(TestCase):
 
         port = await self.server(close=False)
         trying = Deferred.fromCoroutine(connect(reactor, f"ws://127.0.0.1:{port}"))
-        await pause(reactor, 0.05)
+        await until(reactor, self.asked.is_set)
         trying.cancel()
-        from twisted.internet.defer import CancelledError
-
         await raises(CancelledError, trying)
         await self._serving
