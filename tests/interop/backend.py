@@ -1,11 +1,10 @@
 """A backend of a test's own: one thread per connection, for what no ready-made server does."""
 
-import contextlib
 import hashlib
 import socket
-import threading
 from collections.abc import Callable
 
+from tests.accepting import Accepting
 from tests.interop.daemons import Scope
 
 TIME_S = 30.0
@@ -13,27 +12,14 @@ TIME_S = 30.0
 
 def serve(scope: Scope, talk: Callable[[socket.socket], None]) -> int:
     """Let `talk` have each connection, which is closed when it returns; give the port on 127.0.0.1."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
 
-    def run(connection: socket.socket) -> None:
-        with contextlib.suppress(OSError), connection:
-            connection.settimeout(TIME_S)
-            talk(connection)
+    def timed(connection: socket.socket) -> None:
+        connection.settimeout(TIME_S)
+        talk(connection)
 
-    def accept() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                threading.Thread(target=run, args=(connection,), daemon=True).start()
-
-    def close() -> None:
-        with contextlib.suppress(OSError):
-            listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-
-    scope.addCleanup(close)
-    threading.Thread(target=accept, daemon=True).start()
-    return int(listener.getsockname()[1])
+    accepting = Accepting(timed)
+    scope.addCleanup(accepting.close)
+    return accepting.port
 
 
 def drained(connection: socket.socket) -> tuple[str, int]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import threading
 from typing import Any
 
 from attrs import define, field
 
+from tests.accepting import Accepting, pass_on
 from tests.interop.daemons import Scope
 
 
@@ -40,48 +40,27 @@ class Relay:
     def __init__(self, scope: Scope, source: str) -> None:
         self.connections: list[Recorded] = []
         self._source = source
-        self._sock = socket.create_server(("127.0.0.1", 0), backlog=100)
-        self.port: int = self._sock.getsockname()[1]
-        scope.addCleanup(self.close)
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
+        accepting = Accepting(self._talk)
+        self.port = accepting.port
+        scope.addCleanup(accepting.close)
 
     def to(self, port: int) -> list[Recorded]:
         """Give the connections that went to a port."""
         return [one for one in self.connections if one.port == port]
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                sock, _ = self._sock.accept()
-                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-
-    def _serve(self, sock: socket.socket) -> None:
+    def _talk(self, sock: socket.socket) -> None:
         head = b""
-        with contextlib.suppress(OSError, ValueError):
-            while b"\r\n\r\n" not in head:
-                head += sock.recv(4096)
-            host, _, port = head.split(b" ")[1].decode().rpartition(":")
-            onward = socket.create_connection((host, int(port)), 10, (self._source, 0))
-            onward.settimeout(None)
-            recorded = Recorded(int(port))
-            self.connections.append(recorded)
-            sock.sendall(b"HTTP/1.1 200 there\r\n\r\n")
-            threading.Thread(target=_copy, args=(onward, sock, recorded.got), daemon=True).start()
-            _copy(sock, onward, recorded.sent)
-
-
-def _copy(source: socket.socket, sink: socket.socket, kept: bytearray) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            kept += data
-            sink.sendall(data)
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+        while b"\r\n\r\n" not in head:
+            part = sock.recv(4096)
+            if not part:
+                return
+            head += part
+        host, _, port = head.split(b" ")[1].decode().rpartition(":")
+        onward = socket.create_connection((host, int(port)), 10, (self._source, 0))
+        recorded = Recorded(int(port))
+        self.connections.append(recorded)
+        sock.sendall(b"HTTP/1.1 200 there\r\n\r\n")
+        pass_on(sock, onward, recorded.sent, recorded.got)
 
 
 def _frames(data: bytes) -> list[bytes]:

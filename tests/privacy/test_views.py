@@ -13,7 +13,6 @@ import json
 import os
 import socket
 import ssl
-import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -25,6 +24,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.crypto.secret import HostSecret
 from layer8.crypto.x509 import self_signed
+from tests.accepting import Accepting
 from tests.interop.daemons import RUN, Agent, Proxy, Scope, folder, until
 from tests.privacy.relay import Relay
 from tests.proxy.hellos import hello, records, sni
@@ -72,27 +72,15 @@ class Scene:
 
 def service(scope: Scope, context: ssl.SSLContext | None = None) -> int:
     """Answer each read on TARGET with what was read, for as long as the visitor stays; give the port."""
-    listener = socket.create_server((TARGET, 0), backlog=50)
-    scope.addCleanup(listener.close)
 
     def echo(sock: socket.socket) -> None:
-        try:
-            with sock if context is None else context.wrap_socket(sock, server_side=True) as talk:
-                while data := talk.recv(65536):
-                    talk.sendall(data)
-        except OSError:
-            return
+        with sock if context is None else context.wrap_socket(sock, server_side=True) as talk:
+            while data := talk.recv(65536):
+                talk.sendall(data)
 
-    def accept() -> None:
-        while True:
-            try:
-                sock, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=echo, args=(sock,), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    return int(listener.getsockname()[1])
+    accepting = Accepting(echo, TARGET)
+    scope.addCleanup(accepting.close)
+    return accepting.port
 
 
 @cache

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ from layer8.proxy.agent import Agent
 from layer8.proxy.service import Server
 from layer8.proxy.uplink import ANY_PORT, Published
 from layer8.testing.pair import get, visit
+from tests.accepting import Accepting
 
 __all__ = ["Echo", "PairCase", "Text", "get", "published", "visit"]
 
@@ -132,32 +131,13 @@ class Echo:
     """A service in a thread: answers with what it got, after `greeting`; remembers every request."""
 
     def __init__(self, greeting: bytes = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n") -> None:
-        self.sock = socket.socket()
-        self.sock.bind(("127.0.0.1", 0))
-        self.sock.listen(64)
-        self.port: int = self.sock.getsockname()[1]
         self.got: list[bytes] = []
         self._greeting = greeting
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+        accepting = Accepting(self._talk)
+        self.port, self.close = accepting.port, accepting.close
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                sock, _ = self.sock.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._one, args=(sock,), daemon=True).start()
-
-    def _one(self, sock: socket.socket) -> None:
-        with contextlib.suppress(ConnectionError), sock:
-            data = sock.recv(65536)
-            self.got.append(data)
-            if data:
-                sock.sendall(self._greeting + data)
-
-    def close(self) -> None:
-        """Answer nobody any more; twice does nothing."""
-        if self.sock.fileno() >= 0:
-            self.sock.shutdown(socket.SHUT_RDWR)
-            self.sock.close()
+    def _talk(self, sock: socket.socket) -> None:
+        data = sock.recv(65536)
+        self.got.append(data)
+        if data:
+            sock.sendall(self._greeting + data)

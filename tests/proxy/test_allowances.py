@@ -17,6 +17,7 @@ from layer8.proxy.orders import Policy, Update
 from layer8.proxy.registration import Ownership
 from layer8.proxy.service import Server
 from layer8.proxy.wire import Reason
+from tests.accepting import Accepting
 from tests.proxy.desk import row
 from tests.proxy.pair import Echo, PairCase, get, published, visit
 
@@ -25,34 +26,16 @@ class Source:
     """A web server with no end of bytes, which sends as fast as it may; counts what it has sent, by connection."""
 
     def __init__(self) -> None:
-        self.sock = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self.sock.getsockname()[1]
-        self.sent: list[int] = []
-        threading.Thread(target=self._serve, daemon=True).start()
+        self.sent: dict[socket.socket, int] = {}
+        accepting = Accepting(self._talk)
+        self.port, self.close = accepting.port, accepting.close
 
-    def _serve(self) -> None:
+    def _talk(self, sock: socket.socket) -> None:
+        self.sent[sock] = 0
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        sock.recv(65536)
         while True:
-            try:
-                sock, _ = self.sock.accept()
-            except OSError:
-                return
-            self.sent.append(0)
-            threading.Thread(target=self._one, args=(sock, len(self.sent) - 1), daemon=True).start()
-
-    def _one(self, sock: socket.socket, number: int) -> None:
-        block = bytes(65536)
-        with sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-            try:
-                sock.recv(65536)
-                while True:
-                    self.sent[number] += sock.send(block)
-            except OSError:
-                return
-
-    def close(self) -> None:
-        self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
+            self.sent[sock] += sock.send(bytes(65536))
 
 
 class Download(threading.Thread):
@@ -216,7 +199,7 @@ class BandwidthTests(PairCase):
             for flow in (visit_.link.up, visit_.link.down):
                 self.assertLessEqual(len(flow.pending or b"") + flow.held, 65536)
         # The kernel's buffers on the way hold some; nobody else does.
-        self.assertLess(sum(self.endless.sent) - one.got - two.got, 8 << 20)
+        self.assertLess(sum(self.endless.sent.values()) - one.got - two.got, 8 << 20)
 
     async def test_what_is_spliced_too(self) -> None:
         server = self.start("bandwidth = 20_000_000")

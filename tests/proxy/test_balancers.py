@@ -1,9 +1,7 @@
 """Balancers in front: the header is required, believed, and counts for everything that an address counts for."""
 
-import contextlib
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ from layer8.proxy.sniff import Found, Outcome, Refused, Sniffer
 from layer8.proxy.sniff_http import HttpSniffer
 from layer8.proxy.sniff_tls import TlsSniffer
 from layer8.proxy.wire import Reason
+from tests.accepting import Accepting, pass_on
 from tests.proxy import pair
 from tests.proxy.cuts import shown
 from tests.proxy.desk import row
@@ -236,36 +235,17 @@ class Balancer:
     """Passes connections on, from one address, with a header that says something else."""
 
     def __init__(self, port: int, source: HostPort) -> None:
-        self.sock = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self.sock.getsockname()[1]
         self.passed = 0
         self._to = port
         self._source = source
-        threading.Thread(target=self._serve, daemon=True).start()
+        accepting = Accepting(self._talk)
+        self.port, self.close = accepting.port, accepting.close
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                near, _ = self.sock.accept()
-            except OSError:
-                return
-            self.passed += 1
-            far = socket.create_connection(("127.0.0.1", self._to))
-            far.sendall(v2(self._source))
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._copy, args=(one, other), daemon=True).start()
-
-    @staticmethod
-    def _copy(one: socket.socket, other: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := one.recv(65536):
-                other.sendall(data)
-        with contextlib.suppress(OSError):
-            other.shutdown(socket.SHUT_WR)
-
-    def close(self) -> None:
-        self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
+    def _talk(self, near: socket.socket) -> None:
+        self.passed += 1
+        far = socket.create_connection(("127.0.0.1", self._to))
+        far.sendall(v2(self._source))
+        pass_on(near, far, bytearray(), bytearray())
 
 
 class OnePortTests(BalancedCase):

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import threading
 from itertools import product
 from typing import Any
 
@@ -12,6 +11,7 @@ from layer8.proxy.orders import Policy
 from layer8.proxy.pp import Header, Kind, Reader, introduction, v2
 from layer8.proxy.service import Server
 from layer8.proxy.uplink import ANY_PORT, Published, Uplink
+from tests.accepting import Accepting
 from tests.proxy import pair
 from tests.proxy.desk import row
 from tests.proxy.pair import PairCase, get, visit
@@ -25,40 +25,26 @@ class Target:
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
         self.heard: list[tuple[bytes, Header | None]] = []
-        self.sock = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self.sock.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
+        accepting = Accepting(self._talk)
+        self.port, self.close = accepting.port, accepting.close
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                sock, _ = self.sock.accept()
-            except OSError:
+    def _talk(self, sock: socket.socket) -> None:
+        sock.settimeout(10)
+        data, header, rest, reader = b"", None, b"", Reader()
+        while b"\r\n\r\n" not in rest:
+            part = sock.recv(65536)
+            if not part:
                 return
-            threading.Thread(target=self._one, args=(sock,), daemon=True).start()
-
-    def _one(self, sock: socket.socket) -> None:
-        with sock:
-            sock.settimeout(10)
-            data, header, rest, reader = b"", None, b"", Reader()
-            while b"\r\n\r\n" not in rest:
-                part = sock.recv(65536)
-                if not part:
-                    return
-                data += part
-                if self.kind != "none" and header is None:
-                    found = reader.feed(part)
-                    header = found if isinstance(found, Header) else None
-                    rest = reader.data if header is not None else b""
-                else:
-                    rest += part
-            self.heard.append((data, header))
-            if self.kind == "none" or header is not None:
-                sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + rest)
-
-    def close(self) -> None:
-        self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
+            data += part
+            if self.kind != "none" and header is None:
+                found = reader.feed(part)
+                header = found if isinstance(found, Header) else None
+                rest = reader.data if header is not None else b""
+            else:
+                rest += part
+        self.heard.append((data, header))
+        if self.kind == "none" or header is not None:
+            sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + rest)
 
 
 class PassingCase(PairCase):

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import socket
-import threading
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -18,6 +17,7 @@ from layer8.proxy.pooling import TURN
 from layer8.proxy.reserve import Reserve
 from layer8.proxy.uplink import ANY_PORT, Published, Uplink
 from layer8.proxy.wire import Reason
+from tests.accepting import Accepting
 from tests.net.test_pump import RelayCase
 from tests.proxy import pair
 from tests.proxy.hellos import hello, records, sni
@@ -31,30 +31,10 @@ def post(host: str, body: bytes = b"x") -> bytes:
     return f"POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-class Mill:
+def mill(sock: socket.socket) -> None:
     """A service that reads to the end and then answers as many bytes, each after its own; half-closes are needed."""
-
-    def __init__(self) -> None:
-        self.sock = socket.create_server(("127.0.0.1", 0), backlog=64)
-        self.port: int = self.sock.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                sock, _ = self.sock.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._one, args=(sock,), daemon=True).start()
-
-    def _one(self, sock: socket.socket) -> None:
-        with sock:
-            got = b"".join(iter(lambda: sock.recv(1 << 16), b""))
-            sock.sendall(hashlib.sha256(got).digest() + got[::-1])
-
-    def close(self) -> None:
-        self.sock.shutdown(socket.SHUT_RDWR)
-        self.sock.close()
+    got = b"".join(iter(lambda: sock.recv(1 << 16), b""))
+    sock.sendall(hashlib.sha256(got).digest() + got[::-1])
 
 
 class PoolCase(PairCase):
@@ -186,10 +166,10 @@ class CarriedTests(PoolCase):
 
     async def test_a_target_that_says_nothing_for_long(self) -> None:
         """The nod comes alone, and the visitor is left where it is."""
-        mill = Mill()
-        self.addCleanup(mill.close)
+        milling = Accepting(mill)
+        self.addCleanup(milling.close)
         server, secret = self.start("[proxy.limits]\ncall_step = 1", 'mode = "raw"')
-        agent = await self.publish(server, self.host(secret, port=mill.port))
+        agent = await self.publish(server, self.host(secret, port=milling.port))
         await self.full(server)
         sock = socket.create_connection(("127.0.0.1", server.door.port_of("http")), 10)
         self.addCleanup(sock.close)
@@ -208,10 +188,10 @@ class CarriedTests(PoolCase):
 
     async def carries(self, more: str, scheme: str, secure: bool) -> None:
         """Megabytes both ways, with half-closes, and not one of them wrong."""
-        mill = Mill()
-        self.addCleanup(mill.close)
+        milling = Accepting(mill)
+        self.addCleanup(milling.close)
         server, secret = self.start(more, 'mode = "raw"')
-        target = Where("127.0.0.1", mill.port)
+        target = Where("127.0.0.1", milling.port)
         targets = {ANY_PORT: target, server.door.port_of("https"): target}
         agent = await self.publish(server, Published("app.test", secret.key, targets))
         await self.full(server)

@@ -19,7 +19,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +28,7 @@ from attrs import define, field, frozen
 
 from layer8.core.errors import Layer8Error
 from layer8.crypto.secret import HostSecret
+from tests.accepting import Accepting, pass_on
 from tests.control.router import TICKET, Router
 from tests.interop.daemons import Agent, Program, Proxy, Scope, answers, folder, found, free_port, missing, until
 from tests.interop.daemons import no_crossbar as _no_crossbar
@@ -54,50 +54,19 @@ class Tap:
     def __init__(self, scope: Scope, port: int) -> None:
         self.connections: list[Recorded] = []
         self._onward = port
-        self._sock = socket.create_server(("127.0.0.1", 0), backlog=100)
-        self.port: int = self._sock.getsockname()[1]
-        scope.addCleanup(self.close)
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        """Listen no more."""
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
+        accepting = Accepting(self._talk)
+        self.port = accepting.port
+        scope.addCleanup(accepting.close)
 
     def texts(self) -> list[bytes]:
         """Give every message that the router could read or has written."""
         return [text for one in list(self.connections) for text in one.texts()]
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                sock, _ = self._sock.accept()
-                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-
-    def _serve(self, sock: socket.socket) -> None:
-        try:
-            onward = socket.create_connection(("127.0.0.1", self._onward), 5)
-        except OSError:
-            sock.close()
-            return
-        onward.settimeout(None)
-        for one in (sock, onward):
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    def _talk(self, sock: socket.socket) -> None:
+        onward = socket.create_connection(("127.0.0.1", self._onward), 5)
         recorded = Recorded(self._onward)
         self.connections.append(recorded)
-        threading.Thread(target=_copy, args=(onward, sock, recorded.got), daemon=True).start()
-        _copy(sock, onward, recorded.sent)
-
-
-def _copy(source: socket.socket, sink: socket.socket, kept: bytearray) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65536):
-            kept += data
-            sink.sendall(data)
-    for sock in (source, sink):  # the end of one side is the end of all: a killed router sends none
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+        pass_on(sock, onward, recorded.sent, recorded.got)
 
 
 @frozen

@@ -17,6 +17,7 @@ from typing import Any
 
 from attrs import define
 
+from tests.accepting import Accepting
 from tests.interop.daemons import Scope, found
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
@@ -38,43 +39,33 @@ class Service:
     def __init__(self, scope: Scope) -> None:
         self.finish = threading.Event()
         self.heads: list[bytes] = []
-        self._sock = socket.create_server(("127.0.0.1", 0), backlog=512)
-        self.port: int = self._sock.getsockname()[1]
+        self._accepting = Accepting(self._talk)
+        self.port = self._accepting.port
         scope.addCleanup(self.close)
-        threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
         self.finish.set()
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
+        self._accepting.close()
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                sock, _ = self._sock.accept()
-                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-
-    def _serve(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError), sock:
-            head = sock.recv(65536)
-            if b"/stream" in head:
-                sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
-                number = 0
-                while not self.finish.wait(TICK):
-                    sock.sendall(b"%08d" % number)
-                    number += 1
-                sock.sendall(b"finished")
-            elif b"/flood" in head:
-                while not self.finish.is_set():
-                    sock.sendall(bytes(1 << 16))
-            elif b"/hold" in head:
-                self.finish.wait(60)
-                sock.sendall(ANSWER)
-            elif head:
-                self.heads.append(head)
-                del self.heads[:-100]
-                sock.sendall(ANSWER)
+    def _talk(self, sock: socket.socket) -> None:
+        head = sock.recv(65536)
+        if b"/stream" in head:
+            sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+            number = 0
+            while not self.finish.wait(TICK):
+                sock.sendall(b"%08d" % number)
+                number += 1
+            sock.sendall(b"finished")
+        elif b"/flood" in head:
+            while not self.finish.is_set():
+                sock.sendall(bytes(1 << 16))
+        elif b"/hold" in head:
+            self.finish.wait(60)
+            sock.sendall(ANSWER)
+        elif head:
+            self.heads.append(head)
+            del self.heads[:-100]
+            sock.sendall(ANSWER)
 
 
 def request(host: str, path: str = "/") -> bytes:
