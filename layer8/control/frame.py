@@ -27,6 +27,7 @@ from layer8.config.sections import WampConfig
 from layer8.config.state import identity, node_key
 from layer8.config.tree import Config
 from layer8.control.callers import Callers
+from layer8.control.debugport import DebugPort
 from layer8.control.metrics import Metrics
 from layer8.control.node import Node
 from layer8.control.service import ControlService, wall_clock
@@ -119,6 +120,9 @@ class Frame:
             self.health.reasons,
             identity=self.identity,
         )
+        self.debug = DebugPort(
+            reactor, self.table, self.control.keyring, config.debug.listen, self.control.run / f"{role}.debug"
+        )
         self.node = Node(
             reactor,
             self.table,
@@ -147,7 +151,7 @@ class Frame:
         self._roles.append(role)
         self._be_patient()
         router = () if self.router is None else (self.router,)
-        for part in (*router, *parts, self.control, _Rows(self)):
+        for part in (*router, *parts, self.control, self.debug, _Rows(self)):
             part.setServiceParent(self.daemon)
         self.daemon.setServiceParent(self.process)  # type: ignore[no-untyped-call]
 
@@ -185,7 +189,8 @@ class Frame:
     def listening(self) -> tuple[str, ...]:
         """Say where everything listens."""
         told = [line for role in self._roles for line in role.listening()]
-        return (*told, *(f"control on {text}" for text in self.control.listening))
+        debug = (f"debug port on {text}" for text in self.debug.listening)
+        return (*told, *(f"control on {text}" for text in self.control.listening), *debug)
 
     # What the rows `node.*` ask of a process.
 
