@@ -1,0 +1,44 @@
+"""Endpoint strings as far as their text says where they lead."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from layer8.core.errors import RemoteProtocolError
+from layer8.core.place import Place, networks, place
+
+
+class PlaceTests(SynchronousTestCase):
+    def test_forms(self) -> None:
+        for text, there in (
+            ("tcp:192.0.2.1:9000", Place("tcp", "192.0.2.1", 9000)),
+            ("tcp:host=192.0.2.1:port=9000", Place("tcp", "192.0.2.1", 9000)),
+            ("tcp:port=9000:host=Relay.Example", Place("tcp", "relay.example", 9000)),
+            (r"tcp:2001\:DB8\:\:1:9000:link=noise", Place("tcp", "2001:db8::1", 9000)),
+            (r"quic:\:\:ffff\:192.0.2.1:9", Place("quic", "192.0.2.1", 9)),
+            ("tor:abc.onion:80", Place("tor", "abc.onion", 80)),
+            ("tcp:a:x", Place("tcp", "a", 0)),
+            ("tcp:a:70000", Place("tcp", "a", 0)),
+            ("memory", Place("memory", "", 0)),
+        ):
+            self.assertEqual(place(text), there, text)
+
+    def test_whatever_is_none(self) -> None:
+        for text in ("", ":", "T:a", "tcp:a\\", "tcp:\xe9", "tcp:a b", "tcp:a\n", "9:a"):
+            with self.assertRaises(RemoteProtocolError, msg=repr(text)):
+                place(text)
+
+    def test_networks(self) -> None:
+        self.assertEqual(networks("192.0.2.77"), ("192.0.2.0/24", "192.0.0.0/16"))
+        self.assertEqual(networks("2001:db8:1:2::3"), ("2001:db8:1::/48", "2001:db8::/32"))
+
+    @given(st.text(max_size=40) | st.lists(st.sampled_from(["tcp", ":", "\\", "1", "=", "host=", "::1"])).map("".join))
+    def test_any_noise(self, text: str) -> None:
+        try:
+            found = place(text)
+        except RemoteProtocolError:
+            return
+        if found.address:
+            networks(found.host)
