@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import contextlib
 from typing import Any
 
 from hypothesis import given
@@ -195,7 +195,7 @@ class ReadTests(SynchronousTestCase):
         )
     )
     def test_noise_in_form(self, changed: dict[bytes, object]) -> None:
-        with suppress(RemoteProtocolError):
+        with contextlib.suppress(RemoteProtocolError):
             Descriptor.read(signed(**{name.decode(): value for name, value in changed.items()}))
 
 
