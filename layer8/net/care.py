@@ -62,9 +62,8 @@ def read_with_care(pump: Pump, flow: Flow, care: Care) -> bool:
     if seen is not None and (free := seen.free) >= UNSEEN and meter is None:
         care.through = True
         return True
-    free = min(most, free)
     try:
-        if flow.bulk and free >= SPLICE_LEAST and pump.has_pipe(flow):
+        if flow.bulk and (free := min(most, free)) >= SPLICE_LEAST and pump.has_pipe(flow):
             size = os.splice(flow.src, flow.pipe.write, free, flags=SPLICE_HOW)  # type: ignore[union-attr]
             flow.held = size
             if not size:
@@ -78,7 +77,7 @@ def read_with_care(pump: Pump, flow: Flow, care: Care) -> bool:
             if meter is not None:
                 meter.spend(size)
             return True
-        asked = min(CHUNK, most)
+        asked = CHUNK if most >= CHUNK else most
         secure = flow.secure_src
         data = os.read(flow.src, asked) if secure is None else secure.recv(asked)
     except BlockingIOError:

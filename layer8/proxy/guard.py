@@ -131,7 +131,8 @@ class Owed:
         if self._count and not self._bare & 1 and (reader is None or reader.between):
             whole = _ANSWER(data)
             if whole is not None and whole.end() + int(whole[1]) == len(data):
-                self._answered()
+                self._count -= 1
+                self._bare >>= 1
                 return data
         if reader is None:
             reader = self._made = Reader(read_response)
@@ -143,10 +144,6 @@ class Owed:
         if self.free < ENDLESS and self._made is not None:
             self._made.skipped(count)
             self._follow(self._made)
-
-    def _answered(self) -> None:
-        self._count -= 1
-        self._bare >>= 1
 
     def _follow(self, reader: Reader[Response]) -> int:
         """Read what was fed; gives how many bytes at its end nobody asked for."""
@@ -167,7 +164,8 @@ class Owed:
                         return 0
                     self._interim = what.status < 200
                 elif what is END and not self._interim:
-                    self._answered()
+                    self._count -= 1
+                    self._bare >>= 1
         except Malformed:
             self.lose()
             return 0
@@ -187,7 +185,6 @@ class Guard:
         "_asking",
         "_between",
         "_first",
-        "_host",
         "_made",
         "_spelled",
         "asks",
@@ -200,8 +197,7 @@ class Guard:
         """Begin before the first request."""
         self._made: Reader[Request] | None = None
         self._first = True
-        self._host: str | None = None
-        self._spelled = b""  # a Host field that is right, as it came
+        self._spelled = b""  # the host of all requests, as the last one wrote it
         self._between = True
         self._answered = False  # the first request's response has been seen
         self._asking = False  # the request that is passing asks for an upgrade
@@ -222,25 +218,20 @@ class Guard:
         """Whether the first request asks for an upgrade and has had no answer."""
         return self._asking or self.asks
 
+    def begin(self, first: bytes, spelled: bytes) -> None:
+        """Let the first request through, in which `plain` has found this host."""
+        self._first, self._spelled = False, spelled
+        self.owed.ask(first.startswith(b"HEAD "))
+
     def feed(self, data: bytes) -> bytes:
         """Give what goes on of all that has come."""
-        if self._between:
-            plain = _PLAIN(data)
-            if plain is not None and plain.end() == len(data) <= HEAD and self._is_host(plain[1]):
+        if self._between and self._spelled:
+            found = _PLAIN(data)
+            if found is not None and found[1] == self._spelled and found.end() == len(data) <= HEAD:
                 self.owed.ask(data.startswith(b"HEAD "))
                 return data
         self._reader.feed(data)
         return self._take()
-
-    def _is_host(self, authority: bytes) -> bool:
-        """Say whether the Host field of a plain request is right; the first one always is, if it is a host."""
-        if authority == self._spelled:
-            return True
-        if not self._first or (named := names.from_authority(authority)) is None:
-            return False
-        self._first = False
-        self._host, self._spelled = named[0], authority
-        return True
 
     def skipped(self, count: int) -> None:
         """Take that `count` of the free bytes have passed."""
@@ -295,12 +286,10 @@ class Guard:
 
     def _stays(self, request: Request) -> bool:
         """Say whether a request may go on; sets `over` if not."""
-        host = None if request.host is None else request.host[0]
         if self._first:
             self._first = False
-            self._host = host
             self._spelled = request.authority
-        elif host != self._host:
+        elif _name(request.host) != _name(names.from_authority(self._spelled)):
             self.over = Over(Why.MISDIRECTED, MISDIRECTED)
         elif request.upgrade:
             self.over = Over(Why.ANEW, 0, request.raw + self._reader.rest())
@@ -309,14 +298,26 @@ class Guard:
         return self.over is None
 
 
+def _name(authority: tuple[str, int | None] | None) -> str | None:
+    return None if authority is None else authority[0]
+
+
+def plain(first: bytes) -> bytes:
+    """Give the host, as it is written, of a first request that is whole, has no body and leaves no doubt; else b"".
+
+    What has one may go on unread, to a guard that is told so by `begin`.
+    """
+    found = _PLAIN(first)
+    if found is None or not found.end() == len(first) <= HEAD or names.from_authority(found[1]) is None:
+        return b""
+    return found[1]
+
+
 def doubt(first: bytes) -> int | None:
     """Give the status for a visitor whose first request leaves doubt; None if it does not, or is not known yet.
 
     It is asked before anybody is called, and says what a guard that is fed the same will say.
     """
-    plain = _PLAIN(first)
-    if plain is not None and names.from_authority(plain[1]) is not None:
-        return None
     reader = Reader(read_request)
     reader.feed(first)
     try:

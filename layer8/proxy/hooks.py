@@ -27,8 +27,11 @@ class Terminator(Protocol):
 class Modes(Protocol):
     """Sees to it that HTTP is carried as its host's mode says."""
 
-    def doubt(self, row: Registration, first: bytes) -> int | None:
-        """Give the status for a visitor whose first request is refused before anybody is called; 0 is silence."""
+    def doubt(self, visit: Visit, first: bytes) -> int | None:
+        """Give the status for a visitor whose first request is refused before anybody is called; 0 is silence.
+
+        `filters` is asked with the same `first` later.
+        """
 
     def filters(self, visit: Visit, row: Registration, first: bytes, rest: bytes) -> Filters | None:
         """Give the filters for a visitor that is about to be joined, with what they make of what was said already.

@@ -17,7 +17,7 @@ from typing import Final
 from twisted.internet.interfaces import IDelayedCall
 
 from layer8.proxy.forwarding import Checks, Forwarding
-from layer8.proxy.guard import Answer, Guard, Verdict, Why, doubt
+from layer8.proxy.guard import Answer, Guard, Verdict, Why, doubt, plain
 from layer8.proxy.hooks import Filters
 from layer8.proxy.parting import Keeper, begin_anew, break_off, see_off
 from layer8.proxy.registration import Registration
@@ -43,9 +43,10 @@ class Modes:
         for up in list(self.stopping):
             up.give_up()
 
-    def doubt(self, row: Registration, first: bytes) -> int | None:
+    def doubt(self, visit: Visit, first: bytes) -> int | None:
         """Give the status for a visitor whose first request is refused before anybody is called; 0 is silence."""
-        return doubt(first)
+        visit.spelled = plain(first)
+        return None if visit.spelled else doubt(first)
 
     def filters(self, visit: Visit, row: Registration, first: bytes, rest: bytes) -> Filters | None:
         """Give the filters for a visitor that is about to be joined, with what they make of what was said already."""
@@ -57,7 +58,10 @@ class Modes:
             back = forwarding.forward.heard(rest) if rest else b""
             return Filters(first, back, forwarding.up, forwarding.down)
         up = Upward(self, visit)
-        first = up.guard.feed(first)
+        if visit.spelled:
+            up.guard.begin(first, visit.spelled)
+        else:
+            first = up.guard.feed(first)
         down = Downward(up, Answer() if up.guard.upgrading else None)
         rest = down.feed(rest) if rest else b""
         if up.guard.over is not None:
@@ -66,16 +70,16 @@ class Modes:
 
 
 class Upward:
-    """Sees what a guarded visitor says."""
+    """Sees what a guarded visitor says; `stopped` once it may say no more."""
 
-    __slots__ = ("_keeper", "_modes", "_stopped", "_timer", "guard", "visit")
+    __slots__ = ("_keeper", "_modes", "_timer", "guard", "stopped", "visit")
 
     def __init__(self, modes: Modes, visit: Visit) -> None:
         """Begin before the first byte."""
         self._modes = modes
         self._keeper = modes.keeper
         self._timer: IDelayedCall | None = None
-        self._stopped = False
+        self.stopped = False
         self.visit = visit
         self.guard = Guard()
 
@@ -125,9 +129,9 @@ class Upward:
         """Let the host finish, and then do what `guard.over` says."""
         visit, pump, over = self.visit, self._keeper.pump, self.guard.over
         link = visit.link
-        if self._stopped or link is None or over is None or link.up.link is None:
+        if self.stopped or link is None or over is None or link.up.link is None:
             return
-        self._stopped = True
+        self.stopped = True
         if over.why is not Why.ANEW:
             visit.verdict = Reason.MISDIRECTED if over.why is Why.MISDIRECTED else Reason.BAD_HTTP
         if not self.guard.owed.known:
@@ -145,9 +149,9 @@ class Upward:
         self._modes.stopping.add(self)
 
     def heard(self) -> None:
-        """Take that the host has said something: it may have been the last answer, or more than that."""
+        """Take that the host has said what nobody asked for, or perhaps the last answer that it owed."""
         owed = self.guard.owed
-        if owed.extra or (self._stopped and owed.known and not owed):
+        if owed.extra or (owed.known and not owed):
             self.cut()
 
     def cut(self) -> None:
@@ -177,10 +181,10 @@ class Upward:
     def finished(self, *, reset: bool = False) -> None:
         """Take that the host has ended, after everything that it had to say."""
         visit, over, owed = self.visit, self.guard.over, self.guard.owed
-        if owed.extra and not self._stopped:
+        if owed.extra and not self.stopped:
             see_off(self._keeper, visit, Reason.AGENT_RESET, b"")
             return
-        if not self._stopped or over is None:
+        if not self.stopped or over is None:
             return
         self.settled()
         if not owed.between:
@@ -224,14 +228,14 @@ class Downward:
         elif owed.switched:
             self._up.decided(Verdict.BROKEN)
             return b""
-        if owed.extra or not owed:
+        if owed.extra or self._up.stopped:
             self._up.heard()
         return passed
 
     def skipped(self, count: int) -> None:
         """Take that some of a body has passed."""
         self._owed.skipped(count)
-        if not self._owed:
+        if self._owed.extra or self._up.stopped:
             self._up.heard()
 
     def ended(self) -> bytes:

@@ -330,7 +330,7 @@ class Traffic:
             self.refuse(visit, Reason.DENIED)  # nobody here could ask for the password
             return
         if self.modes is not None and row.mode != "raw" and visit.speaks_http:
-            status = self.modes.doubt(row, sniffer.data)
+            status = self.modes.doubt(visit, sniffer.data)
             if status is not None:
                 self.refuse(visit, Reason.BAD_HTTP, answer(status) if status else b"")
                 return

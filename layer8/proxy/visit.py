@@ -34,9 +34,10 @@ class Visit:
     """One visitor's connection: an entry of the pump until it is joined, then the owner of its link.
 
     `session` is there while it waits for its name or for an agent; `first` is what it has said, while the target of a
-    static host is dialled. `leg` is its TLS if that ends here, `head` counts the bytes that went to the other side
-    before its own, `pooled` says that the other side had been dialled ahead, `verdict` why we end it ourselves. Times
-    are monotonic seconds; `sniff_ms` and `call_ms` are what was taken until named and until joined.
+    static host is dialled. `leg` is its TLS if that ends here, `spelled` the host in a first request that need not be
+    read again (`guard.plain`), `head` counts the bytes that went to the other side before its own, `pooled` says that
+    the other side had been dialled ahead, `verdict` why we end it ourselves. Times are monotonic seconds; `sniff_ms`
+    and `call_ms` are what was taken until named and until joined.
 
     `address` is for limits, bans, rules and the log; `header` is what a balancer said of the visitor. What others may
     learn of it is `remote`, and nothing else.
@@ -65,6 +66,7 @@ class Visit:
         "session",
         "sniff_ms",
         "source",
+        "spelled",
         "tally",
         "traffic",
         "verdict",
@@ -96,6 +98,7 @@ class Visit:
         self.head = 0
         self.pooled = False
         self.verdict: Reason | None = None
+        self.spelled = b""
         self.over = False
 
     def ready(self, fd: int, events: int) -> None:

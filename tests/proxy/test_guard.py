@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from layer8.proxy.guard import PIPELINED, Answer, Guard, Over, Owed, Verdict, Why, doubt
+from layer8.proxy.guard import PIPELINED, Answer, Guard, Over, Owed, Verdict, Why, doubt, plain
 from layer8.proxy.http1 import ENDLESS, Malformed, read_request
 from layer8.proxy.sniff import Found
 from layer8.proxy.sniff_http import HttpSniffer
@@ -80,7 +80,8 @@ class GuardTests(SynchronousTestCase):
         for lines in (b"X: y\r\n" * 98, b"Cookie: y\r\n" * 98, b"Host:\r\n" * 50, b"T: y\r\nX: y\r\n" * 49):
             for end in (b"X\r\n\r\n", b"X: \x00\r\n\r\n", b"Host: a.test\r\nHost: a.test\r\n\r\n", b"X: y"):
                 start = perf_counter()
-                passed(OURS[: OURS.index(b"Host")] + lines + end)
+                first = OURS[: OURS.index(b"Host")] + lines + end
+                self.assertEqual((plain(first), passed(OURS, first)[0][: len(OURS)]), (b"", OURS))
                 self.assertLess(perf_counter() - start, 0.1)
 
     def test_bodies_pass_unseen(self) -> None:
@@ -166,6 +167,28 @@ class GuardTests(SynchronousTestCase):
             except Malformed:
                 return  # they are no heads one by one
             self.assertEqual(len({None if request.host is None else request.host[0] for request in read}), 1)
+
+    @given(mutated((OURS, SPELLED, THEIRS, POST, UPGRADE, OURS + THEIRS)))
+    def test_what_goes_unread_is_what_would_have_passed(self, first: bytes) -> None:
+        """A guard that was told of a plain first request is as one that has read it."""
+        if spelled := plain(first):
+            told = Guard()
+            told.begin(first, spelled)
+            read = Guard()
+            self.assertEqual(read.feed(first), first)
+            for guard in (told, read):
+                self.assertEqual((guard.over, guard.free, guard.upgrading, len(guard.owed)), (None, 0, False, 1))
+            for later in (OURS, SPELLED, POST, THEIRS):
+                self.assertEqual((told.feed(later), told.over), (read.feed(later), read.over))
+
+    def test_what_is_plain(self) -> None:
+        self.assertEqual([plain(one) for one in (OURS, SPELLED, THEIRS)], [b"a.test", b"A.test:80", b"b.test"])
+        for other in (b"", OURS[:-1], OURS + OURS, POST, CHUNKED, UPGRADE, OURS.replace(b"a.test", b"a..test")):
+            self.assertEqual(plain(other), b"", other)
+        guard = Guard()
+        guard.begin(OURS.replace(b"GET", b"HEAD"), b"a.test")
+        self.assertEqual(guard.owed.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")[-4:], b"\r\n\r\n")
+        self.assertEqual((len(guard.owed), guard.owed.free), (0, 0))
 
     def test_doubt_agrees_with_the_sniffer(self) -> None:
         for row in HTTP_ROWS:
