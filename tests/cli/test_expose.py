@@ -82,7 +82,7 @@ class Running:
                 raise AssertionError(f"it has ended: {self.out} {self.err}")
             return next((line for line in self.out + self.err if re.search(pattern, line)), None)
 
-        line: str = until(f"{pattern} in {self.out} {self.err}", found)
+        line: str = until(f"{pattern} in {self.out} {self.err}", found, PATIENCE)
         return line
 
     def interrupt(self) -> int:
@@ -130,6 +130,10 @@ class ExposeCase(SynchronousTestCase):
         self.assertNotIn("Traceback", found.stderr)
         return found.returncode, found.stdout.splitlines(), found.stderr.splitlines()
 
+    def alone(self, server: Proxy) -> None:
+        """Wait until no visitor is left, so that counts are what they will be."""
+        until("no visitor is left", lambda: not server.ask("proxy.connections")["connections"], PATIENCE)
+
     def get(self, port: int, host: str = HOST) -> bytes:
         visitor = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
         with contextlib.closing(visitor):
@@ -153,6 +157,7 @@ class LocalServerTests(ExposeCase):
             running = Running(self, self.server.home, *self.words(port))
             self.assertEqual(running.wait("^http://"), f"http://{HOST}:{self.server.http}")
             self.assertEqual(hashlib.sha256(self.get(self.server.http)).digest(), hashlib.sha256(BODY).digest())
+            self.alone(self.server)
             self.assertEqual(running.interrupt(), 0)
             self.assertEqual(running.err, [])
             self.assertRegex(running.out[-1], r"^visitors: 0 open, 2 in all, 0 turned away; \d+B in, 1\.0MB out$")
@@ -165,6 +170,7 @@ class LocalServerTests(ExposeCase):
         running.wait('"url"')
         self.get(self.server.http)
         running.wait('"counts".*"total": 2')
+        running.wait('"ended"')
         self.assertEqual(running.interrupt(), 0)
         self.assertEqual(running.err, [])
         events = [json.loads(line) for line in running.out]
@@ -189,11 +195,19 @@ class LocalServerTests(ExposeCase):
         os.close(theirs)
         self.addCleanup(process.communicate)
         self.addCleanup(process.kill)
+        wanted = [b"1 in all", f"http://{HOST}:{self.server.http}".encode(), "│ serving".encode()]
+        os.set_blocking(ours, False)
         seen = b""
-        while b"1 in all" not in seen:
-            seen += os.read(ours, 4096)
-        self.assertIn(f"http://{HOST}:{self.server.http}".encode(), seen)
-        self.assertIn("│ serving".encode(), re.sub(rb"\x1b\[[0-9;]*m", b"", seen))
+
+        def shown() -> bool:
+            nonlocal seen
+            with contextlib.suppress(BlockingIOError):
+                seen += os.read(ours, 4096)
+            plain = re.sub(rb"\x1b\[[0-9;]*m", b"", seen)
+            return all(part in plain for part in wanted)
+
+        until("address, state and count are shown", shown, PATIENCE)
+        os.set_blocking(ours, True)
         process.send_signal(signal.SIGINT)
         with contextlib.suppress(OSError):  # what Linux says when the other end of a terminal has gone
             while os.read(ours, 4096):
@@ -247,6 +261,7 @@ class LocalServerTests(ExposeCase):
         port = free_port()
         running = Running(self, self.server.home, *self.words(port))
         running.wait("sends us the visitors")
+        running.wait("does not answer")
         self.server_closes()
         self.server_closes()
         warned = [line for line in running.err if "does not answer" in line]
@@ -254,7 +269,7 @@ class LocalServerTests(ExposeCase):
         self.assertEqual([line for line in running.out if line.startswith("http")], [])
         late = socket.create_server(("127.0.0.1", port))
         self.addCleanup(late.close)
-        threading.Thread(target=self.answer_one, args=(late,), daemon=True).start()
+        threading.Thread(target=self.answer_late, args=(late,), daemon=True).start()
         self.assertEqual(self.get(self.server.http), b"late")
         running.wait("^http://")
         self.assertEqual(running.interrupt(), 0)
@@ -266,10 +281,11 @@ class LocalServerTests(ExposeCase):
         running.wait("sends us the visitors")
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
-        until("the server knows", lambda: self.states() == ["down"], 20)
+        until("the server knows", lambda: self.states() == ["down"], PATIENCE)
         back = socket.create_server(("127.0.0.1", port))
         self.addCleanup(back.close)
-        until("the server knows", lambda: self.states() == ["up"], 10)
+        until("the server knows", lambda: self.states() == ["up"], PATIENCE)
+        running.wait("turned away until it does")
         running.wait(f"^{port} answers again")
         self.assertEqual(len([line for line in running.err if "turned away until it does" in line]), 1, running.err)
         self.assertEqual(running.interrupt(), 0)
@@ -280,11 +296,13 @@ class LocalServerTests(ExposeCase):
     def server_closes(self) -> None:
         self.assertRaises((http.client.RemoteDisconnected, ConnectionResetError), self.get, self.server.http)
 
-    def answer_one(self, listener: socket.socket) -> None:
-        connection, _ = listener.accept()
-        with connection:
-            connection.recv(65536)
-            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\nlate")
+    def answer_late(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:  # expose itself may be the first that comes
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\nlate")
 
     def test_a_server_that_goes_and_comes_back(self) -> None:
         running = Running(self, self.server.home, *self.words(self.web()))
@@ -293,7 +311,7 @@ class LocalServerTests(ExposeCase):
         running.wait("not connected to .*trying again")
         self.server.write("")
         self.server.again()
-        until("it serves again", lambda: len([line for line in running.out if "sends us" in line]) == 2)
+        until("it serves again", lambda: len([line for line in running.out if "sends us" in line]) == 2, PATIENCE)
         self.assertEqual(len(self.get(self.server.http)), len(BODY))
         self.assertEqual(running.interrupt(), 0)
         self.assertEqual(len([line for line in running.err if "not connected" in line]), 1)
