@@ -25,7 +25,7 @@ def checkout(package: Path) -> Path:
 
 @click.group()
 def bench() -> None:
-    """Measure this machine's proxies side by side."""
+    """Measure this machine's proxies, and networks of relays, side by side."""
 
 
 @bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -40,6 +40,27 @@ def proxy(options: tuple[str, ...]) -> None:
 def soak(options: tuple[str, ...]) -> None:
     """Carry a steady load for an hour and see whether memory or descriptors grow; --help lists the options."""
     _become("soak", options)
+
+
+@bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def stream(options: tuple[str, ...]) -> None:
+    """Measure bulk through three relays beside a private Tor network; --help lists the options."""
+    _become("network", ("stream", *options))
+
+
+@bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def build(options: tuple[str, ...]) -> None:
+    """Measure how fast circuits of three relays are built beside a private Tor network; --help lists the options."""
+    _become("network", ("build", *options))
+
+
+@bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def web(options: tuple[str, ...]) -> None:
+    """Measure first bytes and small requests beside a private Tor network; --help lists the options."""
+    _become("network", ("web", *options))
 
 
 def _become(name: str, options: tuple[str, ...]) -> None:

@@ -1,0 +1,195 @@
+"""Our own network in the shape of the private Tor one: six relays, two exits and a client, a process each."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field, frozen
+from twisted.internet.defer import Deferred, DeferredList, TimeoutError
+from twisted.internet.threads import blockingCallFromThread
+
+from bench.processes import Child, DidNotStart
+from bench.systems import twistd
+from bench.tor_net import BUILD_S, CLIENT, EXITS, RELAYS, port_near
+from layer8.config.home import run_dir
+from layer8.config.state import node_key
+from layer8.control.client import Client, connect
+from layer8.core.errors import Layer8Error
+
+NETWORK = "test-bench"
+UP_S = 60.0
+"""Seconds in which the client has to have a relay to go through, and a listener for programs."""
+PATH = "rand>rand>rand"
+
+COMMON = """[control]
+listen = []
+
+[relay]
+network = "{network}"
+allow_loopback = true
+listen = {listen}
+peers = {peers}
+relay = {relay}
+exit = {exit}
+
+[tracker]
+enabled = {tracker}
+
+[socks]
+listen = {socks}
+"""
+
+
+@frozen
+class Node:
+    """One process: its home, and its port for other nodes."""
+
+    name: str
+    home: Path
+    port: int
+    node_id: str
+
+    @classmethod
+    def make(cls, name: str, folder: Path, number: int) -> Node:
+        """Make its home and its key."""
+        home = folder / f"{name}.home"
+        home.mkdir(mode=0o700)
+        return cls(name, home, port_near(6100 + number), node_key(home).text)
+
+    @property
+    def peer(self) -> str:
+        """How others are told of it."""
+        return f"{self.node_id}@tcp:127.0.0.1:{self.port}"
+
+    @property
+    def socket(self) -> str:
+        """Its control socket."""
+        return f"unix:{run_dir({'LAYER8_HOME': str(self.home)}) / 'node.sock'}"
+
+    def configuration(self, origin: int, socks: int, first: Node) -> str:
+        """Its file; everybody is told of the first relay, which keeps the list."""
+        client = self.name == CLIENT
+        exits = self.name.startswith("exit")
+        return COMMON.format(
+            network=NETWORK,
+            listen=[] if client else [f"tcp:{self.port}:interface=127.0.0.1"],
+            peers=[] if self is first else [first.peer],
+            relay=_toml(not client),
+            exit=[f"accept 127.0.0.1:{origin}", "reject *:*"] if exits else '"off"',
+            tracker=_toml(self is first),
+            socks=[f"tcp:{socks}:interface=127.0.0.1"] if client else [],
+        )
+
+
+@define(eq=False)
+class Layer8Net:
+    """The network: a peer of `bench.network`."""
+
+    folder: Path
+    origin: int
+    name: str = "layer8"
+    title: str = "layer8, TLS links"
+    chain: list[Child] = field(factory=list)
+    socks: tuple[str, int] | None = None
+    _nodes: list[Node] = field(factory=list)
+
+    @property
+    def relays(self) -> list[Child]:
+        """The processes that carry what others send."""
+        return self.chain[:-1]
+
+    def absent(self) -> str | None:
+        """What is missing here; None if nothing is."""
+        found = importlib.util.find_spec("twisted.plugins.layer8_node")
+        return None if found else "twistd layer8-node is not there"
+
+    def configurations(self) -> list[str]:
+        """Make homes and keys, and the text of each node's file."""
+        self.socks = ("127.0.0.1", port_near(9180))
+        names = [*(f"relay{n}" for n in range(RELAYS)), *(f"exit{n}" for n in range(EXITS)), CLIENT]
+        self._nodes = [Node.make(name, self.folder, number) for number, name in enumerate(names)]
+        return [node.configuration(self.origin, self.socks[1], self._nodes[0]) for node in self._nodes]
+
+    def start(self) -> None:
+        """Write the configurations and start the processes."""
+        for text, node in zip(self.configurations(), self._nodes, strict=True):
+            path = node.home / "layer8.toml"
+            path.write_text(text)
+            environ = {"LAYER8_HOME": str(node.home), "PYTHONDONTWRITEBYTECODE": "1"}
+            self.chain.append(Child.start(node.name, twistd("layer8-node", path), self.folder, environ))
+
+    def ready(self) -> None:
+        """Wait until every node listens, and a circuit of three hops can be built; raises DidNotStart."""
+        for node, child in zip(self._nodes, self.chain, strict=True):
+            child.listening(self.socks[1] if node.name == CLIENT and self.socks else node.port)
+        end = time.monotonic() + UP_S
+        while not any(self.builds(1, 1)):
+            if time.monotonic() > end:
+                raise DidNotStart(f"{self.name}: no circuit within {UP_S:g} s")
+            time.sleep(0.5)
+
+    def builds(self, wanted: int, at_once: int) -> list[float | None]:
+        """Build circuits of random relays and close them: seconds for each, None for one that failed."""
+        try:
+            return list(in_reactor(lambda reactor: _builds(reactor, self._nodes[-1].socket, wanted, at_once)))
+        except Layer8Error as problem:
+            raise DidNotStart(f"{self.name}: {problem}") from None
+
+    def end(self) -> None:
+        """End every process."""
+        for child in reversed(self.chain):
+            child.end()
+
+
+async def _builds(reactor: Any, url: str, wanted: int, at_once: int) -> list[float | None]:
+    """Over one control connection, with `at_once` workers that each build one after the other."""
+    client = await connect(reactor, url)
+    found: list[float | None] = []
+    begun = iter(range(wanted))
+
+    async def work() -> None:
+        for _ in begun:
+            found.append(await _build(reactor, client))
+
+    try:
+        await DeferredList([Deferred.fromCoroutine(work()) for _ in range(at_once)], fireOnOneErrback=True)
+    finally:
+        client.close()
+    return found
+
+
+async def _build(reactor: Any, client: Client) -> float | None:
+    since = time.monotonic()
+    try:
+        built = await Deferred.fromCoroutine(_call(client, "relay.build", {"path": PATH})).addTimeout(BUILD_S, reactor)
+    except (Layer8Error, TimeoutError):
+        return None
+    seconds = time.monotonic() - since
+    await client.call("relay.close", {"circuit": built["circuit"]})
+    return seconds
+
+
+async def _call(client: Client, method: str, params: dict[str, Any]) -> Any:
+    return await client.call(method, params)
+
+
+def in_reactor(make: Callable[[Any], Coroutine[Deferred[Any], Any, Any]]) -> Any:
+    """Run a coroutine on the reactor, which is started on a thread of its own when it is first needed."""
+    from twisted.internet import reactor
+
+    some: Any = reactor
+    if not some.running:
+        started = threading.Event()
+        some.callWhenRunning(started.set)
+        threading.Thread(target=some.run, kwargs={"installSignalHandlers": False}, daemon=True).start()
+        started.wait(10)
+    return blockingCallFromThread(some, lambda: Deferred.fromCoroutine(make(some)))
+
+
+def _toml(value: bool) -> str:
+    return "true" if value else "false"
