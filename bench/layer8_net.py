@@ -33,7 +33,9 @@ listen = []
 network = "{network}"
 allow_loopback = true
 listen = {listen}
+advertise = {advertise}
 peers = {peers}
+trackers = {peers}
 relay = {relay}
 exit = {exit}
 
@@ -78,9 +80,10 @@ class Node:
         return COMMON.format(
             network=NETWORK,
             listen=[] if client else [f"tcp:{self.port}:interface=127.0.0.1"],
+            advertise=[] if client else [f"tcp:127.0.0.1:{self.port}"],
             peers=[] if self is first else [first.peer],
             relay=_toml(not client),
-            exit=[f"accept 127.0.0.1:{origin}", "reject *:*"] if exits else '"off"',
+            exit=[f"accept 127.0.0.1:{origin}", "reject *:*"] if exits else ["off"],
             tracker=_toml(self is first),
             socks=[f"tcp:{socks}:interface=127.0.0.1"] if client else [],
         )

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import tomllib
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +38,7 @@ from bench.processes import Child, DidNotStart, free_port
 from bench.report import Results
 from bench.socks_load import BLOCK, MIB, Moved, SocksLoad, start_origin
 from bench.tor_net import AUTHORITY, CLIENT, VARIANTS, Control, Node, TorNet, authority_line, port_near, progress
+from layer8.config.load import load
 from tests.names import ROOT
 
 
@@ -344,16 +344,20 @@ class TorTests(SynchronousTestCase):
 class Layer8Tests(SynchronousTestCase):
     """What is written for our own network."""
 
-    def test_configuration_is_toml(self) -> None:
+    def test_layer8_takes_every_configuration(self) -> None:
         folder = Path(self.mktemp()).resolve()
         folder.mkdir()
-        net = Layer8Net(folder, 18080)
-        found = [tomllib.loads(text) for text in net.configurations()]
-        self.assertEqual(len(found), 9)
-        self.assertEqual([one["tracker"]["enabled"] for one in found], [True] + [False] * 8)
-        self.assertEqual([bool(one["socks"]["listen"]) for one in found], [False] * 8 + [True])
-        self.assertEqual({one["relay"]["network"] for one in found}, {NETWORK})
-        self.assertEqual({one["relay"]["allow_loopback"] for one in found}, {True})
+        found = []
+        for number, text in enumerate(Layer8Net(folder, 18080).configurations()):
+            path = folder / f"{number}.toml"
+            path.write_text(text)
+            found.append(load(path, {"LAYER8_HOME": str(folder)}, {}).config)
+        self.assertEqual([one.tracker.enabled for one in found], [True] + [False] * 8)
+        self.assertEqual([len(one.relay.trackers) for one in found], [0] + [1] * 8)
+        self.assertEqual([one.relay.exit[0][:6] for one in found], ["off"] * 6 + ["accept"] * 2 + ["off"])
+        self.assertEqual([bool(one.socks.listen) for one in found], [False] * 8 + [True])
+        self.assertEqual([one.relay.relay for one in found], [True] * 8 + [False])
+        self.assertEqual({(one.relay.network, one.relay.allow_loopback) for one in found}, {(NETWORK, True)})
 
 
 class CommandTests(SynchronousTestCase):
