@@ -33,6 +33,10 @@ class Turn:
     _noted: list[Flushes] = field(factory=list, init=False)
     _asked: bool = field(default=False, init=False)
 
+    def begin(self) -> None:
+        """Promise to call `end` in this same turn."""
+        self._asked = True
+
     def note(self, one: Flushes) -> None:
         """Let `one` write at the end of this turn; it says so once, when it begins to have something."""
         self._noted.append(one)
@@ -54,9 +58,18 @@ class Slot(Protocol):
 
     circ: int
     queued: int  # cells
-    full: bool  # the link has as much as it takes: whoever makes cells should wait for `Taker.room`
 
-    def send(self, cmd: int, bodies: Sequence[bytes]) -> None:
+    @property
+    def full(self) -> bool:
+        """Whether the link has as much as it takes; whoever has seen that is told `Taker.room`, and waits for it."""
+
+    def create(self, kind: int, handshake: bytes) -> None:
+        """Send CREATE on a slot that `Link.slot` gave; the answer comes as `Taker.created`."""
+
+    def created(self, kind: int, handshake: bytes) -> None:
+        """Send CREATED on a slot that the peer began."""
+
+    def send(self, cmd: int, bodies: Sequence[bytes | memoryview]) -> None:
         """Queue bodies of BODY bytes each (shorter ones are filled with zeros), all under one cell command."""
 
     def close(self, reason: int) -> None:
@@ -65,6 +78,9 @@ class Slot(Protocol):
 
 class Taker(Protocol):
     """What a link hands a circuit's cells to."""
+
+    def created(self, kind: int, handshake: bytes, now: float) -> None:
+        """Take the peer's answer to `Slot.create`; cells follow. Never called for a circuit that the peer began."""
 
     def cells(self, cmd: int, bodies: Sequence[memoryview], now: float) -> None:
         """Take a run of bodies; they are views of a buffer that is gone when this returns."""
