@@ -21,7 +21,7 @@ LABEL = 63  # octets of one label
 PORT = 65535  # highest port number in an authority
 HTTP = 80  # the port that an `http` authority without one means
 KEPT = 300  # octets of the longest authority that is remembered
-NAMES = 1024  # authorities whose reading is remembered: each is read several times per connection
+NAMES = 1024  # names and authorities whose reading is remembered: each is read several times per connection
 
 _LABEL = rb"[0-9A-Za-z](?:[-0-9A-Za-z]{0,61}[0-9A-Za-z])?"
 # A last label that looks like a number makes the name an IPv4 address to somebody (WHATWG URL, "ends in a number").
@@ -36,9 +36,12 @@ class InvalidName(Layer8Error):
 
 def from_wire(raw: bytes) -> str | None:
     """Give the name that these bytes spell, or None if they are not exactly LDH labels without a trailing dot."""
-    if len(raw) > NAME or _NAME.fullmatch(raw) is None:
-        return None
-    return raw.lower().decode("ascii")
+    return _spelled(raw) if len(raw) <= NAME else None
+
+
+@lru_cache(NAMES)
+def _spelled(raw: bytes) -> str | None:
+    return None if _NAME.fullmatch(raw) is None else raw.lower().decode("ascii")
 
 
 def from_sni(raw: bytes, strip_dot: bool = False) -> str | None:
