@@ -14,7 +14,6 @@ from layer8.core.blur import blur_bytes, blur_time
 from layer8.net.lines import LineWriter
 from layer8.proxy.wire import Reason
 
-
 TOGETHER: Final = 32  # lines made at once: one by one, each would cost twice as much
 
 _LINE = (
