@@ -296,6 +296,10 @@ class LanTargets:
             rows[node] = frozenset(found)
         return cls(rows)
 
+    def __contains__(self, identity: object) -> bool:
+        """Tell whether somebody has a list at all."""
+        return bool(self._rows.get(identity)) if isinstance(identity, bytes) else False
+
     def opens(self, identity: bytes | None, host: str, port: int) -> bool:
         """Tell whether `identity`, None for somebody nameless, may have a host in its one text."""
         return identity is not None and HostPort(host, port) in self._rows.get(identity, ())
