@@ -129,7 +129,7 @@ class RunTests(SynchronousTestCase):
         answered: list[bytes] = []
         back = layers("backward")
         for run in pieces(self.answers, cuts):
-            answered += client_backward(back, RELAY, list(map(memoryview, run)) if views else run)
+            answered += client_backward(back, RELAY, [memoryview(body) for body in run] if views else run)
         self.assertEqual(answered, self.messages)
 
     def test_nothing(self) -> None:
@@ -261,8 +261,8 @@ class ObligationTests(SynchronousTestCase):
             relay_forward(layer(FORWARD[0]), RELAY, [body]), [State(OURS, parted(OURS, FORWARD[0])).enc(RELAY, body)]
         )
         for bit in (0, 127, 128, 8 * BODY - 1):
-            one, other = (relay_forward(layer(FORWARD[0]), RELAY, [text])[0] for text in (body, flipped(body, bit)))
-            differ = (int.from_bytes(one, "big") ^ int.from_bytes(other, "big")).bit_count()
+            out, changed = (relay_forward(layer(FORWARD[0]), RELAY, [text])[0] for text in (body, flipped(body, bit)))
+            differ = (int.from_bytes(out, "big") ^ int.from_bytes(changed, "big")).bit_count()
             self.assertTrue(7500 < differ < 8850, f"{differ} of {8 * BODY} bits")
             lefts = [
                 onion._decrypt(self.used(FORWARD[0]), RELAY, [text[:16]], [text[16:]])[0][0]
