@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from layer8.core.address import canonical, is_address
 from layer8.core.errors import RemoteProtocolError
 
 NEAR: Final = {4: 24, 6: 48}  # bits: what one customer has
 FAR: Final = {4: 16, 6: 32}  # bits: what one provider has
+PER_NEAR: Final = 4  # nodes of one near network that are listed or remembered: identities are free, networks are not
+PER_FAR: Final = 16
 
 _WORD = re.compile(r"(?:[^:\\]|\\.)*")
 _KIND = re.compile(r"[a-z][a-z0-9]{0,15}\Z")
@@ -66,3 +70,28 @@ def networks(address: str) -> tuple[str, str]:
     ip = ipaddress.ip_address(address)
     near, far = (ipaddress.ip_network((ip, bits[ip.version]), strict=False) for bits in (NEAR, FAR))
     return str(near), str(far)
+
+
+@define(eq=False)
+class Crowd:
+    """How many of those that are listed share a network: PER_NEAR and PER_FAR at most."""
+
+    _near: Counter[str] = field(factory=Counter, init=False)
+    _far: Counter[str] = field(factory=Counter, init=False)
+
+    def room(self, near: Iterable[str], far: Iterable[str]) -> bool:
+        """Tell whether one more may come from all of these networks."""
+        return all(self._near[one] < PER_NEAR for one in near) and all(self._far[one] < PER_FAR for one in far)
+
+    def add(self, near: Iterable[str], far: Iterable[str]) -> None:
+        """Count one more."""
+        self._near.update(near)
+        self._far.update(far)
+
+    def drop(self, near: Iterable[str], far: Iterable[str]) -> None:
+        """Count one less, of those that were added."""
+        for counter, names in ((self._near, near), (self._far, far)):
+            for name in names:
+                counter[name] -= 1
+                if not counter[name]:
+                    del counter[name]

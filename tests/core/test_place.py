@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import RemoteProtocolError
-from layer8.core.place import Place, networks, place
+from layer8.core.place import PER_FAR, PER_NEAR, Crowd, Place, networks, place
 
 
 class PlaceTests(SynchronousTestCase):
@@ -42,3 +42,16 @@ class PlaceTests(SynchronousTestCase):
             return
         if found.address:
             networks(found.host)
+
+
+class CrowdTests(SynchronousTestCase):
+    def test_four_of_a_near_network_and_sixteen_of_a_far_one(self) -> None:
+        crowd = Crowd()
+        for number in range(PER_FAR):
+            near = (f"192.0.{number // PER_NEAR}.0/24",)
+            self.assertTrue(crowd.room(near, ("192.0.0.0/16",)))
+            crowd.add(near, ("192.0.0.0/16",))
+            self.assertEqual(crowd.room(near, ("198.51.0.0/16",)), number % PER_NEAR < PER_NEAR - 1)
+        self.assertFalse(crowd.room(("192.0.99.0/24",), ("192.0.0.0/16",)))
+        crowd.drop(("192.0.0.0/24",), ("192.0.0.0/16",))
+        self.assertTrue(crowd.room(("192.0.0.0/24",), ("192.0.0.0/16",)))
