@@ -106,8 +106,8 @@ class End(Protocol):
     def slot(self) -> Slot:
         """Where its cells go."""
 
-    def seal(self, messages: list[bytes], tags: list[bytes]) -> None:
-        """Send messages as RELAY cells and add the tag of each to `tags`; ends the circuit if it may send no more."""
+    def seal(self, messages: list[bytes], tags: list[bytes]) -> bool:
+        """Send messages as RELAY cells and add the tag of each to `tags`; False if that has ended the circuit."""
 
     def control(self, command: int, stream: int, data: bytes, more: bool, early: bool) -> None:
         """Take a message that is not a stream's; may raise `RemoteProtocolError`."""
@@ -282,7 +282,7 @@ class Stream:
 
 @define(eq=False)
 class Streams:
-    """All streams of one end of a circuit. The methods below `lost` are for `Stream` alone."""
+    """All streams of one end of a circuit. The methods below `held` are for `Stream` alone."""
 
     _end: End
     _means: Means
@@ -392,8 +392,7 @@ class Streams:
         marks, self._marks = self._marks, []
         if out:
             tags: list[bytes] = []
-            self._end.seal(out, tags)
-            if self.dead:
+            if not self._end.seal(out, tags):
                 return
             self._expected.extend(tags[place] for place in marks)
         if self._waiting and self._window > 0 and not self._end.slot.full:
@@ -413,6 +412,24 @@ class Streams:
         self._out.clear()
         for stream in live:
             self._tell_closed(stream, why)
+
+    def push(self, messages: list[bytes]) -> None:
+        """Send whole messages that are no stream's at the end of the turn."""
+        if not self.dead:
+            self._out += messages
+            self._note()
+
+    def lately(self, number: int) -> bool:
+        """Say whether this number was given back a while ago."""
+        return number in self._gone
+
+    def forget(self, number: int) -> None:
+        """Remember for a while that nobody is to have this number."""
+        self._gone[number] = None
+        if len(self._gone) > LINGERING:
+            del self._gone[next(iter(self._gone))]
+        self._lingering.add((number, None, 0), self._means.clock())
+        self._wake_soon()
 
     @property
     def held(self) -> int:
@@ -629,7 +646,7 @@ class Streams:
         del self.live[stream.number]
         self._waiting.pop(stream, None)
         self._stalled -= stream.owed
-        self._forget(stream.number)
+        self.forget(stream.number)
         self._tell_closed(stream, reason)
         if self._owed:
             self._acknowledge()
@@ -645,16 +662,8 @@ class Streams:
 
     def _refuse(self, number: int, reason: Reason) -> None:
         if number not in self._gone:
-            self._forget(number)
+            self.forget(number)
         self.say(Command.DISCONNECT, number, disconnect(reason))
-
-    def _forget(self, number: int) -> None:
-        """Remember a closed stream's number for a while."""
-        self._gone[number] = None
-        if len(self._gone) > LINGERING:
-            del self._gone[next(iter(self._gone))]
-        self._lingering.add((number, None, 0), self._means.clock())
-        self._wake_soon()
 
     def _note(self) -> None:
         if not self._noted:

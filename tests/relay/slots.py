@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from attrs import define, field
 from twisted.internet.task import Clock
@@ -11,7 +12,16 @@ from twisted.internet.task import Clock
 from layer8.core.errors import RemoteProtocolError
 from layer8.relay.stream import Means, Stream, Streams
 from layer8.relay.turn import Turn
-from layer8.relay.wire import MESSAGE, TAG, Destroy, Open, Opened, Reason, Text
+from layer8.relay.wire import MESSAGE, TAG, Address, Destroy, Open, Opened, Reason
+
+
+def at_once(work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+    """A worker that works where it is asked."""
+    try:
+        result = work()
+    except Exception as error:
+        result = error
+    done(result)
 
 
 @define(eq=False)
@@ -23,6 +33,12 @@ class FakeSlot:
     full: bool = False
     sent: list[tuple[int, bytes]] = field(factory=list)
     closed: int | None = None
+
+    def create(self, kind: int, handshake: bytes) -> None:
+        self.sent.append((2, handshake))
+
+    def created(self, kind: int, handshake: bytes) -> None:
+        self.sent.append((3, handshake))
 
     def send(self, cmd: int, bodies: Sequence[bytes]) -> None:
         self.sent += [(cmd, body) for body in bodies]
@@ -74,8 +90,11 @@ class Told:
 def means(clock: Clock, seed: int = 1) -> Means:
     """Lend a clock, a turn that ends when the clock moves, and known randomness."""
     chance = random.Random(seed)
-    turn = Turn(lambda end: clock.callLater(0, end))
-    return Means(turn, clock.seconds, clock.callLater, chance.randbytes)
+
+    def later(end: Callable[[], None]) -> None:
+        clock.callLater(0, end)
+
+    return Means(Turn(later), clock.seconds, clock.callLater, chance.randbytes)
 
 
 @define(eq=False)
@@ -96,12 +115,13 @@ class PlainEnd:
         self.means = means(self.clock)
         self.streams = Streams(self, self.means, self.asked)
 
-    def seal(self, messages: list[bytes], tags: list[bytes]) -> None:
+    def seal(self, messages: list[bytes], tags: list[bytes]) -> bool:
         for text in messages:
             assert len(text) == MESSAGE, len(text)
             self.count += 1
             tags.append(self.count.to_bytes(TAG, "big"))
         self.slot.send(4, messages)
+        return True
 
     def control(self, command: int, stream: int, data: bytes, more: bool, early: bool) -> None:
         self.others.append((command, stream, data, more, early))
@@ -129,8 +149,6 @@ class Ends:
     opened: Opened = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        from layer8.relay.wire import Address
-
         self.opened = Opened(Address("198.51.100.7"), 60)
         self.client = PlainEnd(self.clock)
         self.exit = PlainEnd(self.clock, self._asked)
@@ -163,6 +181,3 @@ class Ends:
 
     def clock_busy(self) -> bool:
         return any(call.getTime() <= self.clock.seconds() for call in self.clock.getDelayedCalls())
-
-
-__all__ = ["Ends", "FakeSlot", "PlainEnd", "Text", "Told", "means"]
