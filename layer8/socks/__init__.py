@@ -1,0 +1,1 @@
+"""SOCKS5 into the network for programs of this machine, and tunnels by hand-written paths."""
