@@ -297,9 +297,8 @@ def _encrypt(layer: Layer, cmd: int, lefts: Sequence[Body], rights: Sequence[Bod
     made: list[bytes] = []
     hidden: list[bytes] = []
     for left, right in zip(lefts, rights, strict=True):
-        masked = number(mask(_NONCE, b"", chain + command + right), "big")
-        chain = block((number(left, "big") ^ masked).to_bytes(16, "big"))
-        chain = (number(chain, "big") ^ masked).to_bytes(16, "big")
+        masked = number(mask(_NONCE, b"", chain + command + right))
+        chain = (number(block((number(left) ^ masked).to_bytes(16))) ^ masked).to_bytes(16)
         seek(start(chain)[:15] + b"\0")
         made.append(chain)
         hidden.append(stream(right))
