@@ -74,9 +74,10 @@ class Outward:
         return Account(self.seconds())
 
     async def dial(self, host: str, port: int, account: Account, identity: bytes | None = None) -> Connection:
-        """Connect to what a circuit asked for; `identity` is its last link's, None for a nameless one.
+        """Connect to what a circuit asked for; it reads nothing before `Connection.start`. Raises `NoWay`.
 
-        The connection reads nothing before `Connection.start`. Raises `NoWay`.
+        `identity` is who has proven to have built the circuit, None if nobody has. The neighbour that cells come from
+        is somebody else on longer paths, and gives no right to what is listed for it.
         """
         return await self._counted(self._dial(host, port, account, identity))
 
@@ -129,14 +130,18 @@ class Outward:
         for address in addresses:
             account.connect(address, self.seconds())
             made = Connection(account, address, port, self.clock)
+            good = False
             try:
                 await self._connected(made, EXIT_TIME if address is addresses[-1] else EACH_TIME)
-                self.counts.dialled += 1
-                return made
+                good = True
             except NoWay as no:
                 failed = failed or no
             finally:
-                made.give_back_unless_made()
+                if not good:
+                    made.give_up()
+            if good:
+                self.counts.dialled += 1
+                return made
         raise failed or NoWay(Reason.INTERNAL, "there was nothing to dial")
 
     async def _connected(self, made: Connection, seconds: float) -> None:
@@ -148,7 +153,6 @@ class Outward:
         except (error.ConnectError, OSError) as failure:
             raise NoWay(reason_of(failure), "it cannot be reached") from None
         if (canonical(peer[0]), peer[1]) != (made.address, made.port):
-            made.closed(Reason.POLICY)
             raise NoWay(Reason.POLICY, "another address has answered than the one that was asked")
 
     async def _associate(self, host: str, port: int, account: Account, identity: bytes | None) -> Association:

@@ -180,9 +180,11 @@ class Connection(TwistedProtocol):
         else:
             self._stream.close(reason_of(reason.value))
 
-    def give_back_unless_made(self) -> None:
-        """Let the account forget a connection that did not come about."""
-        if not self._made:
+    def give_up(self) -> None:
+        """Let the account forget a connection that did not come about, or is not what was wanted."""
+        if self._made:
+            self.closed(Reason.INTERNAL)
+        else:
             self._give_back()
 
     def _give_back(self) -> None:

@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 from layer8.core.errors import LimitExceeded
 from layer8.crypto.keys import id_text
 from layer8.net import lookup as lookup_module
+from layer8.relay import outward
 from layer8.relay.exit import CIRC_BYTES, EXIT_BURST, EXIT_SAME_DEST, EXIT_TIME, LanTargets, NoWay, Policy
 from layer8.relay.outward import LocalAddresses
 from layer8.relay.outward_tcp import T_LINGER, WRITE_MOST
@@ -177,8 +178,9 @@ class ChoiceTests(ExitCase):
         local = LocalAddresses(["198.51.100.7"])
         for address in ("127.0.0.1", "::1", "198.51.100.7"):
             self.assertIn(address, local)
-        for address in ("8.8.8.8", "192.0.2.1", "2600::1", "", "a.test", 7):
-            self.assertNotIn(address, local)
+        others: tuple[object, ...] = ("8.8.8.8", "192.0.2.1", "2600::1", "", "a.test", 7)
+        for other in others:
+            self.assertNotIn(other, local)
         local._any = True  # as where every address can be bound
         self.assertIn("127.0.0.1", local)
         self.assertNotIn("192.0.2.1", local)
@@ -203,17 +205,31 @@ class FaultTests(ExitCase):
         self.assertEqual(list(self.account._open), ["127.0.0.3"])
         made.closed(Reason.DONE)
 
-    async def test_nobody_answers(self) -> None:
+    def hole(self) -> int:
+        """A port that never answers: its queue is full, and the kernel drops what comes."""
         hole = socket.socket()
         self.addCleanup(hole.close)
         hole.bind(("127.0.0.1", 0))
         hole.listen(0)
-        port = hole.getsockname()[1]
-        for _ in range(4):  # its queue is full, and the kernel drops what comes
+        port: int = hole.getsockname()[1]
+        for _ in range(4):
             one = socket.socket()
             self.addCleanup(one.close)
             one.setblocking(False)
             one.connect_ex(("127.0.0.1", port))
+        return port
+
+    async def test_an_address_that_does_not_answer_has_less_time_where_there_are_more(self) -> None:
+        self.patch(outward, "EACH_TIME", 0.1)
+        port = self.hole()
+        self.target("127.0.0.2", port)
+        made = await self.answered(self.exit.dial("a.test", port, self.account), "127.0.0.1", "127.0.0.2")
+        self.assertEqual(made.address, "127.0.0.2")
+        self.assertEqual(list(self.account._open), ["127.0.0.2"])
+        made.closed(Reason.DONE)
+
+    async def test_nobody_answers(self) -> None:
+        port = self.hole()
         clock = Clock()
         exit_ = self.make(clock=clock)
         way = Deferred.fromCoroutine(self.no_way(exit_.dial("127.0.0.1", port, self.account)))
