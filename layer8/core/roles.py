@@ -11,10 +11,21 @@ from typing import Protocol
 class Asker(Protocol):
     """The far end of a circuit that ends here, as much as there is to know of it."""
 
-    circuit: int  # a number of this process, not the one on the link
-    neighbour: bytes | None  # node id of the link that it came by; None where that has none
-    binding: bytes  # 32 bytes that only the two ends of this circuit know
-    alive: bool
+    @property
+    def circuit(self) -> int:
+        """Give a number of this process, not the one on the link."""
+
+    @property
+    def neighbour(self) -> bytes | None:
+        """Give the node id of the link that it came by; None where that has none."""
+
+    @property
+    def binding(self) -> bytes:
+        """Give 32 bytes that only the two ends of this circuit know."""
+
+    @property
+    def alive(self) -> bool:
+        """Say whether an answer would get there."""
 
     def answer(self, command: int, data: bytes) -> None:
         """Send a message of any size up to MESSAGE_MAX back, on the stream that was asked on; once, or more often."""

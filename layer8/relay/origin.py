@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 from enum import Enum
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 from attrs import define, field, frozen
 
@@ -30,7 +30,7 @@ from layer8.core.errors import LimitExceeded, LocalProtocolError, RemoteProtocol
 from layer8.crypto.ntor import Begun, Keys, Terms, client_begin, client_finish
 from layer8.crypto.onion import RATCHET, Layer, client_backward, client_forward, layer
 from layer8.relay.limits import CIRC_WINDOW, EARLY_CELLS, MAX_HOPS, T_HOP_MOST
-from layer8.relay.stream import ENDS, Cancels, Means, Stream, Streams
+from layer8.relay.stream import ENDS, Cancels, Means, Stream, Streams, Worker
 from layer8.relay.turn import Sink, Slot, Taker
 from layer8.relay.wire import (
     DATA,
@@ -49,10 +49,6 @@ from layer8.relay.wire import (
     read_disconnect,
     read_extended,
 )
-
-T = TypeVar("T")
-Worker = Callable[[Callable[[], Any], Callable[[Any], None]], None]
-"""`worker(work, done)` runs `work` off the reactor, then calls `done` in it with what came out, or the exception."""
 
 OFFER: Final = Terms(CIRC_WINDOW, RATCHET, (VERSION,), 0)
 """What both ends of a circuit say in their handshake: there is one set of terms so far."""

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from attrs import define, field, frozen
 
@@ -80,6 +80,10 @@ TICK: Final = 5.0
 """Seconds between looks at who has waited for too long, where anybody waits."""
 _DATA: Final = bytes((Command.DATA,))
 _WHOLE: Final = DATA.to_bytes(2, "big")
+
+
+Worker = Callable[[Callable[[], Any], Callable[[Any], None]], None]
+"""`worker(work, done)` runs `work` off the reactor, then calls `done` in it with what came out, or the exception."""
 
 
 class Cancels(Protocol):
