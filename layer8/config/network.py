@@ -10,9 +10,9 @@ from attrs import Factory, frozen
 from layer8.config import accept
 from layer8.config.endpoint import Endpoint, client, server
 from layer8.config.field import Check, option
-from layer8.core.address import HostPort
 from layer8.core.errors import ConfigError, Layer8Error
 from layer8.crypto.keys import parse_id
+from layer8.relay.exit import LanTargets, Policy
 
 PEERS = 256  # entries of `peers`
 ADVERTISED = 8  # addresses of one descriptor
@@ -66,14 +66,19 @@ def _each(reader: Callable[[str], object]) -> Check:
     return check
 
 
+def _exit(value: tuple[str, ...]) -> str | None:
+    try:
+        Policy.parse(value)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def _lan_targets(value: Mapping[str, str]) -> str | None:
-    for ident, text in value.items():
-        try:
-            parse_id(ident)
-            for target in text.split(","):
-                HostPort.parse(target.strip())
-        except Layer8Error as error:
-            return f"{ident}: {error}"
+    try:
+        LanTargets.parse(value)
+    except ConfigError as error:
+        return str(error)
     return None
 
 
@@ -98,6 +103,7 @@ class RelayConfig:
         ("off",),
         doc="What circuits may reach outside the network: off, reduced (80, 443 and a list of hosts), or rules "
         "`accept|reject HOST|CIDR|*:PORT|LO-HI|*`, the first that matches.",
+        check=_exit,
         example="reduced",
     )
     allow_single_hop: bool = option(False, doc="Let clients that are linked directly use the exit: an open proxy.")

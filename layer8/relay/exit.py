@@ -81,15 +81,6 @@ def resolvable(name: str) -> bool:
     return bool(dot) and last not in NOT_RESOLVED and not name.endswith(".home.arpa")
 
 
-def check_loopback(network: str, allowed: bool) -> None:
-    """Refuse `allow_loopback` outside of networks for tries; raises `ConfigError`."""
-    if allowed and not network.startswith(("demo", "test")):
-        raise ConfigError(
-            f"allow_loopback lets strangers into this machine: it works only in a network whose name begins with demo"
-            f" or test, and this one is {network!r}"
-        )
-
-
 @frozen
 class Ports:
     """Ports as ascending ranges that do not touch: what a descriptor says of an exit."""
@@ -177,20 +168,24 @@ class Policy:
     rules: tuple[Rule, ...] = ()
 
     @classmethod
-    def parse(cls, setting: str | Sequence[str], key: str = "relay.exit") -> Policy:
-        """Read `"off"`, `"reduced"` or a list of rules; raises `ConfigError` that names the bad one."""
-        if isinstance(setting, str):
-            if setting not in ("off", "reduced"):
-                raise ConfigError(f'{key}: {setting!r}: write "off", "reduced" or a list of rules')
-            setting = REDUCED if setting == "reduced" else ()
+    def parse(cls, setting: str | Sequence[str]) -> Policy:
+        """Read `off`, `reduced`, as a text or alone in a list, or a list of rules.
+
+        Raises `ConfigError` that names the bad rule.
+        """
+        word = setting if isinstance(setting, str) else setting[0] if len(setting) == 1 else ""
+        if word in ("off", "reduced"):
+            setting = REDUCED if word == "reduced" else ()
+        elif isinstance(setting, str):
+            raise ConfigError(f'{setting!r}: write "off", "reduced" or a list of rules')
         if len(setting) > RULES:
-            raise ConfigError(f"{key}: more than {RULES} rules")
+            raise ConfigError(f"more than {RULES} rules")
         rules = []
         for number, text in enumerate(setting, 1):
             try:
                 rules.append(Rule.parse(text))
             except ConfigError as error:
-                raise ConfigError(f"{key}: rule {number}, {text!r}: {error}") from None
+                raise ConfigError(f"rule {number}, {text!r}: {error}") from None
         return cls(tuple(rules))
 
     def __bool__(self) -> bool:
@@ -278,21 +273,21 @@ class LanTargets:
     _rows: Mapping[bytes, frozenset[HostPort]] = field(factory=dict)
 
     @classmethod
-    def parse(cls, table: Mapping[str, Iterable[str]], key: str = "relay.lan_targets") -> LanTargets:
-        """Read node ids with lists of `host:port`; raises `ConfigError` that names the bad one."""
+    def parse(cls, table: Mapping[str, str | Iterable[str]]) -> LanTargets:
+        """Read node ids with `host:port` in a list, or in a text with commas; raises `ConfigError` that names it."""
         rows: dict[bytes, frozenset[HostPort]] = {}
         for identity, texts in table.items():
             try:
                 node = parse_id(identity)
             except RemoteProtocolError as error:
-                raise ConfigError(f"{key}: {identity!r}: {error}") from None
+                raise ConfigError(f"{identity!r}: {error}") from None
             found = set()
-            for text in texts:
+            for text in texts.split(",") if isinstance(texts, str) else texts:
                 try:
-                    where = HostPort.parse(text)
+                    where = HostPort.parse(text.strip())
                     found.add(HostPort(target(where.host), where.port))
                 except (ConfigError, NoWay) as error:
-                    raise ConfigError(f"{key}: {identity}: {text!r}: {error}") from None
+                    raise ConfigError(f"{identity}: {text!r}: {error}") from None
             rows[node] = frozenset(found)
         return cls(rows)
 

@@ -191,6 +191,15 @@ class ProblemTests(ConfigCase):
             self.refused(f"[[proxy.host]]\nhost = '{bad}'\ntarget = 'tcp:127.0.0.1:1'", "proxy.host[0].host")
         read("[[proxy.host]]\nhost = '*.Bücher.example'\ntarget = 'tcp:127.0.0.1:1'")
 
+    def test_exits(self) -> None:
+        self.refused("[relay]\nexit = ['accept *:80', 'accept *:99999']", "relay.exit", "rule 2", "'accept *:99999'")
+        self.refused("[relay]\nexit = 'on'", "relay.exit", "'on'")
+        self.refused(f"[relay.lan_targets]\n{'a' * 52} = 'nas'", "relay.lan_targets", "nas")
+        self.refused("[relay]\nallow_loopback = true", "relay.allow_loopback", "begins with demo or test")
+        read("[relay]\nexit = 'reduced'\nallow_loopback = true\nnetwork = 'demo-1'")
+        read("[relay]\nexit = ['reject 9.9.9.0/24:*', 'accept *:22']")
+        read(f"[relay.lan_targets]\n{'a' * 52} = 'nas:22,[fd00::2]:80'")
+
     def test_plain_text_stays_on_this_machine(self) -> None:
         self.refused('[control]\nlisten = "tcp:9752"', "plain text", "tls:")
         self.refused('[proxy]\nagents = "tcp:9081:interface=0.0.0.0"', "plain text")
