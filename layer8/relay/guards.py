@@ -89,18 +89,21 @@ class Guards:
         """
         self._expire(now)
         self._rank(now)
-        usable = [guard for guard in self.rows if guard.state is State.PRIMARY]
-        if len(usable) < self._count:
-            self._sample(now, weigh)
+        primary = [guard for guard in self.rows if guard.state is State.PRIMARY]
+        if len(primary) < self._count:
+            self._sample(now, weigh, self._count)
             self._rank(now)
-            usable = [guard for guard in self.rows if guard.state is State.PRIMARY]
-        fitting = [peer for peer in map(self._peer, usable) if peer is not None and suits(peer)]
+            primary = [guard for guard in self.rows if guard.state is State.PRIMARY]
+        fitting = [peer for peer in map(self._peer, primary) if peer is not None and suits(peer)]
         if fitting:
             return fitting[self._chance.randrange(len(fitting))]
-        for guard in self.rows:
-            peer = self._peer(guard)
-            if guard.state in (State.VETTED, State.CONFIRMED) and peer is not None and suits(peer):
-                return peer
+        found = self._next(suits)
+        if found is None and primary:  # those that we have do not go with the end of this circuit
+            self._sample(now, lambda peer: weigh(peer) if suits(peer) else 0.0, len(self._guards) + 1)
+            self._rank(now)
+            found = self._next(suits)
+        if found is not None:
+            return found
         for guard in sorted(self._guards, key=lambda one: one.retry):  # perhaps it is we who were not reachable
             peer = self._peer(guard)
             if guard.state is State.UNREACHABLE and peer is not None and self._database.vetted(peer) and suits(peer):
@@ -130,6 +133,14 @@ class Guards:
         """Give those that have expired since this was asked last."""
         gone, self._before = self._before, []
         return gone
+
+    def _next(self, suits: Suits) -> Peer | None:
+        """Give the first that suits of those that stand behind the primary ones."""
+        for guard in self.rows:
+            peer = self._peer(guard)
+            if guard.state in (State.VETTED, State.CONFIRMED) and peer is not None and suits(peer):
+                return peer
+        return None
 
     def _find(self, identity: bytes) -> Guard | None:
         return next((guard for guard in self._guards if guard.identity == identity), None)
@@ -168,10 +179,12 @@ class Guards:
             elif guard.state is State.PRIMARY:
                 guard.state = State.CONFIRMED if guard.confirmed else State.VETTED
 
-    def _sample(self, now: float, weigh: Weigh) -> None:
-        """Draw as many new guards as are missing."""
+    def _sample(self, now: float, weigh: Weigh, count: int) -> None:
+        """Draw as many new guards as are missing from `count`; never one that weighs nothing."""
         database, there = self._database, self.ids()
-        fresh = [peer for peer in database if peer.identity not in there and first_hop(database, peer, now)]
+        fresh = [
+            peer for peer in database if peer.identity not in there and first_hop(database, peer, now) and weigh(peer)
+        ]
         known = [peer for peer in fresh if database.acquainted(peer, now)]
         lasting = GUARD_DAYS
         if not known and all(guard.expires - guard.since < 2 * DAY for guard in self._guards):
@@ -182,7 +195,7 @@ class Guards:
             (ready, used),
             ([one for one in known if not database.vetted(one)], (*used, State.SAMPLED)),
         ):
-            missing = self._count - sum(guard.state in counted for guard in self._guards)
+            missing = count - sum(guard.state in counted for guard in self._guards)
             while pool and missing > 0 and len(self._guards) < GUARDS_SAMPLED:
                 peer = draw(pool, weigh, self._chance)
                 pool.remove(peer)

@@ -138,10 +138,14 @@ class Paths:
         named = [one.identity for one in chosen if one is not None]
         if len(set(named)) < len(named):
             raise NoPath("a circuit does not go through a node twice")
-        for index in _order(len(hops)):
+        chosen = self._with_gateways(chosen)
+        count = len(chosen)
+        if count > MAX_HOPS:
+            raise NoPath(f"with its gateways the circuit would have more than {MAX_HOPS} hops")
+        for index in (count - 1, *range(count - 1)):  # the end first: of what it needs there may be the fewest
             if chosen[index] is None:
-                chosen[index] = self._random(index, len(hops), chosen, want, now)
-        return self._with_gateways([one for one in chosen if one is not None])
+                chosen[index] = self._random(index, count, chosen, want, now)
+        return tuple(one for one in chosen if one is not None)
 
     def vetting(self, now: float, hops: int = 3, without: frozenset[bytes] = frozenset()) -> tuple[Descriptor, ...]:
         """Choose a circuit that tries a node which is not vetted yet, as its last hop; the user's data goes elsewhere.
@@ -233,9 +237,10 @@ class Paths:
 
     def _suits(self, chosen: Sequence[Descriptor], without: frozenset[bytes]) -> Callable[[Peer], bool]:
         alike = self._database.alike
+        listed = self._snapshot()
 
         def suits(peer: Peer) -> bool:
-            if peer.identity in without:
+            if peer.identity in without or (listed is not None and peer.identity not in listed):
                 return False
             return not any(alike(peer.descriptor, other) for other in chosen)
 
@@ -244,7 +249,8 @@ class Paths:
     def _weigh(self, now: float) -> Callable[[Peer], float]:
         weights = self._candidates(0, now).weights
         usual = median(weights.values()) if weights else 1.0
-        return lambda peer: weights.get(peer.identity, usual)
+        vetted = self._database.vetted
+        return lambda peer: weights.get(peer.identity, 0.0 if vetted(peer) else usual)
 
     def _candidates(self, port: int, now: float) -> _Candidates:
         """Give what is chosen from, made anew when something has changed."""
@@ -275,18 +281,19 @@ class Paths:
             return False
         return not port or allows(descriptor, port)
 
-    def _with_gateways(self, hops: list[Descriptor]) -> tuple[Descriptor, ...]:
+    def _with_gateways(self, hops: Sequence[Descriptor | None]) -> list[Descriptor | None]:
         """Put a gateway before every node that can be reached in no other way."""
-        whole: list[Descriptor] = []
+        there = {one.identity for one in hops if one is not None}
+        whole: list[Descriptor | None] = []
         for hop in hops:
-            if not hop.endpoints:
-                before = whole[-1].identity if whole else b""
-                if before not in hop.via:
-                    whole.append(self._gateway(hop, {one.identity for one in (*whole, *hops)}))
+            if hop is not None and not hop.endpoints:
+                before = whole[-1] if whole else None
+                if before is None or before.identity not in hop.via:
+                    gateway = self._gateway(hop, there)
+                    there.add(gateway.identity)
+                    whole.append(gateway)
             whole.append(hop)
-        if len(whole) > MAX_HOPS:
-            raise NoPath(f"with its gateways the circuit would have more than {MAX_HOPS} hops")
-        return tuple(whole)
+        return whole
 
     def _gateway(self, hop: Descriptor, there: set[bytes]) -> Descriptor:
         for identity in hop.via:
@@ -335,8 +342,3 @@ def fair(peers: Sequence[Peer], chance: Chance, pins: Container[bytes] = ()) -> 
     theirs = [identity for identity, told in only.items() if told == source]
     gone = set(chance.sample(theirs, min(excess, count)))
     return [peer for peer in peers if peer.identity not in gone]
-
-
-def _order(count: int) -> list[int]:
-    """Say in which order hops are chosen: the guard, of which there are few, then the end, then what is between."""
-    return [0, *([count - 1] if count > 1 else []), *range(1, count - 1)]
