@@ -124,6 +124,30 @@ def client_context(expected: Expectation, alpn: Sequence[str] = (), identity: Id
     return context
 
 
+def unnamed_context(identity: Identity | None, alpn: str, *, server: bool) -> SSL.Context:
+    """Make a context of TLS 1.3 that takes any certificate, or none: who the peer is, is decided after the handshake.
+
+    A server refuses clients that do not offer `alpn`. Nobody resumes.
+    """
+    context = _context(SSL.TLS_SERVER_METHOD if server else SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(SSL.TLS1_3_VERSION)
+    context.set_verify(SSL.VERIFY_PEER, lambda connection, certificate, error, depth, ok: True)
+    if identity is not None:
+        _use(context, identity)
+    name = alpn.encode("ascii")
+
+    def select(connection: SSL.Connection, offered: list[bytes]) -> bytes:
+        if name not in offered:
+            raise WrongPeer("the peer speaks another protocol")
+        return name
+
+    if server:
+        context.set_alpn_select_callback(select)
+    else:
+        context.set_alpn_protos([name])
+    return context
+
+
 def open_client(context: SSL.Context, sock: socket.socket | None, server_name: str = "") -> SSL.Connection:
     """Make the dialling side of a connection on `sock` (None: memory buffers), ready for `do_handshake`.
 

@@ -11,7 +11,7 @@ States: securing -> hello -> met -> open -> draining -> closed.
 * Whoever has a carrier makes a `Link(ground, owner, wire, dialled=...)` and calls `secured(now, ...)` when the carrier
   is up: the dialling side says HELLO now, the other one when it has been let in. Then `received(data, now)` takes bytes
   cut anywhere, `pause()` and `resume()` are the transport's producer contract, `lost(now)` its end. `wake(now)` is due
-  at `deadline()`.
+  at `deadline()`, and when the wire was told so. `told(link, why)` comes once: None when it is open, else why not.
 * `slot = link.slot(taker)` makes a circuit that this side begins: `slot.create(kind, handshake)`, and the answer is
   `taker.created(kind, handshake, now)`, or `taker.gone(reason, now)`. Raises `Unavailable` where there is no room.
 * A circuit that the peer begins comes as `owner.on_create(link, slot, kind, handshake, now)`. Before that returns the
@@ -129,6 +129,9 @@ class Wire(Protocol):
     def hold(self, held: bool) -> None:
         """Stop reading, or go on; what comes all the same is kept."""
 
+    def due(self, at: float | None) -> None:
+        """Call `Link.wake` at this second and not later, if there is one."""
+
     def hang_up(self, abort: bool) -> None:
         """End the connection after what was written, or at once; `Link.lost` may follow."""
 
@@ -195,6 +198,7 @@ class Link:
         "_proof",
         "_rest",
         "_slots",
+        "_told",
         "_turned",
         "_until",
         "_wanted",
@@ -209,6 +213,7 @@ class Link:
         "rtt",
         "seen",
         "state",
+        "was_open",
         "weight",
     )
 
@@ -221,12 +226,14 @@ class Link:
         dialled: bool,
         wanted: bytes | None = None,
         address: Address | None = None,
+        told: Callable[[Link, Why | None], None] | None = None,
     ) -> None:
         """Begin to wait for `secured`, T_LINK at most until it is open."""
         now = ground.seconds()
         self._ground = ground
         self._owner = owner
         self._wire = wire
+        self._told = told
         self._wanted = wanted
         self._binding = b""
         self._proof = (b"", b"")
@@ -253,6 +260,7 @@ class Link:
         self.rtt = 0.0
         self.seen = Address("")
         self.state = State.SECURING
+        self.was_open = False
         self.weight = 1.0
 
     # What carriers call.
@@ -319,30 +327,13 @@ class Link:
 
     def wake(self, now: float) -> None:
         """Do what is due; early calls do nothing."""
-        if self.state is State.CLOSED:
-            return
-        if self.state < State.OPEN:
-            if now >= self._until:
-                self.close(Why.TIMEOUT, now, abort=True)
-            return
-        self._out.age(now)
-        if now - self._heard >= PING_DEAD:
-            self.close(Why.DEAD, now, abort=True)
-            return
-        for token, probe in list(self._probes.items()):
-            if now >= probe.due:
-                del self._probes[token]
-                probe.done(False, now)
         if self.ended:
             return
-        if now >= self._ping_at:
-            self._ping_at = now + PING_EVERY
-            self._pings.clear()
-            self._ping(self._ground.random(TOKEN), now)
-        if now - self._turned >= BAD_TIME:
-            self._turned = now
-            self._closed_before, self._closed = self._closed, set()
-        self._pad(now)
+        if self.state >= State.OPEN:
+            self._tend(now)
+        elif now >= self._until:
+            self.close(Why.TIMEOUT, now, abort=True)
+        self._wire.due(self.deadline())
 
     def deadline(self) -> float | None:
         """Give the second at which `wake` is due."""
@@ -360,6 +351,7 @@ class Link:
         if self.state is not State.MET:
             return
         self.state = State.OPEN
+        self.was_open = True
         if not self.dialled:
             self._say_hello()
         if self._clock_apart:
@@ -368,7 +360,9 @@ class Link:
         self._ping_at = now
         self._plan_pad(now)
         self._wire.hold(False)
+        self._wire.due(self.deadline())
         self._owner.opened(self, now)
+        self._tell(None)
         rest, self._rest = self._rest, b""
         if rest and self.state >= State.OPEN:
             self.received(rest, now)
@@ -397,6 +391,7 @@ class Link:
         token = self._ground.random(TOKEN)
         self._probes[token] = _Probe(now + PROBE_TIME, done)
         self._ping(token, now)
+        self._wire.due(self.deadline())
 
     def drain(self, now: float) -> None:
         """Take no new circuits, and close when the last one has ended."""
@@ -448,6 +443,26 @@ class Link:
     def _most(self) -> int:
         nameless = self.peer is None or not self.named
         return CIRCS_NAMELESS if nameless else CIRCS_PER_LINK
+
+    def _tend(self, now: float) -> None:
+        self._out.age(now)
+        if now - self._heard >= PING_DEAD:
+            self.close(Why.DEAD, now, abort=True)
+            return
+        for token, probe in list(self._probes.items()):
+            if now >= probe.due:
+                del self._probes[token]
+                probe.done(False, now)
+        if self.ended:
+            return
+        if now >= self._ping_at:
+            self._ping_at = now + PING_EVERY
+            self._pings.clear()
+            self._ping(self._ground.random(TOKEN), now)
+        if now - self._turned >= BAD_TIME:
+            self._turned = now
+            self._closed_before, self._closed = self._closed, set()
+        self._pad(now)
 
     def _drained(self, now: float) -> None:
         if not self._slots:
@@ -662,3 +677,9 @@ class Link:
         for probe in probes.values():
             probe.done(False, now)
         self._owner.closed(self, why, now)
+        self._tell(why)
+
+    def _tell(self, why: Why | None) -> None:
+        told, self._told = self._told, None
+        if told is not None:
+            told(self, why)

@@ -99,6 +99,7 @@ class Thread:
     held: bool = False
     ended: bool | None = None  # how it was hung up
     writes: int = 0
+    at: float | None = None
 
     def write(self, data: bytes) -> None:
         self.writes += 1
@@ -106,6 +107,9 @@ class Thread:
 
     def hold(self, held: bool) -> None:
         self.held = held
+
+    def due(self, at: float | None) -> None:
+        self.at = at
 
     def hang_up(self, abort: bool) -> None:
         self.ended = abort
