@@ -20,7 +20,7 @@ from layer8.core.errors import ConfigError, Layer8Error, LimitExceeded, RemotePr
 from layer8.crypto.keys import parse_id
 from layer8.relay.wire import Reason
 
-EXIT_CONNECTS: Final = 100  # connections and new UDP destinations a second and circuit
+EXIT_CONNECTS: Final = 100  # streams and new UDP destinations a second and circuit
 EXIT_BURST: Final = 500  # the same after a rest
 EXIT_SAME_DEST: Final = 64  # connections of a circuit to one address at once
 CIRC_BYTES: Final = 10 << 30  # bytes of a circuit through the exit, both ways together
@@ -322,11 +322,19 @@ class Account:
     _far: dict[_Where, _Far] = field(factory=dict, init=False)
     moved: int = field(default=0, init=False)  # bytes
 
-    def connect(self, address: str, now: float) -> None:
+    def begin(self, now: float) -> None:
+        """Count a stream, or a new UDP destination, before anything is looked up for it; raises `LimitExceeded`."""
+        if now > self._at:
+            self._tokens = min(float(EXIT_BURST), self._tokens + (now - self._at) * EXIT_CONNECTS)
+            self._at = now
+        if self._tokens < 1:
+            raise LimitExceeded("EXIT_CONNECTS", EXIT_CONNECTS)
+        self._tokens -= 1
+
+    def connect(self, address: str) -> None:
         """Count a connection that is about to be dialled; raises `LimitExceeded`."""
         if self._open.get(address, 0) >= EXIT_SAME_DEST:
             raise LimitExceeded("EXIT_SAME_DEST", EXIT_SAME_DEST)
-        self._spend(now)
         self._open[address] = self._open.get(address, 0) + 1
 
     def closed(self, address: str) -> None:
@@ -355,7 +363,7 @@ class Account:
             self._far = {key: one for key, one in self._far.items() if now - one.at <= UDP_IDLE}
             if len(self._far) >= UDP_DESTS:
                 raise LimitExceeded("UDP_DESTS", UDP_DESTS)
-            self._spend(now)
+            self.begin(now)
             far = self._far[where] = _Far(now)
         if not far.heard:
             if far.sent >= UDP_UNANSWERED:
@@ -374,14 +382,6 @@ class Account:
     def forget(self, stream: int) -> None:
         """Forget the destinations of a UDP stream that is over."""
         self._far = {key: one for key, one in self._far.items() if key[0] != stream}
-
-    def _spend(self, now: float) -> None:
-        if now > self._at:
-            self._tokens = min(float(EXIT_BURST), self._tokens + (now - self._at) * EXIT_CONNECTS)
-            self._at = now
-        if self._tokens < 1:
-            raise LimitExceeded("EXIT_CONNECTS", EXIT_CONNECTS)
-        self._tokens -= 1
 
 
 def _ports(text: str) -> _Range:

@@ -125,10 +125,11 @@ class Outward:
             raise
 
     async def _dial(self, host: str, port: int, account: Account, identity: bytes | None) -> Connection:
+        account.begin(self.seconds())
         addresses = (await self._checked(host, port, identity))[:ADDRESSES]
         failed: NoWay | None = None
         for address in addresses:
-            account.connect(address, self.seconds())
+            account.connect(address)
             made = Connection(account, address, port, self.clock)
             good = False
             try:
@@ -156,6 +157,7 @@ class Outward:
             raise NoWay(Reason.POLICY, "another address has answered than the one that was asked")
 
     async def _associate(self, host: str, port: int, account: Account, identity: bytes | None) -> Association:
+        account.begin(self.seconds())
         if not host:
             if not (self.policy or identity in self.targets):
                 raise NoWay(Reason.POLICY, "the rules of this exit refuse it")

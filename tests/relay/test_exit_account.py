@@ -25,36 +25,31 @@ class AccountCase(SynchronousTestCase):
 
 class Connections(AccountCase):
     def test_a_burst_and_then_so_many_a_second(self) -> None:
-        for number in range(EXIT_BURST):
-            self.account.connect(f"a{number}", 0.0)
-        self.refused("EXIT_CONNECTS", self.account.connect, "b", 0.0)
-        for number in range(EXIT_CONNECTS):
-            self.account.connect(f"c{number}", 1.0)
-        self.refused("EXIT_CONNECTS", self.account.connect, "d", 1.0)
-        for number in range(EXIT_BURST):
-            self.account.connect(f"e{number}", 1000.0)
-        self.refused("EXIT_CONNECTS", self.account.connect, "f", 1000.0)
+        for now, count in ((0.0, EXIT_BURST), (1.0, EXIT_CONNECTS), (1000.0, EXIT_BURST)):
+            for _ in range(count):
+                self.account.begin(now)
+            self.refused("EXIT_CONNECTS", self.account.begin, now)
 
     def test_to_one_address_at_once(self) -> None:
         for _ in range(EXIT_SAME_DEST):
-            self.account.connect("a", 0.0)
-        self.refused("EXIT_SAME_DEST", self.account.connect, "a", 0.0)
-        self.account.connect("b", 0.0)
+            self.account.connect("a")
+        self.refused("EXIT_SAME_DEST", self.account.connect, "a")
+        self.account.connect("b")
         self.account.closed("a")
-        self.account.connect("a", 0.0)
-        self.refused("EXIT_SAME_DEST", self.account.connect, "a", 0.0)
+        self.account.connect("a")
+        self.refused("EXIT_SAME_DEST", self.account.connect, "a")
 
     def test_what_is_over_leaves_nothing(self) -> None:
         for _ in range(3):
-            self.account.connect("a", 0.0)
+            self.account.connect("a")
             self.account.closed("a")
         self.assertEqual(self.account._open, {})
 
     def test_a_clock_that_goes_back_gives_nothing(self) -> None:
-        for number in range(EXIT_BURST):
-            self.account.connect(f"a{number}", 10.0)
-        self.refused("EXIT_CONNECTS", self.account.connect, "b", 5.0)
-        self.refused("EXIT_CONNECTS", self.account.connect, "b", 10.0)
+        for _ in range(EXIT_BURST):
+            self.account.begin(10.0)
+        self.refused("EXIT_CONNECTS", self.account.begin, 5.0)
+        self.refused("EXIT_CONNECTS", self.account.begin, 10.0)
 
     def test_bytes(self) -> None:
         self.assertTrue(self.account.move(CIRC_BYTES - 1))
@@ -96,8 +91,8 @@ class Datagrams(AccountCase):
         self.assertTrue(self.account.answer(1, "a", 53, 2 * UDP_IDLE))
         self.assertFalse(self.account.answer(1, "a", 53, 3 * UDP_IDLE + 1))
 
-    def test_a_destination_counts_as_a_connection(self) -> None:
-        for number in range(EXIT_BURST):
-            self.account.connect(f"a{number}", 0.0)
+    def test_a_destination_counts_as_a_stream(self) -> None:
+        for _ in range(EXIT_BURST):
+            self.account.begin(0.0)
         self.refused("EXIT_CONNECTS", self.account.ask, 1, "b", 53, 0.0)
         self.assertFalse(self.account.knows(1, "b", 53, 0.0))

@@ -262,17 +262,18 @@ class FaultTests(ExitCase):
     async def test_limits(self) -> None:
         target = self.target()
         for _ in range(EXIT_SAME_DEST):
-            self.account.connect("127.0.0.1", 0.0)
+            self.account.connect("127.0.0.1")
         self.assertIs(await self.no_way(self.exit.dial("127.0.0.1", target.port, self.account)), Reason.LIMIT)
         other = self.exit.account()
         now = self.exit.seconds()
-        for number in range(EXIT_BURST + 1):
-            try:
-                other.connect(str(number), now)
-            except LimitExceeded:
-                break
         self.exit.seconds = lambda: now
-        self.assertIs(await self.no_way(self.exit.dial("127.0.0.1", target.port, other)), Reason.LIMIT)
+        with self.assertRaises(LimitExceeded):
+            for _ in range(EXIT_BURST + 1):
+                other.begin(now)
+        for host in ("127.0.0.1", "a.test"):
+            self.assertIs(await self.no_way(self.exit.dial(host, target.port, other)), Reason.LIMIT)
+            self.assertIs(await self.no_way(self.exit.associate(host, target.port, other)), Reason.LIMIT)
+        self.assertEqual(self.named.asked, [])
         self.assertEqual(target.accept(), 0)
 
 
