@@ -63,6 +63,13 @@ def web(options: tuple[str, ...]) -> None:
     _become("network", ("web", *options))
 
 
+@bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def onion(options: tuple[str, ...]) -> None:
+    """Measure the onion layer and the circuit handshake on one processor; --help lists the options."""
+    _become("onion", options)
+
+
 def _become(name: str, options: tuple[str, ...]) -> None:
     root = checkout(Path(layer8.__file__).parent)
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))

@@ -260,6 +260,9 @@ class ObligationTests(SynchronousTestCase):
         self.assertEqual(
             relay_forward(layer(FORWARD[0]), RELAY, [body]), [State(OURS, parted(OURS, FORWARD[0])).enc(RELAY, body)]
         )
+        state = State(OURS, parted(OURS, FORWARD[0]))
+        made = state.dec(RELAY, FORWARD[0][-16:] + body[:MESSAGE])
+        self.assertEqual(client_forward([layer(FORWARD[0])], RELAY, [body[:MESSAGE]]), [made])
         for bit in (0, 127, 128, 8 * BODY - 1):
             out, changed = (relay_forward(layer(FORWARD[0]), RELAY, [text])[0] for text in (body, flipped(body, bit)))
             differ = (int.from_bytes(out, "big") ^ int.from_bytes(changed, "big")).bit_count()
@@ -286,7 +289,8 @@ class ObligationTests(SynchronousTestCase):
         self.watch(called)
         texts = [bytes(MESSAGE)] * CELLS  # the same message each time
         client = layers("forward")
-        client_forward(client, RELAY, texts)
+        for run in pieces(texts, [1, 2, 40, 100]):
+            client_forward(client, RELAY, run)
         ratchets = CELLS // RATCHET  # each asks for the stream of its last left part once more, for its other half
         self.assertEqual([len(inputs[one]) for one in client], [CELLS, CELLS, CELLS + ratchets])
         self.assertEqual([len({*inputs[one]}) for one in client], [CELLS, CELLS, CELLS])
