@@ -58,8 +58,8 @@ def read_with_care(pump: Pump, flow: Flow, care: Care) -> bool:
         if not most:
             _rest(pump, flow, care, meter)
             return False
-    free = most
-    if seen is not None and (free := seen.free) >= UNSEEN and meter is None:
+    free = most if seen is None else seen.free
+    if free >= UNSEEN and meter is None:
         care.through = True
         return True
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from attrs import frozen
+from attrs import define
 
 from layer8.net.flow import Filter
 from layer8.proxy.registration import Registration
@@ -40,7 +40,7 @@ class Modes(Protocol):
         """
 
 
-@frozen
+@define(eq=False)
 class Filters:
     """Filters of a visitor's link, and what of its first bytes goes on: `first` to the host, `rest` to the visitor."""
 
