@@ -171,7 +171,8 @@ class RunTests(SynchronousTestCase):
         error = self.assertRaises(Unrecognised, client_backward, client, RELAY, [*self.answers[:2], self.answers[3]])
         self.assertEqual(error.messages, self.messages[:2])
         for each in client:
-            self.assertRaises(Unrecognised, client_backward, [each], RELAY, self.answers[:1])
+            error = self.assertRaises(Unrecognised, client_backward, [each], RELAY, self.answers[:1])
+            self.assertIn("before", str(error))
 
     def test_wrong_lengths(self) -> None:
         for length in (0, MESSAGE, BODY - 1, BODY + 1):
@@ -420,6 +421,17 @@ class ObligationTests(SynchronousTestCase):
         now._nonce -= 1
         self.assertRaises(Unrecognised, relay_receive, now, RELAY, [last_old])
         self.assertNotIn(now._nonce.to_bytes(16, "big"), FORWARD[2])
+
+    def test_p8_the_dead_keep_no_key(self) -> None:
+        one = layer(FORWARD[0])
+        relay_forward(one, RELAY, [])
+        olds = self.ciphers(one)
+        self.assertRaises(Unrecognised, relay_receive, one, RELAY, [bytes(BODY)])
+        while olds:
+            old = olds.pop()
+            self.assertNotIn(old, self.ciphers(one))
+            self.assertEqual(sys.getrefcount(old), 2)
+        self.assertEqual(one._nonce, 0)
 
     def ciphers(self, one: Layer) -> list[Any]:
         """Give the four cipher objects of a layer."""

@@ -192,8 +192,8 @@ class TamperTests(SynchronousTestCase):
         client = layer(BACKWARD[2])
         error = self.assertRaises(Unrecognised, client_backward, [client], RELAY, again)
         self.assertEqual(error.messages, MESSAGES[:1])
-        for _ in range(2):
-            self.assertRaises(Unrecognised, client_backward, [client], RELAY, [bodies[1]])
+        for body in (bodies[0], bodies[1]):
+            self.assertRaises(Unrecognised, client_backward, [client], RELAY, [body])
         immortal = layer(BACKWARD[2])
         client_backward([immortal], RELAY, again[:1])
         lefts, rights = onion._decrypt(immortal, RELAY, *onion._split(again[1:]))
