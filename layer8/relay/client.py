@@ -1,0 +1,289 @@
+"""The one API of the network for what stands on circuits: `socks`, and whoever publishes or visits hidden services.
+
+::
+
+    stream = client.open(Open(Proto.TCP, "example.org", 443), sink, key=user)   writes are kept until there is a circuit
+    command, data = await client.ask(Need(last=node), 18, data, {19}, 20.0)     a question to a role of the last hop
+    circuit = await client.build(Need(route=parse_route("rand>ID")))            a circuit of one's own
+
+Nothing is raised for what the network does: a stream's sink is told `closed(reason)`. A stream that falls with its
+circuit before the far end has answered is tried on other circuits, OPEN_TRIES in all, with what was said on it so far;
+one that was open is never repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Hashable
+from typing import Any, Final
+
+from attrs import define, evolve, field
+from twisted.internet.defer import Deferred
+
+from layer8.core.errors import LocalProtocolError, TimedOut, Unavailable
+from layer8.relay.limits import STREAM_WINDOW
+from layer8.relay.path import NoPath
+from layer8.relay.pool import Circuit, Need, NoCircuit, Pool
+from layer8.relay.route import (
+    At,
+    Hidden,
+    Host,
+    Internet,
+    Named,
+    Port,
+    Rand,
+    Resource,
+    Route,
+    Target,
+    Tunnel,
+    Via,
+    parse_route,
+    parse_tunnel,
+    parse_way,
+)
+from layer8.relay.stream import Stream
+from layer8.relay.turn import Sink, StreamLike
+from layer8.relay.wire import DATA, Address, Open, Opened, Proto, Reason, datagram, read_datagram
+
+__all__ = [
+    "Address",
+    "At",
+    "Circuit",
+    "Client",
+    "Hidden",
+    "Host",
+    "Internet",
+    "Named",
+    "Need",
+    "NoCircuit",
+    "NoPath",
+    "Open",
+    "Opened",
+    "Port",
+    "Proto",
+    "Rand",
+    "Reason",
+    "Resource",
+    "Route",
+    "Sink",
+    "StreamLike",
+    "Target",
+    "Tunnel",
+    "Via",
+    "datagram",
+    "parse_route",
+    "parse_tunnel",
+    "parse_way",
+    "read_datagram",
+]
+
+OPEN_TRIES: Final = 3
+EARLY: Final = STREAM_WINDOW * DATA  # bytes that are kept until the far end answers; then the sink has to wait
+AGAIN: Final = frozenset((Reason.RESET, Reason.TIMEOUT, Reason.LIMIT, Reason.INTERNAL))
+"""What may be the circuit's fault, or its last hop's."""
+
+
+@define(eq=False)
+class Opening:
+    """A stream as its user has it: first it waits for a circuit, then it is a stream on one."""
+
+    target: Open
+    sink: Sink = field(repr=False)
+    _pool: Pool
+    _need: Need
+    number: int = field(default=0, init=False)
+    circuit: Circuit | None = field(default=None, init=False)
+    _stream: Stream | None = field(default=None, init=False)
+    _early: list[bytes] = field(factory=list, init=False)
+    _size: int = field(default=0, init=False)
+    _tries: int = field(default=0, init=False)
+    _settled: bool = field(default=False, init=False)  # the far end has answered, or nobody wants to know any more
+    _ending: bool = field(default=False, init=False)
+    _held: bool = field(default=False, init=False)
+    _paused: bool = field(default=False, init=False)
+
+    def begin(self) -> None:
+        """Ask for a circuit."""
+        self._tries += 1
+        self._pool.get(self._need, self._got)
+
+    def write(self, data: bytes) -> None:
+        """Say bytes of any size, or one datagram."""
+        if self._stream is not None:
+            self._stream.write(data)
+        if not self._settled:
+            self._keep(data)
+
+    def end(self) -> None:
+        """Say no more; the other direction goes on."""
+        self._ending = True
+        if self._stream is not None:
+            self._stream.end()
+
+    def close(self, reason: Reason = Reason.DONE) -> None:
+        """End both directions; the sink hears no more."""
+        settled, self._settled = self._settled, True
+        if self._stream is not None:
+            self._stream.close(reason if settled or reason != Reason.DONE or not self._early else Reason.DONE)
+        self._early.clear()
+
+    def pause(self) -> None:
+        """Give the far end no more credit."""
+        self._paused = True
+        if self._stream is not None:
+            self._stream.pause()
+
+    def resume(self) -> None:
+        """Give credit again."""
+        self._paused = False
+        if self._stream is not None:
+            self._stream.resume()
+
+    def _keep(self, data: bytes) -> None:
+        self._early.append(data)
+        self._size += len(data)
+        if self._size >= EARLY and not self._held:
+            self._held = True
+            self.sink.hold()
+
+    def _got(self, circuit: Circuit | Exception) -> None:
+        if self._settled:
+            return
+        if isinstance(circuit, Exception):
+            self._settled = True
+            self.sink.closed(circuit.reason if isinstance(circuit, NoCircuit) else Reason.UNREACHABLE)
+            return
+        try:
+            stream = circuit.origin.open(self.target, self)
+        except LocalProtocolError:
+            self.closed(Reason.RESET)
+            return
+        self.circuit, self._stream, self.number = circuit, stream, stream.number
+        if self._paused:
+            stream.pause()
+        for data in self._early:
+            stream.write(data)
+        if self._ending:
+            stream.end()
+
+    # What the stream says until it is open; then its sink is the user's.
+
+    def opened(self, opened: Opened) -> None:
+        """Leave the rest to the user."""
+        assert self._stream is not None
+        self._settled = True
+        self._early.clear()
+        self._stream.sink = self.sink
+        self.sink.opened(opened)
+        if self._held and not self._stream.held:
+            self._held = False
+            self.sink.go_on()
+
+    def data(self, pieces: list[bytes]) -> None:
+        """Pass data on that comes before the answer; there is none."""
+        self.sink.data(pieces)
+
+    def ended(self) -> None:
+        """Pass it on."""
+        self.sink.ended()
+
+    def closed(self, reason: Reason) -> None:
+        """Try another circuit, if that may help."""
+        self._stream = self.circuit = None
+        if self._settled:
+            return
+        if reason in AGAIN and self._tries < OPEN_TRIES:
+            self.begin()
+        else:
+            self._settled = True
+            self.sink.closed(reason)
+
+    def hold(self) -> None:
+        """Let the user wait."""
+        if not self._held:
+            self._held = True
+            self.sink.hold()
+
+    def go_on(self) -> None:
+        """Let the user write again, unless as much is kept as may be."""
+        if self._held and self._size < EARLY:
+            self._held = False
+            self.sink.go_on()
+
+
+@define(eq=False)
+class Client:
+    """See the module. `hops` is the length of a circuit where nobody says otherwise."""
+
+    pool: Pool
+    hops: int = 3
+
+    def open(
+        self, target: Open, sink: Sink, *, route: Route | None = None, key: Hashable = None, alone: bool = False
+    ) -> Opening:
+        """Open a stream at the end of a circuit that only streams with the same `key` use; `alone`: only this one.
+
+        A target without a host is a port of the last hop itself.
+        """
+        route, delegate = _delegated(route or Route())
+        if delegate:
+            target = evolve(target, delegate=delegate)
+        port = target.port if target.host and not _ends_at_node(route) else 0
+        need = Need(key=key, route=route, port=port, hops=self.hops, alone=alone)
+        opening = Opening(target, sink, self.pool, need)
+        opening.begin()
+        return opening
+
+    async def ask(
+        self, need: Need, command: int, data: bytes, answers: Container[int], timeout: float
+    ) -> tuple[int, bytes]:
+        """Send a message to a role of the last hop and give the first answer; raises TimedOut or Unavailable."""
+        circuit = await self._circuit(self.pool.get, need)
+        waiting: Deferred[tuple[int, bytes] | Reason] = Deferred()
+        try:
+            circuit.origin.ask(command, data, answers, timeout, waiting.callback)
+        except LocalProtocolError as error:
+            raise Unavailable(f"the circuit is gone: {error}") from None
+        answer = await waiting
+        if isinstance(answer, Reason):
+            if answer == Reason.TIMEOUT:
+                raise TimedOut(f"no answer in {timeout:g} s")
+            raise Unavailable(f"the circuit ended before the answer: {answer.name.lower()}")
+        return answer
+
+    async def build(self, need: Need) -> Circuit:
+        """Build a circuit for one's own use; raises NoPath or NoCircuit."""
+        return await self._circuit(self.pool.build, need)
+
+    async def circuit(self, need: Need) -> Circuit:
+        """Give a circuit, a new one or one that is there; raises NoPath or NoCircuit."""
+        return await self._circuit(self.pool.get, need)
+
+    async def _circuit(self, get: Callable[[Need, Callable[[Circuit | Exception], None]], None], need: Need) -> Circuit:
+        waiting: Deferred[Any] = Deferred()
+
+        def done(result: Circuit | Exception) -> None:
+            if waiting.called:
+                return
+            if isinstance(result, Exception):
+                waiting.errback(result)
+            else:
+                waiting.callback(result)
+
+        get(need, done)
+        found: Circuit = await waiting
+        return found
+
+
+def _delegated(route: Route) -> tuple[Route, int]:
+    """Take `via:N` out of a route: its hop is any, and the stream asks it to go on through N peers of its own."""
+    found = [hop.count for hop in route.hops if isinstance(hop, Via)]
+    if not found:
+        return route, 0
+    if len(found) > 1 or not isinstance(route.hops[-1], Via):
+        raise LocalProtocolError("via:N is the last hop of a path")
+    return Route((*route.hops[:-1], Rand())), found[0]
+
+
+def _ends_at_node(route: Route) -> bool:
+    """Say whether the user has named the last hop: then it is his business whether it is an exit."""
+    return bool(route.hops) and not isinstance(route.hops[-1], Rand)

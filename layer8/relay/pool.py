@@ -1,0 +1,444 @@
+"""The circuits of one client: built when they are needed or a little before, kept apart, retired in time.
+
+```
+ get(need) -- one that fits --> done(circuit)
+           -- a spare --------> it is the need's from now on; another spare is built
+           -- none -----------> a build; who needs the same meanwhile waits for it
+```
+Two needs share a circuit only with the same `key`, route and last node, and only if its exit says that it reaches the
+port. A build that fails at a hop goes on from the hop before with another one, twice; one that falls as a whole begins
+again with others, BUILD_TRIES times in all. A circuit takes no new need CIRC_DIRTY after its first, and closes when
+nothing stands on it any more, after CIRC_IDLE, after CIRC_LIFE, or when its onion layers have carried CIRC_CELLS.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Final
+
+from attrs import define, evolve, field, frozen
+
+from layer8.core.errors import LocalProtocolError, Unavailable
+from layer8.crypto.descriptor import Descriptor
+from layer8.crypto.keys import id_text
+from layer8.crypto.onion import CELLS_MAX
+from layer8.relay.circuit import Reach, Way
+from layer8.relay.database import Database
+from layer8.relay.guards import Guards
+from layer8.relay.limits import (
+    BUILD_AT_ONCE,
+    CIRC_DIRTY,
+    CIRC_IDLE,
+    CIRC_LIFE,
+    SPARE_CIRCS,
+    STREAMS_PER_CIRC,
+    T_HOP_LEAST,
+    T_HOP_MOST,
+)
+from layer8.relay.origin import Hop, Origin, State
+from layer8.relay.path import NoPath, Paths, Want, allows
+from layer8.relay.route import Named, Rand, Route
+from layer8.relay.stream import Cancels, Means, Worker
+from layer8.relay.wire import Destroy, Reason
+
+BUILD_TRIES: Final = 3  # whole circuits
+HOP_TRIES: Final = 2  # other nodes for one hop of a circuit that stands up to the one before
+WAITING: Final = 1024  # needs that wait for a build
+TIMES: Final = 100  # hops whose times are remembered
+LOOK: Final = 1.0  # seconds between looks at what is old, idle or missing
+PAUSE: Final = (1.0, 60.0)  # seconds until spares are tried again after a failure, doubled each time
+CELLS_ROOM: Final = 65_536  # cells that a circuit's last streams may still need
+USUAL_PORT: Final = 443  # what spares reach before anybody has asked for anything
+
+
+class NoCircuit(Unavailable):
+    """No circuit could be built; `reason` is what a stream would hear."""
+
+    def __init__(self, text: str, reason: Reason) -> None:
+        """Say why in words, and as a stream's reason."""
+        super().__init__(text)
+        self.reason = reason
+
+
+@frozen
+class Need:
+    """What a circuit is wanted for.
+
+    `key` keeps needs apart: those with different ones never share a circuit. `port` wants an exit that says it reaches
+    it, `last` a certain node at the end. `alone` wants a circuit that nobody else ever uses.
+    """
+
+    key: Hashable = None
+    route: Route = field(factory=Route)
+    port: int = 0
+    last: bytes = b""
+    hops: int = 3
+    alone: bool = False
+    layer2: bool = False
+
+
+@define(eq=False)
+class Circuit:
+    """A circuit that stands, with its nodes in order; `need` is None while it is a spare."""
+
+    number: int
+    origin: Origin
+    path: tuple[Descriptor, ...]
+    need: Need | None
+    since: float
+    first: float = field(default=0.0, init=False)  # when somebody used it first
+    last: float = field(default=0.0, init=False)  # when something was opened on it last
+    opened: int = field(default=0, init=False)
+
+    @property
+    def ms(self) -> tuple[float, ...]:
+        """Milliseconds that each hop took to build."""
+        return tuple(round(seconds * 1000, 3) for seconds in self.origin.times)
+
+    @property
+    def hops(self) -> tuple[str, ...]:
+        """Short ids of its nodes."""
+        return tuple(id_text(one.identity)[:8] for one in self.path)
+
+    def close(self) -> None:
+        """End it and its streams."""
+        self.origin.close()
+
+
+Done = Callable[[Circuit | Exception], None]
+
+
+@define(eq=False)
+class _Build:
+    """A circuit on its way; the `told` of its Origin."""
+
+    pool: Pool
+    need: Need | None
+    want: Want
+    waiting: list[tuple[Need, Done]]
+    path: tuple[Descriptor, ...] = ()
+    origin: Origin | None = None
+    tries: int = 0
+    again: int = 0  # other nodes tried for the present hop
+    circuit: Circuit | None = None  # when it stands
+    without: set[bytes] = field(factory=set)
+
+    def begin(self) -> None:
+        pool = self.pool
+        self.tries += 1
+        self.again = 0
+        try:
+            self.path = pool.paths.choose(evolve(self.want, without=frozenset(self.without)), pool.means.clock())
+        except NoPath as error:
+            pool.gave_up(self, error)
+            return
+        first = self.path[0]
+        pool.reach(first.identity, first.endpoints, self._linked)
+
+    def _linked(self, way: Way | Reason) -> None:
+        first = self.path[0]
+        if self.pool.stopped:
+            return
+        if isinstance(way, Reason):
+            self.pool.guards.failed(first.identity, self.pool.means.clock())
+            self._fell(first.identity, way)
+            return
+        self.origin = self.pool.new(self)
+        try:
+            self.origin.begin(way, Hop(first.identity, first.onion_key, first.endpoints))
+        except Unavailable:
+            self._fell(first.identity, Reason.LIMIT)
+
+    def built(self, circuit: Origin) -> None:
+        at = len(circuit.hops)
+        self.again = 0
+        if at == len(self.path):
+            self.pool.finished(self)
+            return
+        self._extend(circuit, self.path[at])
+
+    def failed(self, circuit: Origin, reason: Reason) -> None:
+        """Go on from the hop before with another node, if the user has not named this one."""
+        at = len(circuit.hops)
+        bad = self.path[at].identity
+        self.without.add(bad)
+        self.pool.database.failed(bad)
+        self.again += 1
+        if self.again <= HOP_TRIES:
+            try:
+                self.path = self._other(at)
+                self._extend(circuit, self.path[at])
+                return
+            except (NoPath, LocalProtocolError):
+                pass
+        circuit.close(Destroy.NONE)
+
+    def closed(self, circuit: Origin, reason: Destroy) -> None:
+        if self.circuit is not None:
+            self.pool.ended(self.circuit)
+        elif circuit is self.origin:
+            self._broke(circuit, reason)
+
+    def _broke(self, circuit: Origin, reason: Destroy) -> None:
+        self.origin = None
+        at = len(circuit.hops)
+        if at < len(self.path) and reason is not Destroy.NONE:
+            self.pool.database.failed(self.path[at].identity)
+        self._fell(self.path[min(at, len(self.path) - 1)].identity, Reason.UNREACHABLE)
+
+    def _extend(self, circuit: Origin, node: Descriptor) -> None:
+        circuit.extend(Hop(node.identity, node.onion_key, node.endpoints or _via(node)))
+
+    def _other(self, at: int) -> tuple[Descriptor, ...]:
+        """Choose the rest anew: the hops that stand are named, those that the user has named stay."""
+        stand = tuple(Named(id_text(one.identity)) for one in self.path[:at])
+        wanted = self.want.route.hops
+        if wanted and len(wanted) != len(self.path):
+            raise NoPath("a path with gateways is built as a whole")
+        rest = wanted[at:] if wanted else (Rand(),) * (len(self.path) - at)
+        want = evolve(self.want, route=Route(stand + rest), without=frozenset(self.without))
+        path = self.pool.paths.choose(want, self.pool.means.clock())
+        if path[at].identity in self.without:
+            raise NoPath("the node that is wanted there does not answer")
+        return path
+
+    def _fell(self, bad: bytes, reason: Reason) -> None:
+        self.without.add(bad)
+        if self.tries < BUILD_TRIES and not self.pool.stopped:
+            self.begin()
+        else:
+            self.pool.gave_up(self, NoCircuit("no circuit could be built: the nodes did not answer", reason))
+
+
+def _via(node: Descriptor) -> tuple[str, ...]:
+    """Give what a gateway is told to dial: the node's own id, by which it finds the link that the node keeps."""
+    return (f"via:{id_text(node.identity)}",)
+
+
+@define(eq=False)
+class Pool:
+    """See the module. `reach` gives links to first hops; `stopped` pools build nothing."""
+
+    means: Means
+    worker: Worker
+    network: bytes
+    paths: Paths
+    database: Database
+    guards: Guards
+    reach: Reach
+    hops: int = 3
+    spares: int = SPARE_CIRCS
+    changed: Callable[[Circuit, str], None] = lambda circuit, state: None
+    stopped: bool = field(default=True, init=False)
+    circuits: dict[int, Circuit] = field(factory=dict, init=False)
+    failures: int = field(default=0, init=False)
+    built: int = field(default=0, init=False)
+    _builds: list[_Build] = field(factory=list, init=False)
+    _queue: deque[_Build] = field(factory=deque, init=False)
+    _times: deque[float] = field(factory=lambda: deque(maxlen=TIMES), init=False)
+    _ports: list[int] = field(factory=lambda: [USUAL_PORT], init=False)  # asked for lately, the last one first
+    _timer: Cancels | None = field(default=None, init=False)
+    _next: int = field(default=0, init=False)
+    _pause: float = field(default=PAUSE[0], init=False)
+    _spares_from: float = field(default=0.0, init=False)
+    _filling: bool = field(default=False, init=False)
+
+    def start(self) -> None:
+        """Begin to keep spares."""
+        self.stopped = False
+        self._look()
+
+    def stop(self) -> None:
+        """End everything."""
+        self.stopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        builds, self._builds = [*self._builds, *self._queue], []
+        self._queue.clear()
+        for build in builds:
+            if build.origin is not None:
+                origin, build.origin = build.origin, None
+                origin.close(Destroy.NONE)
+            self._tell(build, NoCircuit("this client is stopping", Reason.INTERNAL))
+        for circuit in list(self.circuits.values()):
+            circuit.origin.close(Destroy.NONE)
+
+    def get(self, need: Need, done: Done) -> None:
+        """Give a circuit that fits, now or when one is built, or the NoPath or NoCircuit that says why not."""
+        if self.stopped:
+            done(NoCircuit("this client is not running", Reason.INTERNAL))
+            return
+        if need.port:
+            self._ports = [need.port, *(port for port in self._ports if port != need.port)][:4]
+        found = self._fitting(need)
+        if found is not None:
+            self._take(found, need)
+            done(found)
+            self._fill()
+            return
+        if not need.alone:
+            for build in (*self._builds, *self._queue):
+                if build.need is not None and _same(build.need, need) and build.want.port == need.port:
+                    build.waiting.append((need, done))
+                    return
+        if sum(len(build.waiting) for build in self._queue) >= WAITING:
+            done(NoCircuit("too many wait for a circuit", Reason.LIMIT))
+            return
+        want = Want(need.route, need.hops, need.port, need.last, layer2=need.layer2)
+        self._enter(_Build(self, need, want, [(need, done)]))
+
+    def build(self, need: Need, done: Done) -> None:
+        """Build a circuit whatever there is, for somebody who wants this very one."""
+        if self.stopped:
+            done(NoCircuit("this client is not running", Reason.INTERNAL))
+            return
+        want = Want(need.route, need.hops, need.port, need.last, layer2=need.layer2)
+        self._enter(_Build(self, evolve(need, alone=True), want, [(need, done)]))
+
+    def rows(self) -> list[Circuit]:
+        """Give every circuit."""
+        return list(self.circuits.values())
+
+    @property
+    def building(self) -> int:
+        """Count the circuits on their way."""
+        return len(self._builds) + len(self._queue)
+
+    # What builds say.
+
+    def new(self, build: _Build) -> Origin:
+        """Make a circuit without hops."""
+        return Origin(self.means, self.worker, self.network, build, self._hop_time())
+
+    def finished(self, build: _Build) -> None:
+        """Take a circuit that stands."""
+        origin = build.origin
+        assert origin is not None
+        now = self.means.clock()
+        self._next += 1
+        self._builds.remove(build)
+        circuit = Circuit(self._next, origin, build.path, None, now)
+        build.circuit = circuit
+        self.circuits[circuit.number] = circuit
+        self.built += 1
+        self._pause = PAUSE[0]
+        self._times.extend(origin.times)
+        self.guards.worked(build.path[0].identity, now)
+        for node in build.path:
+            self.database.worked(node.identity, now)
+        self.changed(circuit, "open")
+        waiting, build.waiting = build.waiting, []
+        for need, done in waiting:
+            if circuit.origin.state is State.OPEN and (circuit.need is None or not need.alone):
+                self._take(circuit, need)
+                done(circuit)
+            else:
+                self.get(need, done)
+        self._fill()
+
+    def gave_up(self, build: _Build, error: Exception) -> None:
+        """Take the end of a build."""
+        self.failures += 1
+        if build in self._builds:
+            self._builds.remove(build)
+        if build.need is None:
+            self._spares_from = self.means.clock() + self._pause
+            self._pause = min(self._pause * 2, PAUSE[1])
+        self._tell(build, error)
+        self._fill()
+
+    def ended(self, circuit: Circuit) -> None:
+        """Forget a circuit that is closed."""
+        if self.circuits.pop(circuit.number, None) is not None:
+            self.changed(circuit, "closed")
+        if not self.stopped:
+            self._fill()
+
+    def _tell(self, build: _Build, error: Exception) -> None:
+        waiting, build.waiting = build.waiting, []
+        for _, done in waiting:
+            done(error)
+
+    def _take(self, circuit: Circuit, need: Need) -> None:
+        now = self.means.clock()
+        if circuit.need is None:
+            circuit.need = need
+            circuit.first = now
+        circuit.last = now
+        circuit.opened += 1
+
+    def _fitting(self, need: Need) -> Circuit | None:
+        spare = None
+        for circuit in self.circuits.values():
+            if circuit.origin.state is not State.OPEN or (need.port and not allows(circuit.path[-1], need.port)):
+                continue
+            if circuit.need is None:
+                if not need.route.hops and not need.last and not need.layer2 and need.hops == self.hops:
+                    spare = spare or circuit
+            elif not (need.alone or circuit.need.alone) and _same(circuit.need, need) and self._room(circuit):
+                return circuit
+        return spare
+
+    def _room(self, circuit: Circuit) -> bool:
+        return len(circuit.origin.streams.live) < STREAMS_PER_CIRC
+
+    def _enter(self, build: _Build) -> None:
+        self._queue.append(build)
+        self._fill()
+
+    def _fill(self) -> None:
+        """Begin what waits, then spares while they are missing."""
+        if self._filling:
+            return  # a build has failed at once; whoever has begun it goes on
+        self._filling = True
+        while len(self._builds) < BUILD_AT_ONCE and not self.stopped:
+            if self._queue:
+                build = self._queue.popleft()
+            elif self._wants_spare():
+                build = _Build(self, None, Want(hops=self.hops, port=self._ports[0]), [])
+            else:
+                break
+            self._builds.append(build)
+            build.begin()
+        self._filling = False
+
+    def _wants_spare(self) -> bool:
+        if self.means.clock() < self._spares_from:
+            return False
+        there = sum(1 for circuit in self.circuits.values() if circuit.need is None)
+        return there + sum(1 for build in self._builds if build.need is None) < self.spares
+
+    def _look(self) -> None:
+        self._timer = self.means.later(LOOK, self._look)
+        now = self.means.clock()
+        for circuit in list(self.circuits.values()):
+            origin = circuit.origin
+            if now - circuit.since >= CIRC_LIFE or origin.used >= CELLS_MAX - CELLS_ROOM:
+                origin.retire()
+            elif circuit.need is None:
+                if now - circuit.since >= CIRC_IDLE:
+                    origin.close(Destroy.NONE)
+            elif now - circuit.first >= CIRC_DIRTY and origin.state is State.OPEN:
+                origin.retire()
+            elif not origin.streams.live and now - circuit.last >= CIRC_IDLE:
+                origin.close(Destroy.NONE)
+        self._fill()
+
+    def _hop_time(self) -> float:
+        """Give 1.5 times what four hops of five took, within its limits."""
+        if len(self._times) < 10:
+            return T_HOP_MOST
+        times = sorted(self._times)
+        return min(max(1.5 * times[len(times) * 4 // 5], T_HOP_LEAST), T_HOP_MOST)
+
+
+def _same(one: Need, other: Need) -> bool:
+    return (one.key, one.route, one.last, one.layer2, one.hops) == (
+        other.key,
+        other.route,
+        other.last,
+        other.layer2,
+        other.hops,
+    )
