@@ -5,18 +5,14 @@ import re
 import socket
 import subprocess
 from functools import cache
-from typing import Any
 
-from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketServerFactory
-from twisted.internet.defer import Deferred
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.crypto.password import hashed
 from tests.interop.backend import serve
 from tests.interop.daemons import RUN, found, missing, until
 from tests.interop.stage import CURL, MIB, SIZES, WAYS, Stage, build, pair
 from tests.interop.test_terminate import Ended
-from tests.interop.test_websocket import Asker, Echo
 
 READ_S = 20.0
 
@@ -136,27 +132,3 @@ class ProxyModeTests(SynchronousTestCase):
         self.assertEqual(code("-u", "alice:open sesame"), "200")
         self.assertEqual(code("-u", "alice:wrong"), "401")
         self.assertEqual(code("-u", "bob:open sesame"), "401")
-
-
-class WebSocketTests(TestCase):
-    timeout = 60
-
-    async def test_messages_of_every_size(self) -> None:
-        from twisted.internet import reactor
-
-        loop: Any = reactor
-        backend = WebSocketServerFactory()
-        backend.protocol = Echo
-        listening = loop.listenTCP(0, backend, interface="127.0.0.1")
-        self.addCleanup(listening.stopListening)
-        server, agent = pair(self, plain=listening.getHost().port, text='mode = "proxy"\n')
-        for way in WAYS:
-            visitor: Any = WebSocketClientFactory(f"ws://web.{way}.test:{server.http}/chat")
-            visitor.protocol = Asker
-            visitor.messages = [bytes(size) for size in (1, 125, 126, 65535, 65536, MIB)]
-            visitor.pongs = []
-            visitor.closed = Deferred()
-            loop.connectTCP("127.0.0.1", server.http, visitor)
-            self.assertEqual(await visitor.closed, (True, 1000))
-            self.assertEqual(visitor.heard, visitor.messages)
-        self.assertEqual([*server.defects(), *agent.defects()], [])

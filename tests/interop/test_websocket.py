@@ -44,7 +44,8 @@ class Asker(WebSocketClientProtocol):
 class WebSocketTests(TestCase):
     timeout = 60
 
-    async def test_messages_of_every_size(self) -> None:
+    async def talk(self, text: str = "") -> None:
+        """Send messages of every size each way, and have them back."""
         from twisted.internet import reactor
 
         loop: Any = reactor
@@ -52,7 +53,7 @@ class WebSocketTests(TestCase):
         backend.protocol = Echo
         listening = loop.listenTCP(0, backend, interface="127.0.0.1")
         self.addCleanup(listening.stopListening)
-        server, agent = pair(self, plain=listening.getHost().port)
+        server, agent = pair(self, plain=listening.getHost().port, text=text)
         for way in WAYS:
             visitor: Any = WebSocketClientFactory(f"ws://web.{way}.test:{server.http}/chat")
             visitor.protocol = Asker
@@ -64,3 +65,9 @@ class WebSocketTests(TestCase):
             self.assertEqual(visitor.heard, visitor.messages)
             self.assertEqual(visitor.pongs, [b"are you there"])
         self.assertEqual([*server.defects(), *agent.defects()], [])
+
+    async def test_messages_of_every_size(self) -> None:
+        await self.talk()
+
+    async def test_in_mode_proxy(self) -> None:
+        await self.talk('mode = "proxy"\n')
