@@ -61,11 +61,11 @@ class Peer:
     bad: int = 0
     speed: float = 0.0  # bytes per second through it as we measured them; 0: not yet
     last_good: float = 0.0
+    identity: bytes = field(init=False, repr=False)
 
-    @property
-    def identity(self) -> bytes:
-        """Its node id."""
-        return self.descriptor.identity
+    def __attrs_post_init__(self) -> None:
+        """Keep its id, which everything asks for."""
+        self.identity = self.descriptor.identity
 
     @property
     def success(self) -> float:

@@ -30,6 +30,8 @@ RETRY_MOST: Final = 6 * 3600.0
 LAYER2: Final = 4  # nodes
 LAYER2_DAYS: Final = (1.0, 12.0)
 
+_RELAY: Final = int(Role.RELAY)
+
 Suits = Callable[[Peer], bool]
 Weigh = Callable[[Peer], float]
 
@@ -255,7 +257,7 @@ class SecondHops:
 
 def first_hop(database: Database, peer: Peer, now: float) -> bool:
     """Tell whether a node takes links and circuits, and has said so lately."""
-    return database.live(peer, now) and bool(peer.descriptor.roles & Role.RELAY and peer.descriptor.endpoints)
+    return database.live(peer, now) and bool(peer.descriptor.roles & _RELAY and peer.descriptor.endpoints)
 
 
 def draw(peers: list[Peer], weigh: Weigh, chance: Chance) -> Peer:

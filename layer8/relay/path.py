@@ -16,6 +16,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from statistics import median
 from typing import Final
@@ -27,7 +28,7 @@ from layer8.core.errors import RemoteProtocolError, Unavailable
 from layer8.crypto.descriptor import Descriptor, Role
 from layer8.crypto.keys import ID_LETTERS, id_text
 from layer8.relay.database import USER, Database, Peer
-from layer8.relay.exit import parse_summary
+from layer8.relay.exit import Ports, parse_summary
 from layer8.relay.guards import Guards, SecondHops, first_hop
 from layer8.relay.limits import MAX_HOPS
 from layer8.relay.route import PREFIX, At, Hidden, Hop, Named, Rand, Route, Via
@@ -36,10 +37,15 @@ WEIGHT_MOST: Final = 4.0  # times the median
 FEW: Final = 8  # live nodes, below which those whose descriptors have expired are chosen from too
 EXPIRED_SHARE: Final = 0.1  # of its weight that such a node keeps
 POOL_LIFE: Final = 30.0  # seconds that candidates are kept while nothing changes
+POOL_REST: Final = 3.0  # seconds that they are kept all the same where there are MANY: making them takes some 30 ms
+MANY: Final = 500
 POOLS: Final = 64  # ports
 TRIES: Final = 24  # draws before all candidates are looked through
 
 _ITSELF: Final = b"itself"  # as a source, all nodes that nobody else has told us of
+
+_RELAY: Final = int(Role.RELAY)
+_EXIT: Final = int(Role.EXIT)
 
 Snapshot = frozenset[bytes]
 
@@ -256,7 +262,9 @@ class Paths:
         """Give what is chosen from, made anew when something has changed."""
         pool = self._pools.get(port)
         version = self._database.version
-        if pool is None or pool.version != version or not 0 <= now - pool.made < POOL_LIFE:
+        settled = 0.0 if len(self._database) < MANY else POOL_REST
+        life = POOL_LIFE if pool is not None and pool.version == version else settled
+        if pool is None or not 0 <= now - pool.made < life:
             pool = self._pools[port] = self._made(port, now, version)
             while len(self._pools) > POOLS:
                 del self._pools[next(iter(self._pools))]
@@ -275,7 +283,7 @@ class Paths:
 
     def _usable(self, peer: Peer, port: int, listed: Snapshot | None) -> bool:
         descriptor = peer.descriptor
-        if not descriptor.roles & Role.RELAY or not descriptor.endpoints or not self._database.vetted(peer):
+        if not descriptor.roles & _RELAY or not descriptor.endpoints or not self._database.vetted(peer):
             return False
         if listed is not None and peer.identity not in listed:
             return False
@@ -305,12 +313,16 @@ class Paths:
 
 def allows(descriptor: Descriptor, port: int) -> bool:
     """Tell whether a node says that it is an exit for a port."""
-    if not descriptor.roles & Role.EXIT:
-        return False
+    return bool(descriptor.roles & _EXIT) and _ports(descriptor.exits).allows_port(port)
+
+
+@lru_cache(maxsize=1024)
+def _ports(summary: bytes) -> Ports:
+    """Read an exit summary, of which there are few; a wrong one is none."""
     try:
-        return parse_summary(descriptor.exits).allows_port(port)
+        return parse_summary(summary)
     except RemoteProtocolError:
-        return False
+        return Ports()
 
 
 def weigh(peers: Sequence[Peer]) -> list[float]:
