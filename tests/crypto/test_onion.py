@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import LimitExceeded, LocalProtocolError
 from layer8.crypto import onion
+from layer8.crypto.ntor import ANSWER_LEAST, BEGIN_LEAST, SEEN_X
 from layer8.crypto.onion import (
     BODY,
     CELLS_MAX,
@@ -35,6 +37,7 @@ from layer8.crypto.onion import (
 )
 from tests.crypto.onion_reference import OURS, State, parted
 from tests.crypto.onion_vectors import CELLS, EARLY, FILE, keys, messages, sent
+from tests.names import ROOT, find_test
 
 RELAY, EARLY_CMD = 4, 5
 FORWARD, BACKWARD = keys("forward"), keys("backward")
@@ -449,3 +452,19 @@ class StateTests(SynchronousTestCase):
         self.assertEqual(client[2]._nonce, int.from_bytes(states[2].keys[4], "big"))
         text = bytes(MESSAGE)
         self.assertEqual(client_forward(client[2:], RELAY, [text])[0], states[2].client_originate(RELAY, text)[0])
+
+
+class PageTests(SynchronousTestCase):
+    """docs/onion.md names tests that are there, one for each obligation, and the numbers of the modules."""
+
+    def test_page(self) -> None:
+        text = (ROOT / "docs" / "onion.md").read_text()
+        named = re.findall(r"`(crypto\.test_[\w.]+)`", text)
+        self.assertEqual([name for name in named if not find_test(f"tests.{name}")], [])
+        rows = re.findall(r"^\| (P\d) \|.*\| `crypto\.test_onion\w*\.\w+(?:\.test_(p\d)_\w+)?` \|$", text, re.MULTILINE)
+        self.assertEqual([number for number, _ in rows], [f"P{number}" for number in range(1, 9)])
+        self.assertEqual([test.upper() or "P7" for _, test in rows], [number for number, _ in rows])
+        for number in (BODY, MESSAGE, KEYS, BEGIN_LEAST, ANSWER_LEAST):
+            self.assertIn(f"{number}", text)
+        self.assertIn(f"After every {RATCHET}th message", text)
+        self.assertIn(f"last {SEEN_X:,} X", text)
