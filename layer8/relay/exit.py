@@ -18,15 +18,17 @@ from attrs import define, field, frozen
 from layer8.core.address import HostPort, Networks, Scope, canonical, is_address, scope, special, unwrapped
 from layer8.core.errors import ConfigError, Layer8Error, LimitExceeded, RemoteProtocolError
 from layer8.crypto.keys import parse_id
+from layer8.relay.limits import (
+    CIRC_BYTES,
+    EXIT_CONNECTS,
+    EXIT_CONNECTS_BURST,
+    EXIT_SAME_DEST,
+    UDP_DESTS,
+    UDP_IDLE,
+    UDP_UNANSWERED,
+)
 from layer8.relay.wire import Reason
 
-EXIT_CONNECTS: Final = 100  # streams and new UDP destinations a second and circuit
-EXIT_BURST: Final = 500  # the same after a rest
-EXIT_SAME_DEST: Final = 64  # connections of a circuit to one address at once
-CIRC_BYTES: Final = 10 << 30  # bytes of a circuit through the exit, both ways together
-UDP_DESTS: Final = 25  # destinations of a circuit at once
-UDP_UNANSWERED: Final = 3  # datagrams to a destination that has not answered yet
-UDP_IDLE: Final = 60.0  # seconds after which a silent destination is forgotten
 EXIT_TIME: Final = 15.0  # seconds for a look-up and all dials of a stream; who asked waits T_STREAM, which is longer
 SUMMARY: Final = 256  # bytes of a policy in a descriptor
 RULES: Final = 256  # rules of a policy
@@ -317,7 +319,7 @@ class Account:
     """What one circuit has had of an exit; times are monotonic seconds."""
 
     _at: float
-    _tokens: float = field(default=float(EXIT_BURST), init=False)
+    _tokens: float = field(default=float(EXIT_CONNECTS_BURST), init=False)
     _open: dict[str, int] = field(factory=dict, init=False)
     _far: dict[_Where, _Far] = field(factory=dict, init=False)
     moved: int = field(default=0, init=False)  # bytes
@@ -325,10 +327,10 @@ class Account:
     def begin(self, now: float) -> None:
         """Count a stream, or a new UDP destination, before anything is looked up for it; raises `LimitExceeded`."""
         if now > self._at:
-            self._tokens = min(float(EXIT_BURST), self._tokens + (now - self._at) * EXIT_CONNECTS)
+            self._tokens = min(float(EXIT_CONNECTS_BURST), self._tokens + (now - self._at) * EXIT_CONNECTS)
             self._at = now
         if self._tokens < 1:
-            raise LimitExceeded("EXIT_CONNECTS", EXIT_CONNECTS)
+            raise LimitExceeded("EXIT_CONNECTS", int(EXIT_CONNECTS))
         self._tokens -= 1
 
     def connect(self, address: str) -> None:

@@ -38,13 +38,13 @@ CIRC_DIRTY: Final = 600.0  # seconds of use after which a circuit takes no new s
 CIRC_IDLE: Final = 600.0  # seconds without a stream
 CIRC_LIFE: Final = 86_400.0  # seconds
 
-EXIT_CONNECTS: Final = 100.0  # new connections a second and circuit
+EXIT_CONNECTS: Final = 100.0  # streams and new UDP destinations a second and circuit
 EXIT_CONNECTS_BURST: Final = 500
 EXIT_SAME_DEST: Final = 64  # connections of one circuit to one destination at a time
 CIRC_BYTES: Final = 10 * 1024**3  # of one circuit through an exit
-UDP_DESTS: Final = 25  # addresses of one UDP stream: no scanner
-UDP_UNANSWERED: Final = 3  # datagrams to an address that says nothing: no amplifier
-UDP_IDLE: Final = 60.0  # seconds
+UDP_DESTS: Final = 25  # destinations of one circuit at a time: no scanner
+UDP_UNANSWERED: Final = 3  # datagrams to a destination that has not answered: no amplifier
+UDP_IDLE: Final = 60.0  # seconds after which a silent destination is forgotten, and a silent stream ends
 
 DESC_MAX: Final = 960  # bytes: fits a cell and an item of the DHT
 DESC_LIFE: Final = 18 * 3600  # seconds

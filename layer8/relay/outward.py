@@ -2,7 +2,7 @@
 
 ```
  RELAY_CONNECT -> Outward.dial / associate -> Connection | Association <--Sink, StreamLike--> stream
-                  target -> rules -> one look-up -> guard, every answer -> rules -> account -> the checked address
+           serve: target -> rules -> one look-up -> guard, every answer -> rules -> account -> the checked address
 ```
 What was checked is what is dialled, and the peer's address is compared once more when it is there: a name that leads
 elsewhere the second time, or a rewritten packet, gains nothing. Nothing here is logged: it would be somebody's traffic.
@@ -24,9 +24,10 @@ from layer8.core.address import canonical, is_address
 from layer8.core.errors import LimitExceeded
 from layer8.net.lookup import KEPT, Asking, Lookups
 from layer8.relay.exit import EXIT_TIME, Account, Guard, LanTargets, NoWay, Policy, resolvable, target
+from layer8.relay.flow import Stream
 from layer8.relay.outward_tcp import Connection, Once, reason_of
 from layer8.relay.outward_udp import Association
-from layer8.relay.wire import Reason
+from layer8.relay.wire import Address, Opened, Proto, Reason
 
 ADDRESSES: Final = 4  # addresses of a name that are tried, one after the other
 EACH_TIME: Final = 5.0  # seconds for each of them while there are more
@@ -87,6 +88,22 @@ class Outward:
         Raises `NoWay` if that host may not be had.
         """
         return await self._counted(self._associate(host, port, account, identity))
+
+    async def serve(self, stream: Stream, account: Account, identity: bytes | None = None) -> None:
+        """Answer RELAY_CONNECT: carry a stream to what it asks for, or close it with the reason why not."""
+        want = stream.target
+        way = self.dial if want.proto is Proto.TCP else self.associate
+        try:
+            made = await way(want.host, want.port, account, identity)
+        except NoWay as no:
+            stream.close(no.reason)
+            return
+        if stream.closed:
+            made.closed(Reason.RESET)
+            return
+        stream.sink = made
+        made.start(stream)
+        stream.accept(Opened(Address(made.address), TTL))
 
     async def addresses(self, host: str, port: int) -> list[str]:
         """Give where another peer's endpoint leads, for a link: rules do not count, the guard does. Raises `NoWay`."""

@@ -22,11 +22,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from layer8.relay.exit import Account
+from layer8.relay.limits import T_LINGER
 from layer8.relay.turn import StreamLike
 from layer8.relay.wire import Reason
 
 WRITE_MOST: Final = 1 << 20  # bytes that may wait for a slow target, beyond the transport's own 64 KiB
-T_LINGER: Final = 15.0  # seconds that the last bytes have to leave
 
 _UNREACHABLE = frozenset(
     (
@@ -62,7 +62,7 @@ class Connection(TwistedProtocol):
         self.tell: Callable[[Failure | None], None] = _nobody
 
     def start(self, stream: StreamLike) -> None:
-        """Carry bytes between the target and `stream` from now on."""
+        """Carry bytes between the target and `stream` from now on; before it is accepted, for what came early."""
         self._stream = stream
         if self._lost is not None:
             stream.close(self._lost)

@@ -10,7 +10,8 @@ from twisted.internet.protocol import DatagramProtocol
 
 from layer8.core.address import canonical
 from layer8.core.errors import LimitExceeded, RemoteProtocolError
-from layer8.relay.exit import UDP_IDLE, Account, NoWay
+from layer8.relay.exit import Account, NoWay
+from layer8.relay.limits import UDP_IDLE
 from layer8.relay.turn import StreamLike
 from layer8.relay.wire import DATA_TAGGED, Address, Reason, datagram, read_datagram
 
@@ -50,7 +51,7 @@ class Association:
         self._idle: IDelayedCall | None = None
 
     def start(self, stream: StreamLike) -> None:
-        """Carry datagrams between targets and `stream` from now on."""
+        """Carry datagrams between targets and `stream` from now on; before it is accepted, for what came early."""
         self._stream = stream
         if not self._over:
             self._idle = self._outward.clock.callLater(UDP_IDLE, self._look)

@@ -3,15 +3,15 @@
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import LimitExceeded
-from layer8.relay.exit import (
+from layer8.relay.exit import Account
+from layer8.relay.limits import (
     CIRC_BYTES,
-    EXIT_BURST,
     EXIT_CONNECTS,
+    EXIT_CONNECTS_BURST,
     EXIT_SAME_DEST,
     UDP_DESTS,
     UDP_IDLE,
     UDP_UNANSWERED,
-    Account,
 )
 
 
@@ -25,7 +25,7 @@ class AccountCase(SynchronousTestCase):
 
 class Connections(AccountCase):
     def test_a_burst_and_then_so_many_a_second(self) -> None:
-        for now, count in ((0.0, EXIT_BURST), (1.0, EXIT_CONNECTS), (1000.0, EXIT_BURST)):
+        for now, count in ((0.0, EXIT_CONNECTS_BURST), (1.0, int(EXIT_CONNECTS)), (1000.0, EXIT_CONNECTS_BURST)):
             for _ in range(count):
                 self.account.begin(now)
             self.refused("EXIT_CONNECTS", self.account.begin, now)
@@ -46,7 +46,7 @@ class Connections(AccountCase):
         self.assertEqual(self.account._open, {})
 
     def test_a_clock_that_goes_back_gives_nothing(self) -> None:
-        for _ in range(EXIT_BURST):
+        for _ in range(EXIT_CONNECTS_BURST):
             self.account.begin(10.0)
         self.refused("EXIT_CONNECTS", self.account.begin, 5.0)
         self.refused("EXIT_CONNECTS", self.account.begin, 10.0)
@@ -92,7 +92,7 @@ class Datagrams(AccountCase):
         self.assertFalse(self.account.answer(1, "a", 53, 3 * UDP_IDLE + 1))
 
     def test_a_destination_counts_as_a_stream(self) -> None:
-        for _ in range(EXIT_BURST):
+        for _ in range(EXIT_CONNECTS_BURST):
             self.account.begin(0.0)
         self.refused("EXIT_CONNECTS", self.account.ask, 1, "b", 53, 0.0)
         self.assertFalse(self.account.knows(1, "b", 53, 0.0))

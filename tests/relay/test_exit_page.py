@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.address import SPECIAL
 from layer8.relay import exit as rules
-from layer8.relay import outward, outward_tcp, outward_udp
+from layer8.relay import limits, outward, outward_tcp, outward_udp
 from layer8.relay.exit import NOT_RESOLVED, REDUCED, Policy
 from layer8.relay.wire import Reason
 from tests.names import ROOT
@@ -22,17 +22,17 @@ class Page(SynchronousTestCase):
     def test_limits(self) -> None:
         listed = {row[0].strip("`"): row[1] for row in rows(self.text) if re.fullmatch(r"`[A-Z_]+`", row[0])}
         for name, module, text in (
-            ("EXIT_CONNECTS", rules, "{}/s, burst " + str(rules.EXIT_BURST)),
-            ("EXIT_SAME_DEST", rules, "{}"),
+            ("EXIT_CONNECTS", limits, "{:g}/s, burst " + str(limits.EXIT_CONNECTS_BURST)),
+            ("EXIT_SAME_DEST", limits, "{}"),
             ("EXIT_TIME", rules, "{:g} s"),
-            ("UDP_DESTS", rules, "{}"),
-            ("UDP_UNANSWERED", rules, "{}"),
-            ("UDP_IDLE", rules, "{:g} s"),
+            ("UDP_DESTS", limits, "{}"),
+            ("UDP_UNANSWERED", limits, "{}"),
+            ("UDP_IDLE", limits, "{:g} s"),
             ("UDP_MOST", outward_udp, "{} B"),
-            ("T_LINGER", outward_tcp, "{:g} s"),
+            ("T_LINGER", limits, "{:g} s"),
         ):
             self.assertEqual(listed.pop(name), text.format(getattr(module, name)), name)
-        self.assertEqual(listed.pop("CIRC_BYTES"), f"{rules.CIRC_BYTES >> 30} GiB")
+        self.assertEqual(listed.pop("CIRC_BYTES"), f"{limits.CIRC_BYTES >> 30} GiB")
         self.assertEqual(listed.pop("WRITE_MOST"), f"{outward_tcp.WRITE_MOST >> 20} MiB")
         self.assertEqual(listed, {})
         self.assertIn(f"each has {outward.EACH_TIME:g} s", self.text)

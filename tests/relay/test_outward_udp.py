@@ -10,7 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import RemoteProtocolError
 from layer8.crypto.keys import id_text
-from layer8.relay.exit import CIRC_BYTES, UDP_DESTS, UDP_IDLE, UDP_UNANSWERED, LanTargets, Policy
+from layer8.relay.exit import LanTargets, Policy
+from layer8.relay.limits import CIRC_BYTES, UDP_DESTS, UDP_IDLE, UDP_UNANSWERED
 from layer8.relay.outward_udp import UDP_MOST
 from layer8.relay.turn import Sink
 from layer8.relay.wire import DATA_TAGGED, Address, Reason, datagram, read_datagram
