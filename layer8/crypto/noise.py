@@ -55,6 +55,11 @@ CLASSIC: Final = Suite(b"Noise_XX_25519_ChaChaPoly_SHA256", ChaCha20Poly1305, "l
 _PATTERN: Final = (("e", "e1"), ("e", "ee", "ekem1", "s", "es"), ("s", "se"))
 
 
+def new_static() -> X25519PrivateKey:
+    """Make a static key."""
+    return X25519PrivateKey.generate()
+
+
 class Cipher:
     """A key with its counter (`CipherState`)."""
 

@@ -46,11 +46,13 @@ class Turn:
 
     def end(self) -> None:
         """Write everything that has gathered; whatever does so while others write, writes too."""
-        while self._noted:
-            noted, self._noted = self._noted, []
-            for one in noted:
-                one.flush()
-        self._asked = False
+        try:
+            while self._noted:
+                noted, self._noted = self._noted, []
+                for one in noted:
+                    one.flush()
+        finally:
+            self._asked = False
 
 
 class Slot(Protocol):
