@@ -252,6 +252,10 @@ class Database:
         """Forget whatever expired PEERS_AFTER ago."""
         self._drop(lambda peer: peer.descriptor.expires + PEERS_AFTER <= now)
 
+    def changed(self, identities: Iterable[bytes]) -> None:
+        """Count these as changed: what was made of `changes` has failed."""
+        self._changed.update(identities)
+
     def changes(self) -> tuple[list[Peer], list[bytes]]:
         """Give the peers that changed since the last time, and the ids of those that were dropped."""
         changed = [self._peers[one] for one in self._changed if one in self._peers]
