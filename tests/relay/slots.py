@@ -11,8 +11,8 @@ from twisted.internet.task import Clock
 
 from layer8.core.errors import RemoteProtocolError
 from layer8.relay.stream import Means, Stream, Streams
-from layer8.relay.turn import Turn
-from layer8.relay.wire import MESSAGE, TAG, Address, Destroy, Open, Opened, Reason
+from layer8.relay.turn import Taker, Turn
+from layer8.relay.wire import MESSAGE, TAG, Address, Destroy, Open, Opened, Proto, Reason
 
 
 def at_once(work: Callable[[], Any], done: Callable[[Any], None]) -> None:
@@ -33,6 +33,8 @@ class FakeSlot:
     full: bool = False
     sent: list[tuple[int, bytes]] = field(factory=list)
     closed: int | None = None
+    taker: Taker | None = None
+    payer: object = None
 
     def create(self, kind: int, handshake: bytes) -> None:
         self.sent.append((2, handshake))
@@ -40,8 +42,8 @@ class FakeSlot:
     def created(self, kind: int, handshake: bytes) -> None:
         self.sent.append((3, handshake))
 
-    def send(self, cmd: int, bodies: Sequence[bytes]) -> None:
-        self.sent += [(cmd, body) for body in bodies]
+    def send(self, cmd: int, bodies: Sequence[bytes | memoryview]) -> None:
+        self.sent += [(cmd, bytes(body)) for body in bodies]
 
     def close(self, reason: int) -> None:
         self.closed = reason
@@ -79,7 +81,7 @@ class Told:
             self.on_go()
 
     @property
-    def bytes(self) -> bytes:
+    def all(self) -> bytes:
         return b"".join(self.pieces)
 
     @property
@@ -160,6 +162,17 @@ class Ends:
         stream.sink = sink
         if self.accept:
             stream.accept(self.opened)
+
+    def open(self, proto: Proto = Proto.TCP) -> tuple[Stream, Told]:
+        """Open a stream at the client."""
+        sink = Told()
+        return self.client.streams.open(Open(proto, "host.test", 80), sink), sink
+
+    def pair(self) -> tuple[Stream, Told, Stream, Told]:
+        """Give an open stream with both its ends."""
+        near, heard = self.open()
+        self.settle()
+        return near, heard, self.streams[-1], self.sinks[-1]
 
     def carry(self, most: int = 1_000_000) -> int:
         """Carry up to `most` cells each way, once; give how many went."""
