@@ -3,6 +3,7 @@
 import hashlib
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.accepting import Accepting
 from tests.interop.daemons import Scope
@@ -20,6 +21,12 @@ def serve(scope: Scope, talk: Callable[[socket.socket], None]) -> int:
     accepting = Accepting(timed)
     scope.addCleanup(accepting.close)
     return accepting.port
+
+
+def buffers(connections: int) -> int:
+    """Give more bytes than the kernel keeps for so many TCP connections in a row, and for a pipe of each."""
+    kept = [int(Path(f"/proc/sys/net/ipv4/tcp_{which}").read_text().split()[2]) for which in ("rmem", "wmem")]
+    return connections * (sum(kept) + (1 << 20))
 
 
 def drained(connection: socket.socket) -> tuple[str, int]:

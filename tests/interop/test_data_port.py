@@ -11,6 +11,7 @@ from pathlib import Path
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from tests.interop.backend import buffers
 from tests.interop.byhand import TIME_S, AgentByHand, Told, exactly, rest
 from tests.interop.daemons import Agent, Proxy, answers, found, missing, until
 from tests.interop.stage import MIB, Nginx
@@ -89,7 +90,7 @@ class SecretTests(TestCase):
         told = await self.agent.told()
         got, seconds = await self.end(self.dial(told, told.secret[:31]))
         self.assertEqual(got, b"")
-        self.assertTrue(SECRET_S * 0.9 < seconds < SECRET_S + 1, seconds)
+        self.assertTrue(SECRET_S * 0.9 < seconds < SECRET_S + 5, seconds)
 
     async def test_a_whole_secret_that_comes_too_slowly(self) -> None:
         await self.stand()
@@ -104,7 +105,7 @@ class SecretTests(TestCase):
             except OSError:
                 break
         self.assertEqual((await self.end(line))[0], b"")
-        self.assertLess(time.monotonic() - began, SECRET_S + 1)
+        self.assertLess(time.monotonic() - began, SECRET_S + 5)
 
     async def test_the_right_secret_twice_at_the_same_time(self) -> None:
         await self.stand()
@@ -177,7 +178,7 @@ class SecretTests(TestCase):
         visitor = self.visitor()
         told = await self.agent.told()
         self.dial(told, told.secret)
-        until("it is joined", lambda: self.server.ask("proxy.connections")["connections"][0]["state"] == "joined", 5)
+        until("it is joined", lambda: self.server.ask("proxy.connections")["connections"][0]["state"] == "joined")
         self.stuffed(visitor)
 
     async def test_a_visitor_who_talks_before_anybody_listens(self) -> None:
@@ -194,7 +195,7 @@ class SecretTests(TestCase):
         with self.assertRaises(TimeoutError):
             while sent < 1 << 30:
                 sent += visitor.send(block)
-        self.assertLess(sent, 64 * MIB)
+        self.assertLess(sent, buffers(2))
         self.assertLess(self.memory() - before, 4 * MIB)
 
     def memory(self) -> int:
@@ -241,7 +242,7 @@ class RotationTests(SynchronousTestCase):
             self.assertNotIn("Socket errors", said)
             self.assertGreater(int(re.findall(r"(\d+) requests in", said)[0]), 100)
         self.assertNotIn(first, server.data_ports())
-        until("the first port is closed", lambda: not answers(first), 10)
+        until("the first port is closed", lambda: not answers(first))
         self.assertEqual(agent.ask("agent.status")["rejected"], 0)
         self.assertEqual({line["reason"] for line in server.access()} - {"done", "visitor_reset"}, set())
         self.assertEqual([*server.defects(), *agent.defects()], [])

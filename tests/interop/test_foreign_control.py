@@ -46,7 +46,7 @@ class Foreign:
         call = {"jsonrpc": "2.0", "id": f"n{self.number}", "method": method, "params": params}
         self.connection.send(json.dumps(call))
         while True:
-            message: dict[str, Any] = json.loads(self.connection.recv(timeout=5))
+            message: dict[str, Any] = json.loads(self.connection.recv(timeout=20))
             if message.get("id") == f"n{self.number}":
                 return message
             self.told.append(message)
@@ -154,7 +154,7 @@ class ForeignClientTests(TestCase):
         def listen(client: Foreign) -> list[dict[str, Any]]:
             number = client.call("events.subscribe", names=["test.read"])["subscription"]
             while len(client.told) < 3:
-                client.told.append(json.loads(client.connection.recv(timeout=5)))
+                client.told.append(json.loads(client.connection.recv(timeout=20)))
             assert {event["params"]["subscription"] for event in client.told} == {number}
             return client.told
 
@@ -171,7 +171,7 @@ class ForeignClientTests(TestCase):
 
     async def test_its_pings_and_long_messages(self) -> None:
         def work(client: Foreign) -> int:
-            assert client.connection.ping().wait(5)
+            assert client.connection.ping().wait(20)
             return len(client.call("test.echo", text="x" * 32_000)["text"])
 
         self.assertEqual(await self.with_client(work), 32_000)
@@ -182,7 +182,7 @@ class ForeignClientTests(TestCase):
         def work(client: Foreign) -> int:
             try:
                 client.connection.send(b"binary")
-                client.connection.recv(timeout=5)
+                client.connection.recv(timeout=20)
             except ConnectionClosed as closed:
                 return 0 if closed.rcvd is None else closed.rcvd.code
             return -1

@@ -41,8 +41,8 @@ class HalfCloseTests(SynchronousTestCase):
 
     def nothing_left(self, server: Proxy, agent: Agent) -> None:
         """Every connection has ended, none was killed, and nobody complains."""
-        until("no visitor is left", lambda: not server.ask("proxy.connections")["connections"], 5)
-        until("the agent carries nobody", lambda: not agent.ask("agent.status")["open"], 5)
+        until("no visitor is left", lambda: not server.ask("proxy.connections")["connections"])
+        until("the agent carries nobody", lambda: not agent.ask("agent.status")["open"])
         self.assertEqual([*server.defects(), *agent.defects()], [])
 
     def test_the_visitor_ends_first_and_is_answered(self) -> None:
@@ -117,7 +117,7 @@ class HalfCloseTests(SynchronousTestCase):
                     expected = words[: SIZES[3 if way == "agent" else 1]]
                     self.assertEqual(drained(visitor), (hashlib.sha256(expected).hexdigest(), len(expected)))
                     saying.join()
-                    until("the backend has heard all", lambda: heard, 5)
+                    until("the backend has heard all", lambda: heard)
                     sent = HEAD.format(way).encode() + words[:size]
                     self.assertEqual(heard, [(hashlib.sha256(sent).hexdigest(), len(sent))])
             self.nothing_left(server, agent)
@@ -144,10 +144,10 @@ class HalfCloseTests(SynchronousTestCase):
                 begun.clear()
                 visitor = self.connect(server, way, b"x" * 1000)
                 # The server joins a visitor with a connection that was dialled ahead before its target is there.
-                until("the visitor is carried", lambda: self.carried(server) and begun, 5)
+                until("the visitor is carried", lambda: self.carried(server) and begun)
                 visitor.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 visitor.close()
-                until("the backend knows", lambda: ends, 5)
+                until("the backend knows", lambda: ends)
                 self.assertEqual(ends.pop(), "reset")
                 with socket.create_connection(("127.0.0.1", server.http), TIME_S) as visitor:
                     visitor.sendall(HEAD.format(way).replace("POST /", "POST /backend").encode())

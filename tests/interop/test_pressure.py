@@ -11,15 +11,13 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.interop.backend import TIME_S, drained, serve
+from tests.interop.backend import TIME_S, buffers, drained, serve
 from tests.interop.daemons import Agent, Daemon, Proxy, folder, missing, until
 from tests.interop.stage import CURL, MIB, SIZES, WAYS, ciphered, pair, sha256, stage
 from tests.resilience.rig import open_descriptors
 
 HEAD = "GET / HTTP/1.1\r\nHost: web.{}.test\r\n\r\n"
 STUCK_S = 0.5
-KERNEL = 64 * MIB
-"""More than the buffers of all sockets on the way hold."""
 GROWTH = 6 * MIB
 LEGS = ("auto", "always")
 SMALL = [name for name in SIZES if name != "100m"]
@@ -38,7 +36,7 @@ class WaitingTests(SynchronousTestCase):
         with contextlib.suppress(TimeoutError):
             while sent < 1 << 30:
                 sent += line.send(block)
-        self.assertLess(sent, KERNEL)
+        self.assertLess(sent, buffers(3))
         line.settimeout(TIME_S)
         return sent
 
@@ -121,7 +119,7 @@ class CrowdTests(SynchronousTestCase):
     def settled(self, daemon: Daemon, most: int, server: Proxy) -> None:
         """Wait until nothing is open but what waits for visitors, of which there may be more after a crowd."""
         asking = 1  # our own question
-        until("nothing is left behind", lambda: open_descriptors(daemon.pid) <= most + asking + waiting(server), 10)
+        until("nothing is left behind", lambda: open_descriptors(daemon.pid) <= most + asking + waiting(server))
 
     def test_bulk_does_not_keep_others_waiting(self) -> None:
         for here in (stage(), ciphered()):

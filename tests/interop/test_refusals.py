@@ -13,7 +13,7 @@ from tests.interop.test_idle import hello
 
 TIME_S = 20.0
 SNIFF_S = 1.0
-SOON_S = 0.5
+SOON_S = 2.0
 LOG = '[log]\nformat = "json"\naddresses = "clear"\n'
 
 
@@ -52,7 +52,7 @@ class Case(SynchronousTestCase):
 
     def reasons(self, server: Proxy, count: int) -> list[str]:
         """Give why visitors ended, oldest first, once `count` have."""
-        until("the access log is written", lambda: len(server.access()) >= count, 5)
+        until("the access log is written", lambda: len(server.access()) >= count)
         return [line["reason"] for line in server.access()]
 
 
@@ -65,10 +65,10 @@ class RefusalTests(Case):
             server = self.server(f'unknown = "{unknown}"\n', f"[proxy.limits]\nsniff_time = {SNIFF_S}\n")
             answer, seconds = self.visit(server.http, b"GET / HTTP/1.1\r\nHost: web")
             self.assertEqual(answer.split(b"\r\n")[0], b"HTTP/1.1 408 Request Timeout")
-            self.assertTrue(SNIFF_S * 0.9 < seconds < SNIFF_S + 1, seconds)
+            self.assertTrue(SNIFF_S * 0.9 < seconds < SNIFF_S + 5, seconds)
             answer, seconds = self.visit(server.https, hello("web.test")[:50])
             self.assertEqual(answer, b"")
-            self.assertTrue(SNIFF_S * 0.9 < seconds < SNIFF_S + 1, seconds)
+            self.assertTrue(SNIFF_S * 0.9 < seconds < SNIFF_S + 5, seconds)
             self.assertEqual(self.reasons(server, 2), ["sniff_time", "sniff_time"])
 
     def test_an_unknown_host_is_closed_without_a_byte(self) -> None:
@@ -174,7 +174,7 @@ class RefusalTests(Case):
                 one.sendall(request("small.test"))
                 self.assertTrue(one.recv(100).startswith(b"HTTP/1.1 200"))
             self.assertEqual(self.status(server, request("small.test")), 503)
-        until("they have left", lambda: not server.ask("proxy.connections")["connections"], 5)
+        until("they have left", lambda: not server.ask("proxy.connections")["connections"])
         with socket.create_connection(("127.0.0.1", server.http), TIME_S) as one:
             one.sendall(request("small.test"))
             self.assertTrue(one.recv(100).startswith(b"HTTP/1.1 200"))

@@ -137,7 +137,7 @@ class ClientTests(SynchronousTestCase):
             while time.monotonic() < until:
                 for seen in recorder.connections:
                     if len(seen) > 40:
-                        time.sleep(0.1)  # the rest of a flight of two segments
+                        time.sleep(0.3)  # the rest of a flight of two segments
                         return bytes(seen)
                 time.sleep(0.02)
         finally:

@@ -140,7 +140,7 @@ class Cluster:
             made.agents.append(made._agent(number, hosts))
         for node in made.nodes:
             for host in (HOST, OTHER):
-                until(f"{host} is served", partial(fetched, node.http, host), 15)
+                until(f"{host} is served", partial(fetched, node.http, host))
         return made
 
     def _node(self, number: int, conninfo: str) -> Proxy:

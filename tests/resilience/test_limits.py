@@ -57,13 +57,13 @@ class LimitCase(SynchronousTestCase):
             stats = self.server.ask("proxy.stats")
             return not any(stats[name] for name in ("open", "calling", "sniffing", "subscribers", "agents"))
 
-        until("everybody has left", nobody, 10)
-        until("every list is empty", lambda: not self.server.ask("proxy.connections")["connections"], 5)
+        until("everybody has left", nobody)
+        until("every list is empty", lambda: not self.server.ask("proxy.connections")["connections"])
 
     def sound(self) -> None:
         """Fail unless all counts are back, every descriptor is closed and it serves as before."""
         self.rest()
-        until("descriptors", lambda: open_descriptors(self.server.pid) <= self.descriptors, 10)
+        until("descriptors", lambda: open_descriptors(self.server.pid) <= self.descriptors)
         self.assertTrue(fetched(self.server.http, "static.test"))
         self.assertTrue(fetched(self.server.http, "static.test", source="127.5.5.5"))
         self.assertEqual(self.server.defects(), [])
@@ -99,9 +99,9 @@ class LimitCase(SynchronousTestCase):
         assert isinstance(refused, Refused)
         return refused
 
-    def gone(self, sock: socket.socket) -> bool:
-        """Say whether the server has closed, within a second."""
-        sock.settimeout(1)
+    def gone(self, sock: socket.socket, seconds: float = 10) -> bool:
+        """Say whether the server has closed, in time."""
+        sock.settimeout(seconds)
         try:
             return drained(sock) is not None
         except TimeoutError:
@@ -117,7 +117,7 @@ class SniffingTests(LimitCase):
         self.assertEqual(self.ended("source_limit"), 1)
         self.assertTrue(fetched(server.http, "static.test"), "a whole request needs no place")
         other = self.knock(b"G", source="127.0.9.1")
-        self.assertFalse(self.gone(other), "another network has places of its own")
+        self.assertFalse(self.gone(other, 1), "another network has places of its own")
         held[0].sendall(request("static.test")[1:])
         self.assertEqual(drained(held[0]), ANSWER)
         for sock in (*held, other):
@@ -132,7 +132,7 @@ class SniffingTests(LimitCase):
         last = self.knock(b"G", source="127.1.9.1")
         self.assertTrue(self.gone(held[0]))
         self.assertEqual(self.ended("crowded_out"), 1)
-        self.assertEqual([self.gone(sock) for sock in (held[1], last)], [False, False])
+        self.assertEqual([self.gone(sock, 1) for sock in (held[1], last)], [False, False])
         for sock in (*held, last):
             sock.close()
 
@@ -148,11 +148,11 @@ class SniffingTests(LimitCase):
                 slow.sendall(bytes([byte]))
                 time.sleep(0.05)
         self.assertTrue(drained(slow).startswith(b"HTTP/1.1 408 "))
-        self.assertLess(time.monotonic() - started, 5)
+        self.assertLess(time.monotonic() - started, 15)
         begun = time.monotonic()
         halted = self.knock(b"\x16", port=server.https)
         self.assertEqual(drained(halted), b"")
-        self.assertTrue(0.9 < time.monotonic() - begun < 2)
+        self.assertTrue(0.9 < time.monotonic() - begun < 8)
         self.assertEqual(self.ended("sniff_time"), 2)
         silent.settimeout(30)
         drained(silent)
@@ -219,7 +219,7 @@ class CallTests(LimitCase):
         held.append(self.knock(request("b.test")))
         until("three wait", lambda: server.ask("proxy.stats")["calling"] == 3)
         self.assertEqual(visit(server.http, request("b.test")), b"")
-        self.assertLess(time.monotonic() - begun, 2)
+        self.assertLess(time.monotonic() - begun, 4.5)
         self.assertEqual(self.ended("pending_limit"), 2)
         self.assertTrue(fetched(server.http, "static.test"), "nobody has to be called for this one")
         for sock in held:
@@ -235,11 +235,11 @@ class CallTests(LimitCase):
         lines = [self.agent() for _ in range(2)]
         begun = time.monotonic()
         self.assertEqual(visit(server.http, request("web.test")), b"")
-        self.assertTrue(0.7 < time.monotonic() - begun < 1.5)
+        self.assertTrue(0.7 < time.monotonic() - begun < 4)
         lines += [self.agent() for _ in range(4)]
         begun = time.monotonic()
         self.assertEqual(visit(server.http, request("web.test")), b"")
-        self.assertTrue(0.9 < time.monotonic() - begun < 1.8)
+        self.assertTrue(0.9 < time.monotonic() - begun < 2.3)
         self.assertEqual(self.ended("call_time"), 2)
         for line in lines:
             line.close()
@@ -260,9 +260,9 @@ class CallTests(LimitCase):
         half = self.knock(request("static.test", "/hold"))
         half.shutdown(socket.SHUT_WR)
         self.assertEqual(drained(half), b"")
-        self.assertLess(time.monotonic() - begun, 1 + SWEEP + 1)
+        self.assertLess(time.monotonic() - begun, 1 + SWEEP + 5)
         self.assertEqual(drained(idle), b"")
-        self.assertTrue(3 <= time.monotonic() - begun < 3 + SWEEP + 1)
+        self.assertTrue(3 <= time.monotonic() - begun < 3 + SWEEP + 5)
         self.assertEqual((self.ended("idle"), self.ended("half_closed")), (1, 1))
         self.assertEqual(server.ask("proxy.stats")["open"], 0)
 
@@ -272,17 +272,17 @@ class DataTests(LimitCase):
 
     def test_unauthenticated(self) -> None:
         server = self.start(
-            "data_unauthenticated = 4\ndata_unauthenticated_per_source = 2\nsecret_time = 1\ncall_step = 5"
+            "data_unauthenticated = 4\ndata_unauthenticated_per_source = 2\nsecret_time = 3\ncall_step = 5"
         )
         (port,) = server.data_ports()
         first = [self.knock(b"x", port=port) for _ in range(2)]
-        self.assertTrue(self.gone(self.knock(b"x", port=port)), "two of one network")
+        self.assertTrue(self.gone(self.knock(b"x", port=port), 2), "two of one network")
         second = [self.knock(b"x", port=port, source="127.1.0.1") for _ in range(2)]
-        self.assertTrue(self.gone(self.knock(b"x", port=port, source="127.2.0.1")), "four in all")
+        self.assertTrue(self.gone(self.knock(b"x", port=port, source="127.2.0.1"), 2), "four in all")
         begun = time.monotonic()
         for sock in (*first, *second):
             self.assertEqual(drained(sock), b"", "no answer")
-        self.assertLess(time.monotonic() - begun, 3)
+        self.assertLess(time.monotonic() - begun, 8)
         self.assertEqual(visit(port, bytes(33)), b"", "nobody waits for this one")
         line = self.agent()
         visitor = self.knock(request("web.test"))
@@ -503,10 +503,10 @@ class AttackTests(LimitCase):
             self.assertLess(resident(server.pid) - before, 4 << 10, "a visitor that does not read")
             flood.close()
             self.assertTrue(fetched(server.http, "web.test"))
-            until("the agent carries nobody", lambda: agent.ask("agent.status")["open"] == 0, 10)
-            until("nobody is left", lambda: not server.ask("proxy.connections")["connections"], 10)
-            until("connections wait", lambda: waiting(server) == POOL, 10)
-            until("dial-backs are given up", lambda: open_descriptors(server.pid) <= self.descriptors + 1 + POOL, 10)
+            until("the agent carries nobody", lambda: agent.ask("agent.status")["open"] == 0)
+            until("nobody is left", lambda: not server.ask("proxy.connections")["connections"])
+            until("connections wait", lambda: waiting(server) == POOL)
+            until("dial-backs are given up", lambda: open_descriptors(server.pid) <= self.descriptors + 1 + POOL)
             sizes.append(resident(server.pid))
             agents.append(resident(agent.pid))
             counts.append((open_descriptors(server.pid), open_descriptors(agent.pid)))
@@ -527,14 +527,14 @@ class AttackTests(LimitCase):
         self.addCleanup(self.sound)
         download = Download.start(server.http, "static.test")
         held = self.crowd(server.http, b"GET / HT", 120)
-        until("it says so", lambda: "pump.starved" in server.program.said(), 5)
+        until("it says so", lambda: "pump.starved" in server.program.said())
         before = len(download.got)
-        until("the download goes on", lambda: len(download.got) > before + 20, 5)
+        until("the download goes on", lambda: len(download.got) > before + 20)
         for sock in held:
             abort(sock)
-        until("visitors are served", lambda: fetched(server.http, "static.test", seconds=2), 10)
+        until("visitors are served", lambda: fetched(server.http, "static.test", seconds=2))
         self.service.finish.set()
-        self.assertTrue(download.ended.wait(5) and download.whole)
+        self.assertTrue(download.ended.wait(20) and download.whole)
 
     if missing(prlimit="util-linux"):
         test_no_descriptor_left.skip = missing(prlimit="util-linux")  # type: ignore[attr-defined]
@@ -555,10 +555,10 @@ class AttackTests(LimitCase):
                     line.say("knowledge.table", {}, number)
                 time.sleep(0.1)
                 begun = time.monotonic()
-                self.assertTrue(fetched(server.http, "static.test", seconds=2))
+                self.assertTrue(fetched(server.http, "static.test"))
                 slowest = max(slowest, time.monotonic() - begun)
         grown = resident(server.pid) - before
         note(f"{number} calls of somebody who does not read: {grown} kB, others waited {slowest * 1000:.0f} ms at most")
         self.assertLess(grown, 6 << 10)
-        self.assertLess(slowest, 1)
+        self.assertLess(slowest, 3)
         abort(line.sock)

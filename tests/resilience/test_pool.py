@@ -88,8 +88,8 @@ class WrkTests(PoolCase):
         until("all visitors have left", lambda: not server.ask("proxy.connections")["connections"])
         waits = self.count(server, "layer8_proxy_pool_idle")
         self.assertLessEqual(waits, 64)
-        until("the rest is closed", lambda: open_descriptors(server.pid) <= before[0] - 4 + waits + 2, 10)
-        until("also here", lambda: open_descriptors(first.pid) <= before[1] + waits, 10)
+        until("the rest is closed", lambda: open_descriptors(server.pid) <= before[0] - 4 + waits + 2)
+        until("also here", lambda: open_descriptors(first.pid) <= before[1] + waits)
         self.quiet(server, first, second)
 
     def test_plain(self) -> None:

@@ -74,7 +74,7 @@ class TakeoverCase(DaemonCase):
         """Start a process in the place of the one that runs, and give the old one, ended, and the seconds it took."""
         old, begun = server.program, time.monotonic()
         server.begin(server.up)
-        until("the old process has ended", lambda: old.process.poll() is not None, 20)
+        until("the old process has ended", lambda: old.process.poll() is not None)
         self.assertIn(old.process.returncode, (0, -signal.SIGTERM), old.said()[-3000:])
         return old, time.monotonic() - begun
 
@@ -111,15 +111,15 @@ class TakeoverTests(TakeoverCase):
         download = Download.start(server.http, "web.test")
         old = server.program
         server.begin(server.up)
-        until("visitors arrive at the new one", lambda: "takeover.done" in server.program.said(), 15)
+        until("visitors arrive at the new one", lambda: "takeover.done" in server.program.said())
         self.assertIsNone(old.process.poll(), "somebody is still there")
         self.assertTrue(fetched(server.http, "web.test"))
         got = len(download.got)
         until("more bytes", lambda: len(download.got) > got)
         self.service.finish.set()
-        self.assertTrue(download.ended.wait(5) and download.whole)
-        until("the old one ends by itself", lambda: old.process.poll() is not None, 10)
-        until("bytes are counted", lambda: server.ask("proxy.hosts")["hosts"][0]["bytes_out"] >= len(download.got), 5)
+        self.assertTrue(download.ended.wait(20) and download.whole)
+        until("the old one ends by itself", lambda: old.process.poll() is not None)
+        until("bytes are counted", lambda: server.ask("proxy.hosts")["hosts"][0]["bytes_out"] >= len(download.got))
         self.quiet(server, agent)
 
     def test_a_new_one_that_does_not_come(self) -> None:
@@ -130,11 +130,11 @@ class TakeoverTests(TakeoverCase):
         until("load", lambda: len(load.marks) > 20)
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
             asking.connect(str(self.path))
-            asking.settimeout(10)
+            asking.settimeout(20)
             send_now(asking, b'{"id":1,"call":"takeover.ask","params":{"version":1}}')
             while b'"result"' not in (message := asking.recv(65536)):
                 self.assertIn(b"takeover.socket", message)
-        until("it is its old self", server.up, 5)
+        until("it is its old self", server.up)
         server.ask("proxy.register", host="other.test", secret_hash="ab" * 32)
         self.assertEqual(load.bad_since(0), 0)
         _, took = self.replace(server)
@@ -155,7 +155,7 @@ class TakeoverTests(TakeoverCase):
         ):
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
                 asking.connect(str(self.path))
-                asking.settimeout(5)
+                asking.settimeout(20)
                 asking.send(words)
                 answer = asking.recv(65536)
                 self.assertEqual(b'"error"' in answer, words.startswith(b"{"))

@@ -57,7 +57,7 @@ class WorkersCase(DaemonCase):
 
     def both_had_visitors(self, server: Proxy) -> None:
         """See numbers of both workers in the access log."""
-        until("both had", lambda: {int(line["conn"][1:]) % 2 for line in server.access()} == {0, 1}, 5)
+        until("both had", lambda: {int(line["conn"][1:]) % 2 for line in server.access()} == {0, 1})
 
 
 class WorkersTests(WorkersCase):
@@ -76,8 +76,8 @@ class WorkersTests(WorkersCase):
         rows = server.ask("proxy.subscribers")["subscribers"]
         self.assertEqual([row["host"] for row in rows], ["web.test"])
         agent.program.kill()
-        until("nobody has it", lambda: not server.ask("proxy.subscribers")["subscribers"], 5)
-        until("all know", lambda: visit(server.http, request("web.test")) == b"", 3)
+        until("nobody has it", lambda: not server.ask("proxy.subscribers")["subscribers"])
+        until("all know", lambda: visit(server.http, request("web.test")) == b"")
         self.assertEqual(set(self.everywhere(server, "web.test", times=12)), {False})
         agent.again("web.test")
         self.assertEqual(set(self.everywhere(server, "web.test")), {True}, "as soon as the agent says so")
@@ -88,7 +88,7 @@ class WorkersTests(WorkersCase):
         server = self.two(f'legacy = ["tcp:{port}:interface=127.0.0.1"]\n')
         hosts = {"web.test": {server.http: self.target}}
         agent = Agent.start(self, server, hosts, "legacy = true", url=f"ws://127.0.0.1:{port}")
-        until("both know", lambda: set(self.everywhere(server, "web.test", times=12)) == {True}, 5)
+        until("both know", lambda: set(self.everywhere(server, "web.test", times=12)) == {True})
         self.both_had_visitors(server)
         self.quiet(server, agent)
 
@@ -173,12 +173,12 @@ class WorkersTests(WorkersCase):
         gauges = dict(re.findall(r'layer8_proxy_open\{worker="(\d)"\} (\d+)\.0', text))
         self.assertEqual((set(gauges), sum(map(int, gauges.values()))), ({"1", "2"}, 15))
         self.assertEqual(server.ask("proxy.kill", host="web.test")["closed"], 15)
-        until("nobody is left", lambda: server.ask("proxy.stats")["open"] == 0, 5)
+        until("nobody is left", lambda: server.ask("proxy.stats")["open"] == 0)
         joined = server.ask("proxy.stats")["ended"]["killed"]
         self.assertEqual(joined, 16)
         os.kill(self.pids(server)[0], signal.SIGKILL)
         self.all_serve(server)
-        until("counters never fall", lambda: 'result="joined"} 16.0' in self.metrics(server), 5)
+        until("counters never fall", lambda: 'result="joined"} 16.0' in self.metrics(server))
         self.assertIn("layer8_proxy_worker_restarts_total 1.0", self.metrics(server))
         self.assertEqual(agent.defects(), [])
 
@@ -204,7 +204,7 @@ class WorkersTests(WorkersCase):
         def well() -> bool:
             return all(row["ok"] for row in server.ask("node.health"))
 
-        until("all is well", well, 10)
+        until("all is well", well)
 
     def test_a_configuration_that_a_worker_refuses(self) -> None:
         """The files of a certificate are read by the workers: if one cannot use them, nothing changes for any."""
@@ -218,11 +218,11 @@ class WorkersTests(WorkersCase):
         pair = f'tls_cert_file = "{server.home}/one.pem"\ntls_key_file = "{server.home}/two.key"\n'
         static = f'\n[[proxy.host]]\nhost = "static.test"\ntarget = "{self.target}"\n'
         server.reload(text.replace(TWO, TWO + pair) + static)
-        until("it is refused", lambda: "config.refused" in server.program.said(), 10)
+        until("it is refused", lambda: "config.refused" in server.program.said())
         self.assertEqual(set(self.everywhere(server, "static.test", times=12)), {False})
         self.assertEqual(set(self.everywhere(server, "web.test", times=12)), {True})
         server.reload(text.replace(TWO, TWO + pair.replace("two", "one")) + static)
-        until("it is taken", lambda: "config.reloaded" in server.program.said(), 10)
+        until("it is taken", lambda: "config.reloaded" in server.program.said())
         self.assertEqual(set(self.everywhere(server, "static.test", times=12)), {True})
         self.quiet(server, agent)
 
@@ -230,14 +230,14 @@ class WorkersTests(WorkersCase):
         server = self.two()
         pids = self.pids(server)
         server.program.kill()
-        until("they are gone", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 5)
+        until("they are gone", lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
         server.again()
         self.all_serve(server)
         pids = self.pids(server)
         start = time.monotonic()
         os.kill(server.pid, signal.SIGTERM)
-        server.program.process.wait(10)
-        self.assertLess(time.monotonic() - start, 4)
+        server.program.process.wait(20)
+        self.assertLess(time.monotonic() - start, 10)
         self.assertFalse([pid for pid in pids if Path(f"/proc/{pid}").exists()])
         self.quiet(server)
 
@@ -247,7 +247,7 @@ class WorkersTests(WorkersCase):
         static = f'\n[[proxy.host]]\nhost = "{{}}"\ntarget = "{self.target}"\n'
         text = (server.home / "test.toml").read_text()
         server.reload(text + static.format("one.test"))
-        until("it is known", lambda: "config.reloaded" in server.program.said(), 5)
+        until("it is known", lambda: "config.reloaded" in server.program.said())
         (server.home / "test.toml").write_text(text + static.format("two.test"))
         os.kill(self.pids(server)[1], signal.SIGKILL)
         until("it is gone", lambda: len(self.pids(server)) == 1 or "starts" in " ".join(self.workers(server)))
@@ -257,7 +257,7 @@ class WorkersTests(WorkersCase):
         os.kill(self.pids(server)[0], signal.SIGKILL)
         time.sleep(0.3)
         server.reload(text + static.format("two.test"))
-        until("it is known", lambda: fetched(server.http, "two.test"), 15)
+        until("it is known", lambda: fetched(server.http, "two.test"))
         self.all_serve(server)
         time.sleep(1)
         self.all_serve(server)
@@ -298,7 +298,7 @@ class LoadTests(WorkersCase):
         row = server.ask("proxy.subscribers")["subscribers"][0]["subscription"]
         victim = victims[(row - 1) % 2]  # the one that has the agent: the harder case
         os.kill(victim, signal.SIGKILL)
-        until("it is started again", lambda: victim not in self.pids(server), 10)
+        until("it is started again", lambda: victim not in self.pids(server))
         self.all_serve(server)
         answered, errors, said = wrk.result()
         turned = sum(line["reason"] in AGENTLESS for line in server.access())
@@ -319,8 +319,7 @@ class LoadTests(WorkersCase):
         for number in range(4):
             time.sleep(0.6)
             server.reload(text + (static if number % 2 == 0 else ""))
-        time.sleep(0.5)
-        self.assertFalse(fetched(server.http, "static.test"))
+        until("the host is gone again", lambda: not fetched(server.http, "static.test"))
         extra = self.reload_with_more(server, text, static)
         answered, errors, said = wrk.result()
         note(f"reloaded five times under load: {answered} requests, errors {errors}")
@@ -336,10 +335,10 @@ class LoadTests(WorkersCase):
         self.assertIn(before, text)
         more = text.replace(before, f'{before}, "tcp:{port}:interface=127.0.0.1"') + static
         server.reload(more)
-        until("it listens", lambda: f"http on 127.0.0.1:{port}" in server.listening(), 5)
+        until("it listens", lambda: f"http on 127.0.0.1:{port}" in server.listening())
         bad = more.replace("workers = 2", "workers = 2\nunknown = 7")
         server.reload(bad)
-        until("it is refused", lambda: "config.refused" in server.program.said(), 5)
+        until("it is refused", lambda: "config.refused" in server.program.said())
         return port
 
     def test_drained_under_load(self) -> None:
@@ -353,7 +352,7 @@ class LoadTests(WorkersCase):
         self.assertEqual(set(self.everywhere(server, "web.test", times=12)), {False})
         server.ask("proxy.undrain")
         start = time.monotonic()
-        until("visitors are served", lambda: load.good_since(start), 5)
+        until("visitors are served", lambda: load.good_since(start))
         load.stop()
         self.assertEqual(set(self.everywhere(server, "web.test", times=12)), {True})
         self.quiet(server, agent)

@@ -53,7 +53,7 @@ class PoolTests(WorkersCase):
         wrk = Wrk(self, server.http, "web.test", 7, connections=HANDS)
         time.sleep(1)
         os.kill(victim, signal.SIGKILL)
-        until("it is started again", lambda: victim not in self.pids(server), 10)
+        until("it is started again", lambda: victim not in self.pids(server))
         self.all_serve(server)
         answered, errors, said = wrk.result()
         turned = sum(line["reason"] in AGENTLESS for line in server.access())
