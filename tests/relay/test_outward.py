@@ -108,6 +108,12 @@ class ChoiceTests(ExitCase):
         self.assertEqual(self.named.asked, ["localhost"])
         made.closed(Reason.DONE)
 
+    async def test_the_resolver_of_this_machine(self) -> None:
+        target = self.target()
+        made = await self.make(reactor=self.reactor).dial("localhost", target.port, self.account)
+        self.assertEqual(made.address, "127.0.0.1")
+        made.closed(Reason.DONE)
+
     async def test_own_ports(self) -> None:
         target = self.target()
         self.ports.add(target.port)
