@@ -196,6 +196,7 @@ class Link:
         "_pings",
         "_probes",
         "_proof",
+        "_ready",
         "_rest",
         "_slots",
         "_told",
@@ -241,6 +242,7 @@ class Link:
         self._deaf = self._clock_apart = False
         self._until = now + T_LINK
         self._slots: dict[int, Place] = {}
+        self._ready: dict[bytes, Place] = {}  # by the head of their cells
         self._out = Out(wire.write, ground.turn, ground.backlog, ground.seconds, self._slots, self._overrun)
         self._next = int.from_bytes(ground.random(4), "big") % NUMBERS
         self._closed: set[int] = set()
@@ -311,7 +313,8 @@ class Link:
         whole = len(data) // CELL * CELL
         if whole < len(data):
             self._rest = data[whole:]
-        self._cells(data, whole, now)
+            data = data[:whole]
+        self._cells(data, now)
 
     def pause(self) -> None:
         """Write no more for now: the carrier has LINK_HIGH bytes."""
@@ -427,10 +430,18 @@ class Link:
 
     # What slots call.
 
+    def begin(self, place: Place) -> None:
+        """Let cells pass: the circuit is made."""
+        place.waits = False
+        for head in place.heads:
+            self._ready[head] = place
+
     def forget(self, place: Place) -> None:
         """Give a number back; cells for it may still be on their way, and are no offence."""
         if self._slots.get(place.circ) is place:
             del self._slots[place.circ]
+            for head in place.heads:
+                self._ready.pop(head, None)
             if place.begun and len(self._closed) < CLOSED_KEPT:
                 self._closed.add(place.circ)
         place.ended()
@@ -532,34 +543,37 @@ class Link:
             self._deaf = True
             self._wire.hold(True)
 
-    def _cells(self, data: bytes, end: int, now: float) -> None:
+    def _cells(self, data: bytes, now: float) -> None:
         """Hand out whole cells, neighbouring ones of one circuit and command in one run."""
         view = memoryview(data)
-        find = self._slots.get
-        at = 0
+        find = self._ready.get
+        at, end = 0, len(data)
+        head = data[:HEAD]
         while at < end:
-            head = data[at : at + HEAD]
             following = at + CELL
-            cmd = head[4]
-            if cmd == 4 or cmd == 5:  # RELAY and EARLY: no set is made, no enum looked up
-                while following < end and data.startswith(head, following):
-                    following += CELL
-                slot = find(int.from_bytes(head[:4], "big"))
-                if slot is None or slot.waits:
-                    self._stray(int.from_bytes(head[:4], "big"), (following - at) // CELL, now)
-                elif slot.taker is not None:
-                    bodies = [view[begin : begin + BODY] for begin in range(at + HEAD, following, CELL)]
-                    self.cells_in += len(bodies)
-                    slot.taker.cells(cmd, bodies, now)
+            ahead = data[following : following + HEAD]
+            place = find(head)
+            if place is None:
+                self._control(int.from_bytes(head[:4], "big"), head[4], data[at + HEAD : following], now)
+                if self.ended:
+                    return
+            elif ahead != head:
+                self.cells_in += 1
+                place.taker.cells(head[4], (view[at + HEAD : following],), now)  # type: ignore[union-attr]
             else:
-                self._control(int.from_bytes(head[:4], "big"), cmd, data[at + HEAD : following], now)
-            if self.state is State.CLOSED:
-                return
-            at = following
+                while ahead == head:
+                    following += CELL
+                    ahead = data[following : following + HEAD]
+                bodies = [view[begin : begin + BODY] for begin in range(at + HEAD, following, CELL)]
+                self.cells_in += len(bodies)
+                place.taker.cells(head[4], bodies, now)  # type: ignore[union-attr]
+            at, head = following, ahead
 
     def _control(self, circ: int, cmd: int, body: bytes, now: float) -> None:
         """Take a cell that is seldom."""
         match cmd:
+            case Cell.RELAY | Cell.EARLY:
+                self._stray(circ, now)
             case Cell.CREATE:
                 self._create(circ, body, now)
             case Cell.CREATED:
@@ -567,7 +581,7 @@ class Link:
             case Cell.DESTROY:
                 slot = self._slots.get(circ)
                 if slot is None:
-                    self._stray(circ, 1, now)
+                    self._stray(circ, now)
                     return
                 self.forget(slot)
                 if slot.taker is not None:
@@ -582,12 +596,12 @@ class Link:
             case Cell.NOTICE if circ == 0:
                 self._owner.noticed(self, body[0], now)
             case _:
-                self._offence(1, now)
+                self._offence(now)
 
     def _create(self, circ: int, body: bytes, now: float) -> None:
         theirs = 0 if self.dialled else DIALLER
         if circ & DIALLER != theirs or not circ & NUMBERS or circ in self._slots:
-            self._offence(1, now)
+            self._offence(now)
             return
         refusal = None
         try:
@@ -607,9 +621,9 @@ class Link:
     def _created(self, circ: int, body: bytes, now: float) -> None:
         slot = self._slots.get(circ)
         if slot is None:
-            self._stray(circ, 1, now)
+            self._stray(circ, now)
         elif not (slot.ours and slot.begun and slot.waits) or slot.taker is None:
-            self._offence(1, now)
+            self._offence(now)
         else:
             try:
                 kind, handshake = read_handshake(body)
@@ -617,19 +631,19 @@ class Link:
                 slot.close(Destroy.PROTOCOL)
                 slot.taker.gone(Destroy.PROTOCOL, now)
                 return
-            slot.waits = False
+            self.begin(slot)
             slot.taker.created(kind, handshake, now)
 
-    def _stray(self, circ: int, cells: int, now: float) -> None:
+    def _stray(self, circ: int, now: float) -> None:
         """Take cells for no circuit: those that crossed our DESTROY are no offence."""
         if circ not in self._closed and circ not in self._closed_before:
-            self._offence(cells, now)
+            self._offence(now)
 
-    def _offence(self, cells: int, now: float) -> None:
-        """Ignore cells that should not be; BAD_CELLS within BAD_TIME end the link."""
+    def _offence(self, now: float) -> None:
+        """Ignore a cell that should not be; BAD_CELLS within BAD_TIME end the link."""
         if now - self._bad_since >= BAD_TIME:
             self._bad, self._bad_since = 0, now
-        self._bad += cells
+        self._bad += 1
         if self._bad > BAD_CELLS:
             self.close(Why.PROTOCOL, now, abort=True)
 
@@ -640,7 +654,7 @@ class Link:
     def _pong(self, token: bytes, now: float) -> None:
         sent = self._pings.pop(token, None)
         if sent is None:
-            self._offence(1, now)
+            self._offence(now)
             return
         self.rtt = now - sent
         probe = self._probes.pop(token, None)
@@ -667,6 +681,7 @@ class Link:
         self._out.end()
         places = list(self._slots.values())
         self._slots.clear()
+        self._ready.clear()
         reason = destroy_reason(why)
         for place in places:
             place.ended()

@@ -66,10 +66,10 @@ class Place:
     """
 
     __slots__ = (
-        "_heads",
         "_out",
         "begun",
         "circ",
+        "heads",
         "link",
         "open",
         "ours",
@@ -84,7 +84,7 @@ class Place:
     def __init__(self, link: Link, out: Out, circ: int, taker: Taker | None, *, ours: bool) -> None:
         """Take the number `circ`; `ours` if this side has made it."""
         number = circ.to_bytes(4, "big")
-        self._heads = tuple(number + bytes((cmd,)) for cmd in (Cell.RELAY, Cell.EARLY))
+        self.heads = tuple(number + bytes((cmd,)) for cmd in (Cell.RELAY, Cell.EARLY))
         self._out = out
         self.link = link
         self.circ = circ
@@ -118,17 +118,19 @@ class Place:
         """Send CREATED; for a slot that the peer has made, once."""
         if self.ours or (self.open and not self.waits):
             raise LocalProtocolError("CREATED on a circuit that is not to be answered")
+        if self.taker is None:
+            raise LocalProtocolError("CREATED on a circuit whose cells nobody takes")
         if self.open:
-            self.waits = False
+            self.link.begin(self)
             self._out.say(cell(self.circ, Cell.CREATED, handshake_body(kind, handshake)))
 
     def send(self, cmd: int, bodies: Sequence[bytes | memoryview]) -> None:
         """Send RELAY or EARLY cells, or queue them; on a closed slot nothing happens."""
         if not self.open:
             return
-        head = self._heads[cmd - 4]
-        text = head.join((b"", *bodies))
+        head = self.heads[cmd - 4]
         cells = len(bodies)
+        text = head + bodies[0] if cells == 1 else head.join((b"", *bodies))
         if len(text) != cells * CELL:
             text = b"".join(part for body in bodies for part in (head, body, _ZERO[len(body) :]))
         out = self._out
