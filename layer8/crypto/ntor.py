@@ -169,21 +169,23 @@ class Begun:
 
 @define(eq=False)
 class SeenX:
-    """Which client keys a relay has answered, for each of its onion keys the last SEEN_X; lost at a restart."""
+    """Which client keys a relay has answered, for each of its onion keys the last SEEN_X; lost at a restart.
 
-    _order: dict[bytes, deque[int]] = field(factory=dict, init=False, repr=False)
-    _known: dict[bytes, set[int]] = field(factory=dict, init=False, repr=False)
+    Threads may share one: of two that bring the same key at once, one is told that it is fresh.
+    """
+
+    _order: dict[bytes, deque[bytes]] = field(factory=dict, init=False, repr=False)
+    _known: dict[bytes, dict[bytes, bytes]] = field(factory=dict, init=False, repr=False)
 
     def fresh(self, onion_key: bytes, x: bytes) -> bool:
         """Take a client's key; False if it has come before under this onion key."""
-        known, order = self._known.setdefault(onion_key, set()), self._order.setdefault(onion_key, deque())
-        number = int.from_bytes(x[:8], "little")  # enough to tell random keys apart, in a fifth of the memory
-        if number in known:
+        known, order = self._known.setdefault(onion_key, {}), self._order.setdefault(onion_key, deque())
+        mark = x[:8]  # enough to tell random keys apart, and an object of this call
+        if known.setdefault(mark, mark) is not mark:
             return False
-        if len(order) >= SEEN_X:
-            known.discard(order.popleft())
-        order.append(number)
-        known.add(number)
+        order.append(mark)
+        if len(order) > SEEN_X:
+            known.pop(order.popleft(), None)
         return True
 
     def forget(self, onion_key: bytes) -> None:

@@ -8,6 +8,7 @@ import hmac
 import json
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
@@ -338,6 +339,13 @@ class SeenTests(SynchronousTestCase):
         seen.forget(b"a")
         seen.forget(b"none")
         self.assertTrue(seen.fresh(b"a", texts[3]))
+
+    def test_one_of_many_threads(self) -> None:
+        """Handshakes run on worker threads; however they meet, a key is fresh once."""
+        seen, texts = SeenX(), [number.to_bytes(8, "big") * 4 for number in range(500)]
+        with ThreadPoolExecutor(4) as pool:
+            told = list(pool.map(lambda _: [seen.fresh(b"a", text) for text in texts], range(4)))
+        self.assertEqual([sum(answers) for answers in zip(*told, strict=True)], [1] * len(texts))
 
     def test_the_number_of_the_page(self) -> None:
         self.assertEqual(SEEN_X, 65_536)
