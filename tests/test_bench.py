@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import socket
@@ -17,6 +18,7 @@ from bench.figures import FIGURES
 from bench.hotspots import perf_lines
 from bench.load import Load, NoLoad, build, parse_iperf3, parse_wrk
 from bench.machine import Foreign, busy_s
+from bench.onion import measure
 from bench.processes import Child, DidNotStart, free_port, rollup
 from bench.report import BEGIN, END, Results, into_page, markdown, tables
 from bench.stats import Summary, ratio, short
@@ -323,3 +325,13 @@ class CommandTests(SynchronousTestCase):
         self.assertEqual(
             [host.target for host in loaded.config.proxy.host], ["tcp:127.0.0.1:7002", "tcp:127.0.0.1:7003"]
         )
+
+
+class OnionTests(SynchronousTestCase):
+    def test_each_cost_is_of_one_body_in_one_layer(self) -> None:
+        """By a clock that goes on by 12 seconds whenever it is looked at."""
+        seconds = itertools.count(step=12.0)
+        found = measure(2, 4, lambda: next(seconds))
+        costs = {row[0]: cost.least / 1e6 for row, cost in found["runs of 4"].items()}
+        self.assertEqual((costs["client_forward"], costs["relay_forward"], costs["relay_receive"]), (1.0, 1.5, 3.0))
+        self.assertEqual([len(rows) for rows in found.values()], [6, 6, 3])
