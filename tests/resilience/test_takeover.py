@@ -113,7 +113,7 @@ class TakeoverTests(TakeoverCase):
         server.begin(server.up)
         until("visitors arrive at the new one", lambda: "takeover.done" in server.program.said())
         self.assertIsNone(old.process.poll(), "somebody is still there")
-        self.assertTrue(fetched(server.http, "web.test"))
+        until("the new one serves", lambda: fetched(server.http, "web.test"))
         got = len(download.got)
         until("more bytes", lambda: len(download.got) > got)
         self.service.finish.set()
