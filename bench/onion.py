@@ -2,8 +2,8 @@
 
 Each figure is the time of one body in one layer: a run of bodies goes through a function, again and again with bodies
 that are in no cache, and the run's time is divided by bodies and layers. All figures take turns in every round, so a
-neighbour who comes and goes is felt by all. A run of 64 has one change of keys at the ends in it. Read the least value as
-the machine's, the median as the day's.
+neighbour who comes and goes is felt by all. In a run of 64 the ends change their keys once. Read the least value as the
+machine's, the median as the day's.
 """
 
 from __future__ import annotations
