@@ -129,7 +129,7 @@ class _Build:
         self.tries += 1
         self.again = 0
         try:
-            self.path = pool.paths.choose(evolve(self.want, without=frozenset(self.without)), pool.means.clock())
+            self.path = pool.paths.choose(evolve(self.want, without=frozenset(self.without)), pool.wall())
         except NoPath as error:
             pool.gave_up(self, error)
             return
@@ -141,7 +141,7 @@ class _Build:
         if self.pool.stopped:
             return
         if isinstance(way, Reason):
-            self.pool.guards.failed(first.identity, self.pool.means.clock())
+            self.pool.guards.failed(first.identity, self.pool.wall())
             self._fell(first.identity, way)
             return
         self.origin = self.pool.new(self)
@@ -198,7 +198,7 @@ class _Build:
             raise NoPath("a path with gateways is built as a whole")
         rest = wanted[at:] if wanted else (Rand(),) * (len(self.path) - at)
         want = evolve(self.want, route=Route(stand + rest), without=frozenset(self.without))
-        path = self.pool.paths.choose(want, self.pool.means.clock())
+        path = self.pool.paths.choose(want, self.pool.wall())
         if path[at].identity in self.without:
             raise NoPath("the node that is wanted there does not answer")
         return path
@@ -227,6 +227,7 @@ class Pool:
     database: Database
     guards: Guards
     reach: Reach
+    wall: Callable[[], float]  # seconds since 1970, by which descriptors and guards go
     hops: int = 3
     spares: int = SPARE_CIRCS
     changed: Callable[[Circuit, str], None] = lambda circuit, state: None
@@ -325,9 +326,9 @@ class Pool:
         self.built += 1
         self._pause = PAUSE[0]
         self._times.extend(origin.times)
-        self.guards.worked(build.path[0].identity, now)
+        self.guards.worked(build.path[0].identity, self.wall())
         for node in build.path:
-            self.database.worked(node.identity, now)
+            self.database.worked(node.identity, self.wall())
         self.changed(circuit, "open")
         waiting, build.waiting = build.waiting, []
         for need, done in waiting:
