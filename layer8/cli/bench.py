@@ -70,6 +70,13 @@ def onion(options: tuple[str, ...]) -> None:
     _become("onion", options)
 
 
+@bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def link(options: tuple[str, ...]) -> None:
+    """Measure links with TLS, with Noise and with neither on one processor; --help lists the options."""
+    _become("link", options)
+
+
 def _become(name: str, options: tuple[str, ...]) -> None:
     root = checkout(Path(layer8.__file__).parent)
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
