@@ -424,7 +424,7 @@ class Building:
         """Begin on the link, if there is one."""
         if isinstance(link, Reason):
             self.ended = Destroy.LINK_LOST
-        else:
+        elif self.ended is None:
             self.circuit.begin(link, self.left.pop(0).hop)
 
     def built(self, circuit: Origin) -> None:
