@@ -15,7 +15,7 @@ from layer8.relay.limits import CIRCS_NAMELESS, MAX_HOPS, STREAM_WINDOW, T_HOP_M
 from layer8.relay.origin import OFFER, Ask, Origin, State
 from layer8.relay.wire import BODY, CELL, DATA, Cell, Command, Destroy, Open, Proto, Reason, message, runs
 from layer8.testing import network
-from layer8.testing.network import Building, Echo, Heard, Network, Node
+from layer8.testing.network import Building, Echo, Heard, Node
 from tests.relay.test_circuit import ECHO, NetworkCase
 
 
@@ -394,9 +394,12 @@ class TransferTests(NetworkCase):
         self.assertEqual([len(piece) for piece in sink.pieces], [1, 500, 2000])
 
 
+NOISE = [command for command in range(12) if command != Cell.DESTROY]  # which is good, and its sender would know
+
+
 class NoiseTests(NetworkCase):
     @settings(max_examples=40, deadline=None)
-    @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.binary(max_size=60)), max_size=12))
+    @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(NOISE), st.binary(max_size=60)), max_size=12))
     def test_any_cells_between_neighbours(self, noise: list[tuple[int, int, bytes]]) -> None:
         """Whatever neighbours say to each other, nobody raises; a circuit still works, or is gone."""
         self.setUp()
@@ -415,6 +418,3 @@ class NoiseTests(NetworkCase):
             self.echo(building.circuit)
         else:
             self.assertIsNotNone(sink.reason)
-
-
-__all__ = ["Network"]
