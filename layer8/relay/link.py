@@ -671,7 +671,7 @@ class Link:
         if last > self._pad_from:
             self._plan_pad(last)
         if now >= self._pad_from + self._pad_wait:
-            self._out.say(cell(0, Cell.PAD))
+            self._out.pad(cell(0, Cell.PAD))
             self._plan_pad(now)
 
     def _end(self, why: Why, now: float) -> None:

@@ -194,6 +194,7 @@ class Out:
         "held",
         "noted",
         "now",
+        "padding",
         "scale",
         "size",
         "wrote",
@@ -224,6 +225,7 @@ class Out:
         self.full = False
         self.gathered: list[bytes] = []
         self.size = 0
+        self.padding = 0  # bytes of `size` that are PAD
         self.noted = False
         self.held: set[Place] = set()
         self.wrote = self._epoch
@@ -238,6 +240,11 @@ class Out:
             self._owed += 1
             if self._owed == CONTROL_MOST:
                 self._overrun()
+
+    def pad(self, text: bytes) -> None:
+        """Send a cell that does not count as traffic."""
+        self.padding += CELL
+        self.say(text)
 
     def note(self) -> None:
         """Have `flush` called at the end of the turn."""
@@ -254,9 +261,10 @@ class Out:
         """Write what has gathered in one piece, then what waits, as long as the carrier takes it."""
         self.noted = False
         gathered, self.gathered = self.gathered, []
-        self.size = 0
         if gathered:
-            self.wrote = self.now()
+            if self.size != self.padding:
+                self.wrote = self.now()
+            self.size = self.padding = 0
             self._write(gathered[0] if len(gathered) == 1 else b"".join(gathered))
         if self._heap:
             self.age(self.now())

@@ -25,7 +25,7 @@ class Time:
         return self.now
 
 
-@define(eq=False)
+@define(eq=False, slots=False)
 class Taken:
     """A taker that keeps what it got."""
 
