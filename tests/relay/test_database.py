@@ -11,7 +11,8 @@ from layer8.crypto.keys import id_text
 from layer8.relay import database
 from layer8.relay.database import BAD_MOST, SOURCES, USER, Database, Learned, Taken
 from layer8.relay.limits import PEERS_AFTER
-from tests.relay.peers import MAIN, NOW, TEST, EasyWork, node, told, vetted
+from tests.descriptors import MAIN, NOW, TEST, EasyWork, node, told
+from tests.relay.peers import vetted
 
 A, B, C = node(9001), node(9002), node(9003)
 

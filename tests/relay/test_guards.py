@@ -20,7 +20,8 @@ from layer8.relay.guards import (
     State,
     draw,
 )
-from tests.relay.peers import MAIN, NOW, TEST, EasyWork, node, told, vetted
+from tests.descriptors import MAIN, NOW, TEST, EasyWork, node, told
+from tests.relay.peers import vetted
 
 
 def anybody(peer: Peer) -> bool:

@@ -18,7 +18,8 @@ from layer8.relay.guards import Guards, SecondHops, State
 from layer8.relay.memory import SCHEMA, Kept, Letter, Memory, Owed
 from layer8.relay.path import Paths, Want
 from layer8.testing.storage import InlineStorage
-from tests.relay.peers import MAIN, NOW, EasyWork, node, vetted
+from tests.descriptors import MAIN, NOW, EasyWork, node
+from tests.relay.peers import vetted
 
 
 class Full(InlineStorage):

@@ -15,7 +15,8 @@ from layer8.relay.database import USER, Database, Peer
 from layer8.relay.guards import Guards, SecondHops
 from layer8.relay.path import WEIGHT_MOST, NoPath, Paths, Stranger, Want, allows, fair, weigh
 from layer8.relay.route import At, Named, Rand, Route, Via, parse_route
-from tests.relay.peers import MAIN, NOW, TEST, EasyWork, node, told, vetted
+from tests.descriptors import MAIN, NOW, TEST, EasyWork, node, told
+from tests.relay.peers import vetted
 
 EXIT = Role.RELAY | Role.EXIT
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,26 +12,8 @@ from layer8.crypto.descriptor import DAY, LISTED, Descriptor, pack
 from layer8.relay import pex
 from layer8.relay.database import Database
 from layer8.relay.pex import LATELY, PEX_GET, PEX_MOST, PEX_PEERS, SAME, Exchange, get, read_get, read_peers
-from tests.relay.peers import NOW, EasyWork, node, told, vetted
-
-
-@define(eq=False)
-class FakeAsker:
-    """The far end of a circuit."""
-
-    neighbour: bytes | None
-    circuit: int = 1
-    binding: bytes = bytes(32)
-    alive: bool = True
-    got: list[tuple[int, bytes]] = field(factory=list)
-
-    def answer(self, command: int, data: bytes) -> None:
-        """Keep the answer."""
-        self.got.append((command, data))
-
-    def destroy(self) -> None:
-        """Be gone."""
-        self.alive = False
+from tests.descriptors import NOW, EasyWork, FakeAsker, node, told
+from tests.relay.peers import vetted
 
 
 class ExchangeTests(EasyWork):
