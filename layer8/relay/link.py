@@ -166,6 +166,7 @@ class Ground:
     random: Callable[[int], bytes]
     pad: Callable[[], float]  # one draw of seconds for padding, PAD_LEAST to PAD_MOST
     backlog: Backlog = field(factory=Backlog)
+    descriptor: Callable[[], bytes] = bytes  # our own, for HELLO; empty where this node does not relay
 
 
 @define(eq=False)
@@ -207,6 +208,7 @@ class Link:
         "address",
         "cells_in",
         "cells_out",
+        "descriptor",
         "dialled",
         "named",
         "opened_at",
@@ -255,6 +257,7 @@ class Link:
         self._probes: dict[bytes, _Probe] = {}
         self.address = address or Address("")
         self.cells_in = self.cells_out = 0  # of circuits
+        self.descriptor = b""  # as the peer has sent it
         self.dialled = dialled
         self.named = False
         self.opened_at = now
@@ -485,7 +488,8 @@ class Link:
     def _say_hello(self) -> None:
         network, identity, signature = self._ground.network, *self._proof
         wall = int(self._ground.wall())
-        hello = Hello((VERSION,), CELL, network, 0, wall, self.address, identity, signature)
+        descriptor = self._ground.descriptor()
+        hello = Hello((VERSION,), CELL, network, 0, wall, self.address, identity, signature, descriptor)
         self._out.say(cell(0, Cell.HELLO, hello.encode()))
 
     def _greet(self, data: bytes, now: float) -> bytes:
@@ -532,6 +536,7 @@ class Link:
             if self._wanted not in (None, self.peer):
                 return Why.IDENTITY
         self.seen = hello.seen
+        self.descriptor = hello.descriptor
         self._clock_apart = abs(hello.time - self._ground.wall()) > CLOCK_APART
         return None
 

@@ -36,6 +36,7 @@ class Neighbours:
     _tasks: TaskSet
     _checked: Checked
     circuits: Circuits | None = None
+    learn: Callable[[bytes, bytes], None] = lambda peer, descriptor: None
     changed: Callable[[Link, str], None] = lambda link, state: None
     alert: Callable[[str, bytes | None], None] = lambda what, peer: None
     links: Links = field(init=False)
@@ -94,7 +95,9 @@ class Neighbours:
     # What links tell: `layer8.relay.links.User`.
 
     def opened(self, link: Link, now: float) -> None:
-        """Use the link."""
+        """Use the link, and take what the peer says of itself."""
+        if link.peer is not None and link.descriptor:
+            self.learn(link.peer, link.descriptor)
         self.changed(link, "open")
 
     def on_create(self, link: Link, slot: Place, kind: int, handshake: bytes, now: float) -> None:

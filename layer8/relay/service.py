@@ -95,10 +95,16 @@ class Relay(Service):
         self.layer2 = SecondHops(self.database, self.chance)
         self.aliases: dict[str, bytes] = {}
         self.paths = Paths(self.database, self.guards, self.chance, layer2=self.layer2, aliases=self.aliases)
-        self.neighbours = Neighbours(self.tasks, self._addresses)
+        self.neighbours = Neighbours(self.tasks, self._addresses, learn=self._learn)
         self.links = Links(key.node_id, self.neighbours, prefixes=self.network.ruled, most=LINKS)
         ground = Ground(
-            self.network.mark, turn, seconds, wall, urandom, lambda: self.chance.uniform(PAD_LEAST, PAD_MOST)
+            self.network.mark,
+            turn,
+            seconds,
+            wall,
+            urandom,
+            lambda: self.chance.uniform(PAD_LEAST, PAD_MOST),
+            descriptor=lambda: b"" if self.descriptor is None else self.descriptor.raw,
         )
         shown = key if config.relay else None
         security = Security(shown, self.network.mark, datetime.fromtimestamp(wall(), UTC))
@@ -208,6 +214,10 @@ class Relay(Service):
                 self.means.turn.end()
 
         deferToThreadPool(self.reactor, self.reactor.getThreadPool(), work).addBoth(tell)
+
+    def _learn(self, peer: bytes, descriptor: bytes) -> None:
+        """Take what a neighbour says of itself."""
+        self.database.took(peer, [descriptor], self.wall())
 
     async def _addresses(self, host: str, port: int) -> list[str]:
         """Give where a stranger's endpoint leads; in a network of tests it may be anywhere."""

@@ -247,7 +247,8 @@ class Hello:
     """The first cell of either side.
 
     `seen` is the address that the sender sees its peer at. `identity` and `signature` are empty where the carrier has
-    certified the sender already.
+    certified the sender already. `descriptor` is the sender's own, if it relays: so a node that knows nobody but an
+    address learns how to build through whoever is there.
     """
 
     versions: tuple[int, ...]
@@ -258,6 +259,7 @@ class Hello:
     seen: Address
     identity: bytes = b""
     signature: bytes = b""
+    descriptor: bytes = field(default=b"", repr=False)
 
     def encode(self) -> bytes:
         """Give the body of the cell."""
@@ -272,6 +274,8 @@ class Hello:
                 struct.pack(">B16sH", kind, packed, self.seen.port),
                 self.identity or bytes(IDENTITY),
                 self.signature or bytes(64),
+                len(self.descriptor).to_bytes(2, "big"),
+                self.descriptor,
             )
         )
 
@@ -288,7 +292,8 @@ class Hello:
         identity, signature = read.take(IDENTITY), read.take(64)
         if not any(identity):
             identity = signature = b""
-        return cls(versions, cell_len, network, flags, time, Address(host, port), identity, signature)
+        descriptor = read.take(read.u16())
+        return cls(versions, cell_len, network, flags, time, Address(host, port), identity, signature, descriptor)
 
 
 @frozen
