@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -69,6 +69,8 @@ class Race:
     line: Callable[[str], object]
     peers: list[tuple[Peer, SocksLoad]] = field(factory=list)
     turns: random.Random = field(factory=random.Random)
+    resting: dict[str, float] = field(factory=dict)
+    """Milliseconds of processor time that a network spends in a second without any load."""
 
     def start(self, wanted: Sequence[Peer]) -> None:
         """Start every network, all at once, and wait; those that do not come up leave a reason."""
@@ -91,7 +93,10 @@ class Race:
             raise Outside(f"another tor runs here: {', '.join(map(str, others))}")
         if any(peer.chain for peer, _ in self.peers):
             self.tell(f"resting for {SETTLE_S:g} s")
+            before = {peer.name: chain_cpu_s(peer.chain) for peer, _ in self.peers}
             time.sleep(SETTLE_S)
+            for peer, _ in self.peers:
+                self.resting[peer.name] = (chain_cpu_s(peer.chain) - before[peer.name]) * 1e3 / SETTLE_S
         stay_inside(self.pids())
 
     def _or_drop(self, peer: Peer, step: Callable[[], object]) -> bool:
@@ -107,7 +112,7 @@ class Race:
     def run(self, figures: Sequence[Figure]) -> None:
         """Take all samples; raises Outside."""
         over = time.monotonic() + MOST_S
-        self.remember("idle")
+        self.remember("idle", self.resting)
         for number in range(1, self.effort.rounds + 1):
             left = {peer.name: ROUND_S for peer, _ in self.peers}
             for figure in figures:
@@ -121,7 +126,7 @@ class Race:
                     self.sample(figure, Turn(peer, load, self.effort), number)
                     left[peer.name] -= time.monotonic() - begun
                     stay_inside(self.pids())
-        self.remember("after")
+        self.remember("after", {})
 
     def sample(self, figure: Figure, turn: Turn, number: int) -> None:
         """Measure once."""
@@ -140,12 +145,14 @@ class Race:
         for line in sample_lines(name, number, n, values, turn.cpu_s):
             self.line(line)
 
-    def remember(self, when: str) -> None:
-        """Look at the memory of relays, the median, and of the client."""
+    def remember(self, when: str, cpu: Mapping[str, float]) -> None:
+        """Look at the memory of relays, the median, and of the client; `cpu` is what each network spent at rest."""
         for peer, _ in self.peers:
             if peer.chain:
                 relays = [child.memory("Rss") / MIB for child in peer.relays]
                 values = {f"{when}.relay": median(relays), f"{when}.client": peer.chain[-1].memory("Rss") / MIB}
+                if peer.name in cpu:
+                    values[f"{when}.cpu"] = cpu[peer.name]
                 self.results.add(peer.name, values, False)
                 for line in sample_lines(peer.name, 0, len(relays), values, chain_cpu_s(peer.chain)):
                     self.line(line)

@@ -303,10 +303,11 @@ LAYOUTS = (
         BASE,
     ),
     Layout(
-        "Memory (RSS), MiB",
+        "At rest: memory (RSS), MiB, and processor time",
         (
             Column("idle.relay", "relay idle", True),
             Column("idle.client", "client idle", True),
+            Column("idle.cpu", "all idle, CPU-ms per s", True),
             Column("after.relay", "relay after the run", True),
             Column("after.client", "client after the run", True),
         ),
@@ -323,6 +324,8 @@ def unit(value: str) -> str:
     figure, _, kind = value.partition(".")
     if kind in ("relay", "client"):
         return "MiB"
+    if figure == "idle":
+        return "CPU-ms/s"
     if figure in PER_SECOND and kind in ("rate", "cpu"):
         return "1/s" if kind == "rate" else "CPU-ms"
     return UNITS.get(kind, "ms")

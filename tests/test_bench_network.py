@@ -136,7 +136,8 @@ class FigureTests(OriginCase):
     def test_every_figure_has_its_columns(self) -> None:
         """What the tables and gates ask for is what the figures give, and nothing is left over."""
         results = Results({"layer8": "layer8, TLS links"})
-        results.add("layer8", {"idle.relay": 50.0, "idle.client": 1.0, "after.relay": 2.0, "after.client": 1.0}, False)
+        at_rest = ("idle.relay", "idle.client", "idle.cpu", "after.relay", "after.client")
+        results.add("layer8", dict.fromkeys(at_rest, 50.0), False)
         chain = Chain(chain=[self.origin])
         before = chain_cpu_s(chain.chain)
         for figure in FIGURES:
@@ -213,8 +214,8 @@ class TellTests(SynchronousTestCase):
     def test_units(self) -> None:
         names = ("one.rate", "one.cpu", "users.least", "build.p50", "build.cpu", "twenty.rate", "small.cpu")
         self.assertEqual(
-            [unit(name) for name in (*names, "small.failed", "idle.relay", "warm.p95")],
-            ["MiB/s", "MiB/CPU-s", "MiB/s", "ms", "CPU-ms", "1/s", "CPU-ms", "%", "MiB", "ms"],
+            [unit(name) for name in (*names, "small.failed", "idle.relay", "idle.cpu", "warm.p95")],
+            ["MiB/s", "MiB/CPU-s", "MiB/s", "ms", "CPU-ms", "1/s", "CPU-ms", "%", "MiB", "CPU-ms/s", "ms"],
         )
 
 
