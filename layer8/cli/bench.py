@@ -77,6 +77,13 @@ def link(options: tuple[str, ...]) -> None:
     _become("link", options)
 
 
+@bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def cell(options: tuple[str, ...]) -> None:
+    """Measure what a cell costs at each hop, and a whole network in memory; --help lists the options."""
+    _become("cell", options)
+
+
 def _become(name: str, options: tuple[str, ...]) -> None:
     root = checkout(Path(layer8.__file__).parent)
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))

@@ -161,8 +161,9 @@ class Carrier:
 
     def _arrive(self) -> None:
         self._planned = False
-        other, now = self.other, self._net.clock.seconds()
+        other, now, meter = self.other, self._net.clock.seconds(), self._net.meter
         turn = other.node.means.turn
+        begun = meter() if meter is not None else 0.0
         turn.begin()
         if self.waiting and not other._held:
             data = b"".join(self.waiting)
@@ -172,6 +173,8 @@ class Carrier:
                 other.node.view.add(data)
             other.link.received(data, now)
         turn.end()
+        if meter is not None:
+            other.node.spent += meter() - begun
         if self.size <= LINK_LOW and self._full:
             self._full = False
             self.node.means.turn.begin()
@@ -202,6 +205,7 @@ class Node:
     carriers: list[Carrier] = field(factory=list, init=False, repr=False)
     services: dict[tuple[str, int], Callable[[Stream], Sink]] = field(factory=dict, init=False)
     streams: list[Stream] = field(factory=list, init=False)  # that were asked for here
+    spent: float = field(default=0.0, init=False)  # seconds of work on what came by links, where they are measured
     _ground: Ground = field(init=False, repr=False)
     _seen: SeenX = field(factory=SeenX, init=False, repr=False)
     _waiting: list[tuple[Link, Callable[[Link | Reason], None]]] = field(factory=list, init=False, repr=False)
@@ -340,6 +344,7 @@ class Network:
     delay: float = 0.001
     recording: bool = True
     seed: int = 1
+    meter: Callable[[], float] | None = None  # a processor's clock, to know who works how long
     clock: Ticks = field(factory=Ticks, init=False)
     chance: Random = field(init=False)
     mark: bytes = field(default=hashlib.sha256(b"test").digest()[:8], init=False)
