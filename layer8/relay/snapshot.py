@@ -2,8 +2,8 @@ r"""A list of relays that people whom the user has chosen have signed together: 
 
 A file of canonical bencode: `l` is the list, itself bencode, and `s` maps keys to Ed25519 signatures over
 `"layer8/1 snapshot\0" | l`. The list holds `e` expiry, `i` ids of 32 bytes one behind the other, `n` mark of the
-network and `t` time. It counts while `need` of the user's keys have signed it, and until it expires. It takes nothing from the
-other rules: a relay on it is vetted, weighed and kept apart from its family as any other.
+network and `t` time. It counts while `need` of the user's keys have signed it, and until it expires. It takes nothing
+from the other rules: a relay on it is vetted, weighed and kept apart from its family as any other.
 """
 
 from __future__ import annotations
