@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from os import urandom
 from random import SystemRandom
 from time import monotonic
@@ -28,9 +29,10 @@ from twisted.python.failure import Failure
 from layer8.config.network import RelayConfig
 from layer8.core.network import Network
 from layer8.core.roles import Answers
-from layer8.crypto.descriptor import Descriptor, Role, make
+from layer8.crypto.descriptor import Descriptor, Role, find_work, make
 from layer8.crypto.keys import NodeKey
 from layer8.crypto.ntor import SeenX, relay_answer
+from layer8.crypto.work import NONCE
 from layer8.net.tasks import TaskSet
 from layer8.relay.carrier import Carriers
 from layer8.relay.circuit import Circuit, Circuits, choose_terms
@@ -54,6 +56,8 @@ from layer8.relay.wire import Destroy, Open, Reason
 
 OPTION: Final = "relay.listen"
 HUB: Final = 4  # times as many links as others want
+TRIES: Final = 65_536  # of the work for a descriptor, in one go of a thread: 40 ms
+DAY: Final = 86_400
 
 
 class Relay(Service):
@@ -146,7 +150,10 @@ class Relay(Service):
         self.keys.load(self.wall())
         if self.config.relay:
             self._listen()
-            self.renew()
+            if self.network.ruled:
+                self.tasks.start("introduction", self.introduce())
+            else:
+                self.renew()
         self.pool.start()
 
     async def _stop(self) -> None:
@@ -163,7 +170,21 @@ class Relay(Service):
         Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
 
-    def renew(self) -> Descriptor:
+    async def introduce(self) -> Descriptor | None:
+        """Make a new descriptor with the work that its network wants; None: there is no address to publish."""
+        if not self.network.ruled:
+            return self.renew()
+        if not (self.config.relay and self.config.advertise):
+            return None
+        start = urandom(NONCE)
+        while True:
+            now = self.wall()
+            look = partial(find_work, self.key.node_id, now, start, TRIES)
+            work, start = await deferToThreadPool(self.reactor, self.reactor.getThreadPool(), look)
+            if work is not None and now // DAY == self.wall() // DAY:
+                return self.renew(work)
+
+    def renew(self, work: bytes = b"") -> Descriptor:
         """Make a new descriptor: what others need to build through this node."""
         now = int(self.wall())
         self.keys.turn(now)
@@ -182,6 +203,7 @@ class Relay(Service):
             serial=serial,
             roles=roles,
             exits=self.outward.policy.summary(loopback=self.config.allow_loopback),
+            work=work,
         )
         return self.descriptor
 
