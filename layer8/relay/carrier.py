@@ -100,8 +100,8 @@ class Carrier(TwistedProtocol):
         """Make the link, and begin to secure it."""
         transport = self.transport
         transport.setTcpNoDelay(True)
-        transport.bufferSize = LINK_HIGH  # what pauses the producer, and what one read takes
         if isinstance(sock := getattr(transport, "socket", None), socket.socket):
+            transport.bufferSize = LINK_HIGH  # what pauses the producer, and what one read takes
             sock.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, LINK_LOW)
         transport.registerProducer(self, True)
         peer = transport.getPeer()
