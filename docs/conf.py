@@ -116,6 +116,7 @@ def events() -> str:
 myst_substitutions = {
     "knowledge_proxy": knowledge.markdown("proxy"),
     "knowledge_control": knowledge.markdown("control"),
+    "knowledge_network": knowledge.markdown("network"),
     "configuration": sections(),
     "events": events(),
     "options_expose": table(click_options("expose")),

@@ -238,6 +238,59 @@ TABLE: tuple[Row, ...] = (
         hidden="that the dashboard is open",
         built=False,
     ),
+    Row(
+        part="network",
+        party="guard: the first hop",
+        learns="the client's address, the second hop, times, and how many cells go each way",
+        hidden="the target, what is said to it, and the exit",
+        tests=(
+            "privacy.test_network_views.HopTests.test_guard",
+            "relay.test_origin.OpenTests.test_the_guard_hears_no_reason",
+        ),
+    ),
+    Row(
+        part="network",
+        party="middle: a hop between",
+        learns="the hops before and behind it, times, and how many cells go each way",
+        hidden="the client, the target, and what is said",
+        tests=(
+            "privacy.test_network_views.HopTests.test_middle",
+            "privacy.test_network_views.ObserverTests.test_the_same_said_twice_looks_different",
+        ),
+    ),
+    Row(
+        part="network",
+        party="exit: the last hop",
+        learns="the hop before it, the target, and what is said to it, unless that is encrypted by itself",
+        hidden="the client, and the guard",
+        tests=(
+            "privacy.test_network_views.HopTests.test_exit",
+            "privacy.test_network_views.HopTests.test_clients",
+        ),
+    ),
+    Row(
+        part="network",
+        party="observer of one link",
+        learns="that two nodes speak, and when and how much, in multiples of 2048 bytes, padding among them",
+        hidden="which circuits there are, and everything that is said",
+        tests=("privacy.test_network_views.ObserverTests",),
+    ),
+    Row(
+        part="network",
+        party="hops that change, drop, repeat or mix up cells",
+        learns="that the circuit has ended",
+        hidden="whether a cell that one of them has touched is the one that another one sees",
+        tests=(
+            "relay.test_circuit.TamperTests.test_cells_that_were_touched",
+            "relay.test_circuit.TamperTests.test_a_relay_that_swaps_two_circuits",
+        ),
+    ),
+    Row(
+        part="network",
+        party="guard and exit together, or who watches both",
+        learns="by times and volume, that a client's circuit and an exit's are one",
+        hidden="nothing of that: padding and cells of one length do not stop whoever counts at both ends",
+    ),
 )
 
 
