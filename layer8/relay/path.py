@@ -26,7 +26,7 @@ from attrs import define, field, frozen
 from layer8.core.chance import Chance
 from layer8.core.errors import RemoteProtocolError, Unavailable
 from layer8.crypto.descriptor import Descriptor, Role
-from layer8.crypto.keys import ID_LETTERS, id_text
+from layer8.crypto.keys import ID_LETTERS, id_text, parse_id
 from layer8.relay.database import USER, Database, Peer
 from layer8.relay.exit import Ports, parse_summary
 from layer8.relay.guards import Guards, SecondHops, first_hop
@@ -156,8 +156,8 @@ class Paths:
     def vetting(self, now: float, hops: int = 3, without: frozenset[bytes] = frozenset()) -> tuple[Descriptor, ...]:
         """Choose a circuit that tries a node which is not vetted yet, as its last hop; the user's data goes elsewhere.
 
-        Sampled guards come first, then whoever has waited longest. While hardly anybody is vetted the other hops are
-        not either; the circuit then has as many hops as there are nodes for it.
+        Those that have failed least come first, among them sampled guards, then whoever has waited longest. While
+        hardly anybody is vetted the other hops are not either; the circuit then has as many as there are nodes for.
         """
         database, guards = self._database, self._guards.ids()
         fresh = [
@@ -167,7 +167,7 @@ class Paths:
         ]
         if not fresh:
             raise NoPath("every node that is known has been tried")
-        tried = min(fresh, key=lambda peer: (peer.identity not in guards, peer.bad, peer.first))
+        tried = min(fresh, key=lambda peer: (peer.bad, peer.identity not in guards, peer.first))
         chosen = [tried.descriptor]
         pool = self._candidates(0, now)
         for index in range(hops - 1):
@@ -204,6 +204,11 @@ class Paths:
             return self._known(identity)
         if not PREFIX <= len(name) <= ID_LETTERS:
             raise NoPath(f"{name!r} is no alias, and {PREFIX} or more letters of an id are needed")
+        if len(name) == ID_LETTERS:
+            try:
+                return self._known(parse_id(name))
+            except RemoteProtocolError as error:
+                raise NoPath(f"{name!r} is no node id: {error}") from error
         return self._one(self._database.starting(name), name)
 
     def _one(self, found: Sequence[Peer], name: str) -> Descriptor:
