@@ -52,6 +52,7 @@ ENDPOINT_MOST: Final = 128  # bytes
 HOST_MOST: Final = 255  # bytes
 MESSAGE_MAX: Final = 32 * 1024  # bytes of one message in fragments
 REASSEMBLY: Final = 64 * 1024  # bytes of unfinished messages of one circuit
+UNFINISHED: Final = 256  # bytes that each of them counts for besides what it holds
 TEXT_MOST: Final = 4096  # bytes of a RELAY_MESSAGE
 
 
@@ -197,7 +198,9 @@ class Reassembly:
         begun = self._parts.get(key)
         if begun is None and not more:
             return data
-        begun = self._parts.setdefault(key, bytearray())
+        if begun is None:
+            begun = self._parts[key] = bytearray()
+            self._size += UNFINISHED
         self._size += len(data)
         if len(begun) + len(data) > MESSAGE_MAX:
             raise LimitExceeded("MESSAGE_MAX", MESSAGE_MAX)
@@ -207,7 +210,7 @@ class Reassembly:
         if more:
             return None
         del self._parts[key]
-        self._size -= len(begun)
+        self._size -= len(begun) + UNFINISHED
         return bytes(begun)
 
 
