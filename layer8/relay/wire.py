@@ -106,6 +106,7 @@ class Command(IntEnum):
     MESSAGE = 7
     MESSAGE_OK = 8
     PUNCH = 9
+    LOGIN = 10  # layer8.relay.login
 
 
 class Proto(IntEnum):

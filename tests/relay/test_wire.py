@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from collections.abc import Callable
-from contextlib import suppress
 
 from attrs import evolve
 from hypothesis import example, given
@@ -268,7 +268,7 @@ class NoiseTests(SynchronousTestCase):
     @given(st.sampled_from(READERS), st.binary(max_size=300))
     def test_any_bytes(self, read: Callable[[bytes], object], noise: bytes) -> None:
         """A value, or a typed error."""
-        with suppress(RemoteProtocolError):
+        with contextlib.suppress(RemoteProtocolError):
             read(noise)
 
     @given(st.one_of(EXTENDS, OPENS).map(lambda one: one.encode()), st.data())
