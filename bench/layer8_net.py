@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import threading
 import time
@@ -131,10 +132,15 @@ class Layer8Net:
         for node, child in zip(self._nodes, self.chain, strict=True):
             child.listening(self.socks[1] if node.name == CLIENT and self.socks else node.port)
         end = time.monotonic() + UP_S
-        while not any(self.builds(1, 1)):
-            if time.monotonic() > end:
-                raise DidNotStart(f"{self.name}: no circuit within {UP_S:g} s")
+        why = "none was built"
+        while time.monotonic() < end:
+            try:
+                if any(self.builds(1, 1)):
+                    return
+            except DidNotStart as problem:
+                why = str(problem)
             time.sleep(0.5)
+        raise DidNotStart(f"{self.name}: no circuit within {UP_S:g} s: {why}")
 
     def builds(self, wanted: int, at_once: int) -> list[float | None]:
         """Build circuits of random relays and close them: seconds for each, None for one that failed."""
@@ -173,7 +179,8 @@ async def _build(reactor: Any, client: Client) -> float | None:
     except (Layer8Error, TimeoutError):
         return None
     seconds = time.monotonic() - since
-    await client.call("relay.close", {"circuit": built["circuit"]})
+    with contextlib.suppress(Layer8Error):
+        await client.call("relay.close", {"circuit": built["circuit"]})
     return seconds
 
 

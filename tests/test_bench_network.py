@@ -345,6 +345,25 @@ class TorTests(SynchronousTestCase):
 class Layer8Tests(SynchronousTestCase):
     """What is written for our own network."""
 
+    def test_nobody_there(self) -> None:
+        """Circuits are asked for from a thread that is not the reactor's; here by a process that has none yet."""
+        code = """import tempfile
+from pathlib import Path
+from bench.layer8_net import Layer8Net
+from bench.processes import DidNotStart
+with tempfile.TemporaryDirectory() as folder:
+    net = Layer8Net(Path(folder), 18080)
+    net.configurations()
+    for _ in range(2):
+        try:
+            net.builds(3, 2)
+        except DidNotStart as problem:
+            print(problem)
+"""
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, cwd=ROOT)
+        self.assertEqual(ran.stdout.count("layer8: unix:"), 2, ran.stderr)
+        self.assertEqual(ran.stderr, "")
+
     def test_layer8_takes_every_configuration(self) -> None:
         folder = Path(self.mktemp()).resolve()
         folder.mkdir()
