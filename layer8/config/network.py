@@ -13,6 +13,7 @@ from layer8.config.field import Check, option
 from layer8.core.errors import ConfigError, Layer8Error
 from layer8.crypto.keys import parse_id
 from layer8.relay.exit import LanTargets, Policy
+from layer8.relay.route import Internet, parse_way
 
 PEERS = 256  # entries of `peers`
 ADVERTISED = 8  # addresses of one descriptor
@@ -80,6 +81,14 @@ def _lan_targets(value: Mapping[str, str]) -> str | None:
     except ConfigError as error:
         return str(error)
     return None
+
+
+def _way(value: str) -> str | None:
+    try:
+        target = parse_way(value)[1] if value else Internet()
+    except ConfigError as error:
+        return str(error)
+    return None if isinstance(target, Internet) else "the way of a SOCKS port ends in internet"
 
 
 @frozen
@@ -166,7 +175,12 @@ class SocksConfig:
         "user", doc="What may not share a circuit: users, also destinations, or any two connections."
     )
     password: str = option("", doc="Wanted from every program, with any user name; empty: none.", secret=True)
-    path: str = option("", doc="The way through the network, rand>rand>rand>internet; empty: by [relay] hops.")
+    path: str = option(
+        "",
+        doc="The way through the network, rand>rand>rand>internet; empty: by [relay] hops.",
+        check=_way,
+        example="rand>rand>rand>internet",
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Give keys that do not go together, with the reason."""

@@ -1,4 +1,9 @@
-"""One program at the SOCKS port, from its greeting to the answer; then the bytes are the stream's."""
+"""One program at the SOCKS port, from its greeting to its request; from there on the bytes are a stream's.
+
+ greeting -> [login] -> request -> asked | closed
+
+The answer is not this session's: it waits for the far end while the program may already talk, end its half or leave.
+"""
 
 from __future__ import annotations
 
@@ -15,33 +20,24 @@ from layer8.socks import wire
 from layer8.socks.wire import Ask, Code, Login, Request, UnknownAddress
 
 REQUEST_TIME: Final = 10.0  # seconds until the request is whole
-EARLY_MOST: Final = 256 * 1024  # bytes that a program may send before it is answered
-_HTTP: Final = b"This is a SOCKS5 port: curl --socks5-hostname HOST:PORT, or a SOCKS proxy with remote DNS.\n"
+_HTTP: Final = b"HTTP/1.0 501 This is a SOCKS5 port, no HTTP proxy: curl --socks5-hostname HOST:PORT\r\n\r\n"
 
 
 class _At(Enum):
     GREETING = auto()
     LOGIN = auto()
     REQUEST = auto()
-    CONNECTING = auto()
-    JOINED = auto()
+    ASKED = auto()
     CLOSED = auto()
 
 
 @frozen
 class Wanted:
-    """A program has asked: answer with `granted` or `refused`. `early` is what it has said behind its request."""
+    """A program has asked, and waits for `wire.reply`; `early` is what it has said behind its request."""
 
     request: Request
     login: Login
     early: bytes
-
-
-@frozen
-class Early:
-    """More that a program says while it waits, or the first that it says afterwards."""
-
-    data: bytes
 
 
 class Socks:
@@ -53,18 +49,12 @@ class Socks:
         self._password = password.encode()
         self._data = b""
         self._login = Login(b"", b"")
-        self._early = 0
         self._deadline: float | None = now + REQUEST_TIME
         self._out = Outbox()
 
     def received(self, data: bytes, now: float) -> None:
-        """Take bytes, cut anywhere."""
-        if self._at in (_At.CONNECTING, _At.JOINED):
-            self._early += len(data)
-            if self._at is _At.CONNECTING and self._early > EARLY_MOST:
-                self._close("limit")
-            else:
-                self._out.add(Tell(Early(data)))
+        """Take bytes, cut anywhere; whatever follows the request is no longer for this session."""
+        if self._at in (_At.ASKED, _At.CLOSED):
             return
         self._data += data
         try:
@@ -73,10 +63,8 @@ class Socks:
         except UnknownAddress:
             self._answer(Code.UNKNOWN_ADDRESS)
         except RemoteProtocolError:
-            if self._at is _At.GREETING and self._data[:1].isalpha():
-                self._out.add(Send(_HTTP))  # a browser that was told HTTP instead of SOCKS, or somebody at a keyboard
             self._close("protocol")
-        if self._at in (_At.GREETING, _At.LOGIN, _At.REQUEST) and len(self._data) > wire.REQUEST_MOST:
+        if len(self._data) > wire.REQUEST_MOST:
             self._close("limit")
 
     def lost(self, now: float) -> None:
@@ -97,22 +85,6 @@ class Socks:
         """Give the time of `wake`."""
         return self._deadline
 
-    def granted(self, host: str = "0.0.0.0", port: int = 0) -> None:
-        """Say that the far end has answered; from here on bytes go both ways."""
-        if self._at is _At.CONNECTING:
-            self._at = _At.JOINED
-            self._out.add(Send(wire.reply(Code.GRANTED, host, port)))
-
-    def refused(self, code: int) -> None:
-        """Say why not, and part."""
-        if self._at is _At.CONNECTING:
-            self._answer(code)
-
-    @property
-    def joined(self) -> bool:
-        """Whether bytes are the stream's."""
-        return self._at is _At.JOINED
-
     def _step(self) -> bool:
         match self._at:
             case _At.GREETING:
@@ -124,6 +96,10 @@ class Socks:
         return False
 
     def _greet(self) -> bool:
+        if b"A" <= self._data[:1] <= b"Z":
+            self._out.add(Send(_HTTP))  # a browser that was told HTTP instead of SOCKS
+            self._close("protocol")
+            return False
         found = wire.greeting(self._data)
         if found is None:
             return False
@@ -160,11 +136,10 @@ class Socks:
         if asked is None:
             return False
         early, self._data = self._data[asked.size :], b""
-        self._early = len(early)
         if asked.ask not in (Ask.CONNECT, Ask.ASSOCIATE):
             self._answer(Code.UNKNOWN_COMMAND)
         else:
-            self._at = _At.CONNECTING
+            self._at = _At.ASKED
             self._deadline = None
             self._out.add(Tell(Wanted(asked, self._login, early)))
         return False
