@@ -61,13 +61,18 @@ class Exchange:
         wall: Callable[[], float],
         linked: Callable[[bytes], bool] = lambda identity: False,
         hidden: Callable[[], frozenset[bytes]] = frozenset,
+        same: float = SAME,
     ) -> None:
-        """`linked` tells whether there is a link to a node, `hidden` gives the ids that nobody is told: the guards."""
+        """`linked` tells whether there is a link to a node, `hidden` gives the ids that nobody is told: the guards.
+
+        For `same` seconds an asker gets the same answer.
+        """
         self._database = database
         self._chance = chance
         self._wall = wall
         self._linked = linked
         self._hidden = hidden
+        self._same = same
         self._answers: dict[bytes, tuple[float, tuple[bytes, ...]]] = {}
 
     def asked(self, asker: Asker, command: int, data: bytes, now: float) -> None:
@@ -75,7 +80,7 @@ class Exchange:
         count = read_get(data)
         name = asker.neighbour or b""
         at, raws = self._answers.get(name, (0.0, ()))
-        if name not in self._answers or now - at >= SAME:
+        if name not in self._answers or now - at >= self._same:
             self._answers.pop(name, None)
             raws = tuple(self._sample(name))
             self._answers[name] = now, raws
