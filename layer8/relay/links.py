@@ -85,6 +85,10 @@ class Links:
         for link in list(self._all):
             link.drain(now)
 
+    def resume(self) -> None:
+        """Take new links again; those that have drained are dialled anew."""
+        self._draining = False
+
     def close(self, why: Why, now: float) -> None:
         """End all links."""
         self._draining = True
