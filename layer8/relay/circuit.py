@@ -67,7 +67,7 @@ class Place(Slot, Protocol):
     """A slot that a neighbour has begun, or a link given."""
 
     taker: Taker | None
-    payer: Any  # the link that the cells come from
+    payer: Any  # the link whose credit the cells are sent on: both ways that of whoever began the circuit
 
 
 class Way(Protocol):
@@ -385,14 +385,14 @@ class Circuit:
         for role in self._roles:
             role.gone(self.number)
 
-    def go_on(self, slot: Place, link: Way, handshake: bytes) -> None:
+    def go_on(self, slot: Place, handshake: bytes) -> None:
         """Tell the client that the next hop is there, then only forward; nothing of that hop may leave before."""
         self._say_now(Command.CONNECT_OK, extended(handshake))
         streams, self.streams = self.streams, None
         if self.state is State.EXTENDING and streams is not None:
             self.onward = slot
             self.state = State.FORWARDING
-            slot.payer, self.slot.payer = self.link, link
+            slot.payer = self.link
             self._quiet()
             streams.lost(Destroy.NONE)
 
@@ -448,7 +448,6 @@ class Back:
     """A circuit's taker on the side of the next hop."""
 
     _circuit: Circuit
-    _link: Way | None = field(default=None, init=False)
     _slot: Place | None = field(default=None, init=False)
     _given_up: bool = field(default=False, init=False)
 
@@ -460,7 +459,7 @@ class Back:
             self._circuit.not_extended(link)
             return
         try:
-            self._link, self._slot = link, link.slot(self)
+            self._slot = link.slot(self)
         except Unavailable:
             self._circuit.not_extended(Reason.LIMIT)
             return
@@ -474,13 +473,13 @@ class Back:
 
     def created(self, kind: int, handshake: bytes, now: float) -> None:
         """Take the next hop's answer to CREATE."""
-        if self._slot is None or self._link is None or self._given_up:
+        if self._slot is None or self._given_up:
             return
         if kind != L8_NTOR or len(handshake) > DATA - 2:
             self.give_up(Destroy.PROTOCOL)
             self._circuit.not_extended(Reason.PROTOCOL)
             return
-        self._circuit.go_on(self._slot, self._link, handshake)
+        self._circuit.go_on(self._slot, handshake)
 
     def cells(self, cmd: int, bodies: Sequence[memoryview], now: float) -> None:
         """Take cells of the next hop."""
