@@ -96,8 +96,13 @@ class SetupCfgTests(SynchronousTestCase):
 
     def test_what_is_imported_is_required_and_the_other_way_round(self) -> None:
         required = {name.lower() for name in re.findall(r"^[\w.-]+", self.requires(), re.MULTILINE)}
-        sources = [path.read_text() for path in (ROOT / "layer8").rglob("*.py")]
-        words = {word for text in sources for word in re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE)}
+        words: set[str] = set()
+        for path in (ROOT / "layer8").rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Import):
+                    words |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and not node.level:
+                    words.add((node.module or "").partition(".")[0])
         providers = packages_distributions()
         found: set[str] = set()
         for word in words - set(sys.stdlib_module_names) - {"layer8", "bench"}:
