@@ -46,8 +46,6 @@ UDP_DESTS: Final = 25  # destinations of one circuit at a time: no scanner
 UDP_UNANSWERED: Final = 3  # datagrams to a destination that has not answered: no amplifier
 UDP_IDLE: Final = 60.0  # seconds after which a silent destination is forgotten, and a silent stream ends
 
-DESC_MAX: Final = 960  # bytes: fits a cell and an item of the DHT
-DESC_LIFE: Final = 18 * 3600  # seconds
 REPUBLISH: Final = 6 * 3600.0  # seconds between descriptors: two misses are survived
 REPUBLISH_SPREAD: Final = 3600.0  # seconds sooner or later
 PEERS_KEPT: Final = 5_000

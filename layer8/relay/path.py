@@ -260,8 +260,13 @@ class Paths:
     def _weigh(self, now: float) -> Callable[[Peer], float]:
         weights = self._candidates(0, now).weights
         usual = median(weights.values()) if weights else 1.0
-        vetted = self._database.vetted
-        return lambda peer: weights.get(peer.identity, 0.0 if vetted(peer) else usual)
+        vetted, listed = self._database.vetted, self._snapshot()
+
+        def weight(peer: Peer) -> float:
+            waits = not vetted(peer) and (listed is None or peer.identity in listed)
+            return weights.get(peer.identity, usual if waits else 0.0)
+
+        return weight
 
     def _candidates(self, port: int, now: float) -> _Candidates:
         """Give what is chosen from, made anew when something has changed."""

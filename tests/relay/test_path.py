@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layer8.crypto.descriptor import DAY, DESC_LIFE, Descriptor, Role
-from layer8.crypto.keys import id_text
+from layer8.crypto.keys import id_text, parse_id
 from layer8.relay.database import USER, Database, Peer
 from layer8.relay.guards import Guards, SecondHops
 from layer8.relay.path import WEIGHT_MOST, NoPath, Paths, Stranger, Want, allows, fair, weigh
@@ -37,6 +37,18 @@ def peer_of(known: Database, number: int) -> Peer:
     peer = known.get(node(number))
     assert peer is not None
     return peer
+
+
+def add(known: Database, number: int, known_as: str = "", **changed: Any) -> None:
+    """Put a vetted node that two have told of into a database."""
+    if known_as:
+        changed["endpoints"] = (f"tcp:{known_as}:9000",)
+    one = told(number, **changed)
+    for source in (9001, 9002):
+        known.learn(one, node(source), NOW)
+    for _ in range(3):
+        known.worked(one.identity, NOW)
+    peer_of(known, number).first -= 2 * DAY
 
 
 class RuleTests(EasyWork):
@@ -68,20 +80,20 @@ class RuleTests(EasyWork):
         family = (node(1), node(2), node(3))
         known = vetted((1, 2, 3), family=family)
         for number in (10, 11):
-            self.add(known, number)
+            add(known, number)
         chosen = paths(known)
         for _ in range(60):
             self.assertEqual(len({node(1), node(2), node(3)} & set(ids(chosen.choose(Want(), NOW)))), 1)
 
     def test_family_that_only_one_of_two_claims_keeps_nobody_out(self) -> None:
         known = vetted((2, 3))
-        self.add(known, 1, family=(node(2), node(3)))
+        add(known, 1, family=(node(2), node(3)))
         self.assertEqual(set(ids(paths(known).choose(Want(), NOW))), {node(1), node(2), node(3)})
 
     def test_no_two_of_one_16_or_32(self) -> None:
         known = Database(MAIN)
         for number, address in enumerate(("60.0.1.1", "60.0.2.1", r"2a01\:1\:2\:\:1", r"2a01\:1\:3\:\:1", "61.1.1.1")):
-            self.add(known, number, known_as=address)
+            add(known, number, known_as=address)
         chosen = paths(known)
         for _ in range(60):
             found = set(ids(chosen.choose(Want(), NOW)))
@@ -98,8 +110,8 @@ class RuleTests(EasyWork):
 
     def test_only_relays_that_can_be_dialled(self) -> None:
         known = vetted(range(3))
-        self.add(known, 5, roles=Role.TRACKER)
-        self.add(known, 6, endpoints=(), via=(node(1),))
+        add(known, 5, roles=Role.TRACKER)
+        add(known, 6, endpoints=(), via=(node(1),))
         with self.assertRaises(NoPath):
             paths(known).choose(Want(hops=4), NOW)
 
@@ -110,10 +122,10 @@ class RuleTests(EasyWork):
 
     def test_an_exit_that_says_it_reaches_the_port(self) -> None:
         known = vetted(range(10))
-        self.add(known, 20, roles=EXIT, exits=b"80,443")
-        self.add(known, 21, roles=EXIT, exits=b"22,6000-6999")
-        self.add(known, 22, roles=EXIT, exits=b"x")
-        self.add(known, 23, exits=b"80")  # not in the role
+        add(known, 20, roles=EXIT, exits=b"80,443")
+        add(known, 21, roles=EXIT, exits=b"22,6000-6999")
+        add(known, 22, roles=EXIT, exits=b"x")
+        add(known, 23, exits=b"80")  # not in the role
         chosen = paths(known)
         for port, exits in ((80, 20), (443, 20), (22, 21), (6500, 21)):
             for _ in range(5):
@@ -149,17 +161,6 @@ class RuleTests(EasyWork):
         chosen = paths(known, snapshot=lambda: listed)
         for _ in range(30):
             self.assertLessEqual(set(ids(chosen.choose(Want(), NOW))), listed)
-
-    def add(self, known: Database, number: int, known_as: str = "", **changed: Any) -> None:
-        """Put a vetted node that two have told of into a database."""
-        if known_as:
-            changed["endpoints"] = (f"tcp:{known_as}:9000",)
-        one = told(number, **changed)
-        for source in (9001, 9002):
-            known.learn(one, node(source), NOW)
-        for _ in range(3):
-            known.worked(one.identity, NOW)
-        peer_of(known, number).first -= 2 * DAY
 
 
 class HandTests(EasyWork):
@@ -314,6 +315,50 @@ class WeightTests(EasyWork):
         known = vetted(range(4))
         known.learn(told(1, serial=2, roles=Role.RELAY | Role.HUB), node(9001), NOW)
         self.assertEqual(len(set(weigh(list(known)))), 1)
+
+
+HOPS = st.one_of(st.just(Rand()), st.integers(0, 12).map(lambda number: Named(id_text(node(number)))))
+
+
+class AnyTests(EasyWork):
+    """Whatever is known and wanted: a path that keeps every rule, or none."""
+
+    @given(
+        st.lists(st.tuples(st.integers(0, 3), st.sets(st.integers(0, 9), max_size=2), st.booleans()), max_size=10),
+        st.lists(HOPS, max_size=5),
+        st.integers(0, 8),
+        st.sampled_from([0, 80]),
+        st.integers(0, 99),
+    )
+    def test_any_network(
+        self, nodes: list[tuple[int, set[int], bool]], hops: list[Rand | Named], count: int, port: int, seed: int
+    ) -> None:
+        known = Database(MAIN)
+        for number, (network, family, is_exit) in enumerate(nodes):
+            told_of: dict[str, Any] = {"endpoints": (f"tcp:60.{network}.{number}.1:9000",) if number != 9 else ()}
+            told_of |= {"via": (node(number - 1),) if number == 9 else (), "family": tuple(map(node, family))}
+            told_of |= {"roles": EXIT if is_exit else Role.RELAY, "exits": b"80" if is_exit else b""}
+            add(known, number, **told_of)
+        want = Want(Route(tuple(hops)), hops=count, port=port)
+        try:
+            chosen = paths(known, seed).choose(want, NOW)
+        except NoPath:
+            return
+        self.assertEqual(len(set(ids(chosen))), len(chosen))
+        self.assertLessEqual(len(chosen), 8)
+        named = {hop.name for hop in hops if isinstance(hop, Named)}
+        by_hand = [id_text(one.identity) in named or one.identity == node(8) for one in chosen]
+        for at, one in enumerate(chosen):
+            for before in range(at):
+                if not (by_hand[at] and by_hand[before]):
+                    self.assertFalse(known.alike(one, chosen[before]))
+        if port and not by_hand[-1]:
+            self.assertTrue(allows(chosen[-1], port))
+        at = 0
+        for hop in hops:  # in the order in which they were written, gateways between them
+            if isinstance(hop, Named):
+                at += ids(chosen)[at:].index(parse_id(hop.name))
+            at += 1
 
 
 class SimulationTests(EasyWork):
