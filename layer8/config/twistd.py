@@ -17,6 +17,8 @@ from layer8.config.problem import ConfigProblems
 from layer8.config.tree import Config
 
 _RENAMED = {"agent.servers": "server"}
+_SECTIONS = {"node": ("relay", "socks", "tracker"), "tracker": ("relay", "tracker")}
+"""Roles that have more than the section of their name; options of all but the first begin with the section's name."""
 
 
 class DaemonOptions(usage.Options):
@@ -132,19 +134,24 @@ class DaemonOptions(usage.Options):
 
 
 def options_class(role: str) -> type[DaemonOptions]:
-    """Build the options of a role from its section: one for each key that is no table, named with hyphens."""
-    section = next(key.section for key in keys(Config) if key.name == role)
-    if section is None:
-        raise ValueError(role)
+    """Build the options of a role from its sections: one for each key that is no table, named with hyphens."""
+    names = _SECTIONS.get(role, (role,))
+    found = {key.name: key.section for key in keys(Config)}
+    told = " or ".join(f"[{name}]" for name in names)
     body: dict[str, object] = {
         "role": role,
         "synopsis": f"Usage: twistd [twistd's options] layer8-{role} [options]",
-        "longdesc": f"Every option is a key of [{role}] in layer8.toml, and wins over it.",
+        "longdesc": f"Every option is a key of {told} in layer8.toml, and wins over it.",
     }
-    for key in keys(section):
-        if key.section is None:
-            path = f"{role}.{key.name}"
-            body["opt_" + _RENAMED.get(path, key.name)] = _option(path, key)
+    for name in names:
+        section = found.get(name)
+        if section is None:
+            raise ValueError(role)
+        for key in keys(section):
+            if key.section is None:
+                path = f"{name}.{key.name}"
+                plain = _RENAMED.get(path, key.name if name == names[0] else f"{name}_{key.name}")
+                body[f"opt_no_{plain}" if key.default is True else f"opt_{plain}"] = _option(path, key)
     if role == "agent":
         body["opt_host"] = _about_host("host", "Host to publish; --secret-file and --target behind it belong to it.")
         body["opt_secret_file"] = _about_host("secret-file", "File with the secret of that host.")
@@ -153,15 +160,17 @@ def options_class(role: str) -> type[DaemonOptions]:
 
 
 def _option(path: str, key: Key) -> Callable[..., None]:
+    off = key.default is True
+
     def flag(self: DaemonOptions) -> None:
-        self.take(path, "true")
+        self.take(path, "false" if off else "true")
 
     def value(self: DaemonOptions, text: str) -> None:
         self.take(path, text)
 
     made = flag if key.type is bool else value
     several = " May be repeated." if get_origin(key.type) is tuple else ""
-    made.__doc__ = f"{key.option.doc}{several}"
+    made.__doc__ = f"{'Not: ' if off else ''}{key.option.doc}{several}"
     return made
 
 

@@ -1,0 +1,54 @@
+"""What a node shows of its counts: the families `layer8_relay_*`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from layer8.control.metrics import Family, gauge
+from layer8.relay.operate import RelayRows
+from layer8.relay.wire import CELL
+
+
+class RelayMetrics:
+    """Families of one node."""
+
+    def __init__(self, rows: RelayRows) -> None:
+        """Take who counts."""
+        self._rows = rows
+
+    def families(self) -> Iterable[Family]:
+        """Give the present values."""
+        now = self._rows.stand()
+        cells: dict[tuple[str, ...], float] = {("in",): now.cells_in, ("out",): now.cells_out}
+        yield gauge("layer8_relay_links", "Links with neighbours.", now.links)
+        yield Family(
+            "layer8_relay_circuits",
+            "Circuits: our own, those of them that nobody uses yet, and those that others have through this node.",
+            "gauge",
+            {("own",): now.circuits - now.spare, ("spare",): now.spare, ("carried",): now.carried},
+            ("kind",),
+        )
+        yield gauge("layer8_relay_streams", "Streams of programs on this machine.", now.streams)
+        yield gauge("layer8_relay_peers", "Nodes that this one knows.", now.peers)
+        yield Family(
+            "layer8_relay_built_total",
+            "Circuits that were begun, by what became of them.",
+            "counter",
+            {("built",): now.built, ("failed",): now.failed},
+            ("result",),
+        )
+        yield Family("layer8_relay_cells_total", "Cells of circuits.", "counter", cells, ("direction",))
+        yield Family(
+            "layer8_relay_bytes_total",
+            "The same in bytes, without the encryption of links.",
+            "counter",
+            {way: count * CELL for way, count in cells.items()},
+            ("direction",),
+        )
+        yield Family(
+            "layer8_relay_exit_total",
+            "Connections that circuits asked for at this exit, by what became of them.",
+            "counter",
+            {("dialled",): now.exit_dialled, ("refused",): now.exit_refused, ("failed",): now.exit_failed},
+            ("result",),
+        )

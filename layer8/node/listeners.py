@@ -1,0 +1,31 @@
+"""The ports that a process listens at: circuits must never lead to them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+from typing import Final
+
+from layer8.control.frame import Frame
+
+_PORT: Final = re.compile(r"(?:tcp6?|tls|ssl):(\d+)|:(\d+)$")
+
+
+class Listeners:
+    """Links, SOCKS, tunnels, control and the debug port, as they stand each time that somebody asks."""
+
+    def __init__(self, frame: Frame, links: Container[int]) -> None:
+        """Ask a daemon, and the ports of its links."""
+        self._frame = frame
+        self._links = links
+
+    def __contains__(self, port: object) -> bool:
+        """Say whether this process listens at a port."""
+        if port in self._links:
+            return True
+        return any(port in ports(line) for line in self._frame.listening())
+
+
+def ports(line: str) -> set[int]:
+    """Give the ports that a line of `Frame.listening` names."""
+    return {int(number) for found in _PORT.findall(line) for number in found if number}

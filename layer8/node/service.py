@@ -1,0 +1,217 @@
+"""One node, put together from its parts.
+
+::
+
+    Frame ── control, health, log, reload, debug port        node.db ── Memory     onion.keys
+      │                                                          │                   │
+    Node ── Relay: links, circuits, exit ◀───────────────────────┴───────────────────┘
+      ├── SocksServer, Tunnels      programs of this machine (twistd layer8-node, layer8 up)
+      └── Tracker                   lists relays, at the end of circuits ([tracker] enabled)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from attrs import evolve
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.logger import Logger
+
+from layer8.config.network import RelayConfig, SocksConfig, parse_peer
+from layer8.config.tree import Config
+from layer8.control.frame import Frame
+from layer8.control.service import wall_clock
+from layer8.core.errors import Layer8Error, RemoteProtocolError, TimedOut, Unavailable
+from layer8.crypto.keys import id_text
+from layer8.net.sqlite import Database
+from layer8.net.storage import Storage, ThreadedStorage
+from layer8.node.counting import RelayMetrics
+from layer8.node.listeners import Listeners
+from layer8.relay.exit import Guard, LanTargets, Policy
+from layer8.relay.limits import SPARE_CIRCS
+from layer8.relay.memory import SCHEMA, Memory
+from layer8.relay.onionkeys import OnionKeys
+from layer8.relay.operate import RelayRows
+from layer8.relay.pex import PEX_GET, PEX_PEERS, get, read_peers
+from layer8.relay.pool import Need
+from layer8.relay.route import parse_route
+from layer8.relay.service import Relay
+from layer8.relay.wire import Destroy, Reason
+from layer8.socks.server import SocksServer
+
+DATABASE: Final = "node.db"
+ONION_KEYS: Final = "onion.keys"
+LOOK: Final = 0.1  # seconds between looks at what is left while the node drains
+WATCH: Final = 1.0  # seconds between looks at how it is
+
+
+class Node(Service):
+    """See the module; also what its frame calls a role. `socks` None: programs of this machine have no port here."""
+
+    _log = Logger(namespace="layer8.node")
+
+    def __init__(self, frame: Frame, *, socks: SocksConfig | None = None, tracker: bool = False) -> None:
+        """Put it together, listening nowhere yet; raises ConfigError or StorageError."""
+        self._frame = frame
+        config = frame.source.loaded.config
+        self.config = config.relay
+        self.storage = _storage(frame)
+        self.memory = Memory(self.storage)
+        self.relay = Relay(
+            frame.reactor,
+            frame.key,
+            config.relay,
+            wall=wall_clock,
+            keys=OnionKeys(frame.home / ONION_KEYS),
+        )
+        frame.debug.open = not self.relay.network.ruled
+        self.rows = RelayRows(self.relay, frame.table)
+        self.metrics = RelayMetrics(self.rows)
+        frame.table.add(self.rows)
+        self._guard(config.relay)
+        self.socks: SocksServer | None = None
+        if socks is not None:
+            self.socks = SocksServer(frame.reactor, socks, self.relay.client)
+        self._watch = LoopingCall(self._look)
+        self._watch.clock = frame.reactor
+        self._draining = False
+
+    def _guard(self, config: RelayConfig) -> None:
+        """Let circuits reach nothing that this process serves itself."""
+        outward = self.relay.outward
+        outward.guard = Guard(outward.guard.own, Listeners(self._frame, self.relay.ports), config.allow_loopback)
+
+    # As a service.
+
+    def startService(self) -> None:
+        """Listen everywhere; raises `Unavailable`."""
+        Service.startService(self)
+        self.relay.startService()
+        if self.socks is not None:
+            self.socks.startService()
+        self._frame.metrics.add(self.metrics)
+        self._watch.start(WATCH)
+        for text in self.config.peers:
+            identity, endpoint = parse_peer(text)
+            self.relay.database.pin(identity)
+            self.relay.tasks.start("meet", self._meet(identity, endpoint))
+
+    async def _meet(self, identity: bytes, endpoint: str) -> None:
+        while self.running:
+            link: Deferred[object] = Deferred()
+            self.relay.neighbours.reach(identity, (endpoint,), link.callback)
+            if not isinstance(await link, Reason):
+                try:
+                    need = Need(route=parse_route(id_text(identity)), hops=1, alone=True)
+                    _, data = await self.relay.client.ask(need, PEX_GET, get(), {PEX_PEERS}, 5.0)
+                    self.relay.database.took(identity, read_peers(data), wall_clock())
+                except (Unavailable, TimedOut, RemoteProtocolError):
+                    pass
+            await deferLater(self._frame.reactor, 1.0)
+
+    def stopService(self) -> Deferred[None]:
+        """End everything, the storage last."""
+        Service.stopService(self)
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        self._frame.metrics.remove(self.metrics)
+        if self._watch.running:
+            self._watch.stop()
+        if self.socks is not None and self.socks.running:
+            await self.socks.stopService()
+        if self.relay.running:
+            await self.relay.stopService()
+        await self.storage.close()
+
+    def _look(self) -> None:
+        """Say how the node is."""
+        pool = self.relay.pool
+        well = bool(pool.circuits) or not pool.failures
+        why = "no circuit can be built: too few nodes are known, or none answers"
+        self._frame.health.set("circuits", well, "" if well else why, needed=False)
+
+    # As a role of its frame.
+
+    async def apply(self, config: Config) -> None:
+        """Go by another configuration; what needs a restart stays as it was."""
+        relay, old = self.relay, self.config
+        fresh = evolve(
+            config.relay,
+            listen=old.listen,
+            relay=old.relay,
+            lan=old.lan,
+            network=old.network,
+        )
+        policy, targets = Policy.parse(fresh.exit), LanTargets.parse(fresh.lan_targets)
+        if self.socks is not None and config.socks != self.socks.config:
+            await self._renew_socks(config.socks)
+        self.config = relay.config = fresh
+        relay.outward.policy, relay.outward.targets = policy, targets
+        relay.pool.hops = relay.client.hops = fresh.hops
+        self._guard(fresh)
+        if fresh.relay:
+            await relay.introduce()
+
+    async def _renew_socks(self, config: SocksConfig) -> None:
+        """Listen for programs elsewhere; if that cannot be, go on where it was."""
+        assert self.socks is not None
+        old, fresh = self.socks, SocksServer(self._frame.reactor, config, self.relay.client)
+        await old.stopService()
+        try:
+            fresh.startService()
+        except Layer8Error:
+            await fresh.stopService()
+            old.startService()
+            raise
+        self.socks = fresh
+
+    def listening(self) -> Sequence[str]:
+        """Say where peers and programs may come."""
+        told = [f"links on {id_text(self.relay.key.node_id)}@{text}" for text in self.relay.listening]
+        if self.socks is not None:
+            told += [f"SOCKS on {text}" for text in self.socks.listening]
+        return told
+
+    def connections(self) -> int:
+        """Count the circuits that others have through this node, and the streams of this machine."""
+        return len(self.relay.circuits.all) + self.rows.stand().streams
+
+    @property
+    def drain_s(self) -> float:
+        """Seconds that circuits have when the process is told to end."""
+        return self.config.drain_s
+
+    def wind_down(self, seconds: float) -> None:
+        """Take no more circuits; those that are here have until the process ends."""
+        if self._draining:
+            return
+        self._draining = True
+        pool = self.relay.pool
+        pool.spares = 0
+        for circuit in pool.rows():
+            if not circuit.origin.streams.live:
+                circuit.origin.close(Destroy.NONE)
+        self.relay.links.drain(self.relay.seconds())
+
+    async def drain(self) -> None:
+        """Take no more circuits, and finish when the last one has ended."""
+        self.wind_down(self.drain_s)
+        while self.connections():
+            await deferLater(self._frame.reactor, LOOK)
+
+    def resume(self) -> None:
+        """Take circuits again."""
+        self._draining = False
+        self.relay.links.resume()
+        self.relay.pool.spares = SPARE_CIRCS
+
+
+def _storage(frame: Frame) -> Storage:
+    """Open what the node remembers; raises StorageError."""
+    reactor: Any = frame.reactor
+    engine = Database(frame.home / DATABASE, SCHEMA)
+    return ThreadedStorage(reactor, engine, lambda ok, why: frame.health.set("storage", ok, why, needed=False))
