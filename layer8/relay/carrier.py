@@ -29,7 +29,7 @@ from layer8.config.network import dialled, listened
 from layer8.core.errors import Layer8Error, RemoteProtocolError, TimedOut, Unavailable
 from layer8.net.listen import Sockets, serve
 from layer8.net.timer import Timer
-from layer8.relay.limits import LINK_HIGH, LINK_LOW, T_LINK
+from layer8.relay.limits import LINK_HIGH, T_LINK
 from layer8.relay.link import Ground, Link, Why, destroy_reason
 from layer8.relay.links import Links
 from layer8.relay.securing import NOISE, TLS, Secure, Security
@@ -102,7 +102,7 @@ class Carrier(TwistedProtocol):
         transport.setTcpNoDelay(True)
         if isinstance(sock := getattr(transport, "socket", None), socket.socket):
             transport.bufferSize = LINK_HIGH  # what pauses the producer, and what one read takes
-            sock.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, LINK_LOW)
+            sock.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, LINK_HIGH)  # what waits, waits in our queues
         transport.registerProducer(self, True)
         peer = transport.getPeer()
         self.link = self._make(self, Address(peer.host.partition("%")[0], peer.port))
@@ -150,7 +150,7 @@ class Carrier(TwistedProtocol):
         self.link.pause()
 
     def resumeProducing(self) -> None:
-        """The kernel has taken everything but LINK_LOW."""
+        """The kernel has taken everything."""
         self._ground.turn.begin()
         self.link.resume()
         self._ground.turn.end()
