@@ -13,6 +13,7 @@ NOBODY = Login(b"", b"")
 TARGET = b"\x03\x0bexample.org\x01\xbb"
 CONNECT = b"\x05\x01\x00" + TARGET
 ASKED = Request(1, "example.org", 443, len(CONNECT))
+HTTP = Send(b"HTTP/1.0 501 This is a SOCKS5 port, no HTTP proxy: curl --socks5-hostname HOST:PORT\r\n\r\n")
 CUTS = (None, 1, 2, 3)
 
 
@@ -100,8 +101,7 @@ class SessionTests(SynchronousTestCase):
             with self.book(cut) as book:
                 book >> Received(b"\x04\x01\x00\x50\x7f\x00\x00\x01\x00") << Close("protocol")
             with self.book(cut) as book:
-                said = Send(b"HTTP/1.0 501 This is a SOCKS5 port, no HTTP proxy: curl --socks5-hostname HOST:PORT\r\n\r\n")
-                book >> Received(b"GET http://example.org/ HTTP/1.1\r\n\r\n") << said << Close("protocol")
+                book >> Received(b"GET http://example.org/ HTTP/1.1\r\n\r\n") << HTTP << Close("protocol")
             with self.book(cut) as book:
                 book >> Received(b"\x16\x03\x01\x02\x00") << Close("protocol")
             with self.book(cut) as book:

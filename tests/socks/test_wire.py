@@ -1,5 +1,7 @@
 """SOCKS5 as bytes: every message there and back, cut short, and noise."""
 
+import contextlib
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
@@ -69,7 +71,5 @@ class WireTests(SynchronousTestCase):
     def test_noise(self, noise: bytes) -> None:
         for read in (wire.greeting, wire.login, wire.request, wire.read_datagram):
             for data in (noise, b"\x05" + noise, b"\x01" + noise, b"\x05\x01\0\x03" + noise, b"\0\0\0\x03" + noise):
-                try:
+                with contextlib.suppress(RemoteProtocolError):
                     read(data)  # type: ignore[operator]
-                except RemoteProtocolError:
-                    pass
