@@ -175,6 +175,7 @@ class ReadTests(SynchronousTestCase):
         one = made()
         for network, now in (
             (MAIN, NOW),
+            (Network("test-other"), NOW),
             (TEST, NOW + DESC_LIFE),
             (TEST, NOW - CLOCK - 1),
         ):

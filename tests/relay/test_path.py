@@ -155,6 +155,17 @@ class RuleTests(EasyWork):
         for _ in range(50):
             self.assertLessEqual(set(ids(chosen.choose(Want(), later))), live)
 
+    def test_where_few_live_the_remembered_are_used_rarely(self) -> None:
+        known = vetted(range(26))
+        later = NOW + DESC_LIFE
+        for number in range(6):
+            for source in (9001, 9002):
+                known.learn(told(number, now=later, serial=2), node(source), later)
+        chosen = paths(known)
+        live = {node(number) for number in range(6)}
+        ends = [chosen.choose(Want(hops=2), later)[1].identity in live for _ in range(400)]
+        self.assertTrue(0.5 < sum(ends) / len(ends) < 0.95, sum(ends))
+
     def test_a_co_signed_list(self) -> None:
         known = vetted(range(20))
         listed = frozenset(node(number) for number in range(5))
