@@ -17,7 +17,7 @@ from typing import Any, Final
 from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint
-from twisted.internet.error import ConnectError, DNSLookupError
+from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
 from twisted.internet.error import TimeoutError as ConnectTimeout
 from twisted.internet.interfaces import IAddress, IListeningPort, IPushProducer
 from twisted.internet.protocol import Factory, connectionDone
@@ -265,6 +265,8 @@ class Carriers:
         endpoint = HostnameEndpoint(self._reactor, where.host, where.port, timeout=T_LINK)
         try:
             await endpoint.connect(_Once(carrier))
+        except ConnectingCancelledError:
+            raise CancelledError from None
         except ConnectTimeout as error:
             raise TimedOut("the peer does not answer") from error
         except (ConnectError, DNSLookupError, ValueError) as error:  # the last for names that cannot be any
