@@ -19,8 +19,10 @@ from typing import Any, Final
 from attrs import define, evolve, field
 from twisted.internet.defer import Deferred
 
-from layer8.core.errors import LocalProtocolError, TimedOut, Unavailable
+from layer8.core.errors import ConfigError, LocalProtocolError, TimedOut, Unavailable
+from layer8.crypto.keys import NodeKey
 from layer8.relay.limits import STREAM_WINDOW
+from layer8.relay.login import local, login
 from layer8.relay.path import NoPath
 from layer8.relay.pool import Circuit, Need, NoCircuit, Pool
 from layer8.relay.route import (
@@ -42,7 +44,7 @@ from layer8.relay.route import (
 )
 from layer8.relay.stream import Stream
 from layer8.relay.turn import Sink, StreamLike
-from layer8.relay.wire import DATA, Address, Open, Opened, Proto, Reason, datagram, read_datagram
+from layer8.relay.wire import DATA, Address, Command, Open, Opened, Proto, Reason, datagram, read_datagram
 
 __all__ = [
     "Address",
@@ -90,6 +92,7 @@ class Opening:
     sink: Sink = field(repr=False)
     _pool: Pool
     _need: Need
+    _key: NodeKey | None = field(default=None, repr=False)  # who we say that we are, at the end of the circuit
     number: int = field(default=0, init=False)
     circuit: Circuit | None = field(default=None, init=False)
     _stream: Stream | None = field(default=None, init=False)
@@ -121,9 +124,9 @@ class Opening:
 
     def close(self, reason: Reason = Reason.DONE) -> None:
         """End both directions; the sink hears no more."""
-        settled, self._settled = self._settled, True
+        self._settled = True
         if self._stream is not None:
-            self._stream.close(reason if settled or reason != Reason.DONE or not self._early else Reason.DONE)
+            self._stream.close(reason)
         self._early.clear()
 
     def pause(self) -> None:
@@ -153,6 +156,10 @@ class Opening:
             self.sink.closed(circuit.reason if isinstance(circuit, NoCircuit) else Reason.UNREACHABLE)
             return
         try:
+            if self._key is not None and not circuit.known:
+                circuit.known = True
+                proof = login(self._key, self._pool.network, circuit.origin.binding)
+                circuit.origin.tell(Command.LOGIN, proof)
             stream = circuit.origin.open(self.target, self)
         except LocalProtocolError:
             self.closed(Reason.RESET)
@@ -212,24 +219,37 @@ class Opening:
 
 @define(eq=False)
 class Client:
-    """See the module. `hops` is the length of a circuit where nobody says otherwise."""
+    """See the module. `hops` is the length of a circuit where nobody says otherwise; `key` is this node's."""
 
     pool: Pool
     hops: int = 3
+    key: NodeKey | None = field(default=None, repr=False)
 
     def open(
-        self, target: Open, sink: Sink, *, route: Route | None = None, key: Hashable = None, alone: bool = False
+        self,
+        target: Open,
+        sink: Sink,
+        *,
+        route: Route | None = None,
+        key: Hashable = None,
+        alone: bool = False,
+        known: bool = False,
     ) -> Opening:
         """Open a stream at the end of a circuit that only streams with the same `key` use; `alone`: only this one.
 
-        A target without a host is a port of the last hop itself.
+        A target without a host is a port of the last hop itself. With `known` a last hop that the route names is told
+        who we are, if the target is on some local network: it may have opened it to us (`lan_targets`). That is for
+        targets that the user has written down himself; what a web page asks for must never say who he is. Raises
+        `ConfigError` for a route that cannot be.
         """
         route, delegate = _delegated(route or Route())
         if delegate:
             target = evolve(target, delegate=delegate)
-        port = target.port if target.host and not _ends_at_node(route) else 0
-        need = Need(key=key, route=route, port=port, hops=self.hops, alone=alone)
-        opening = Opening(target, sink, self.pool, need)
+        port = target.port if target.host and not delegate and not _ends_at_node(route) else 0
+        named = self.key if known and not delegate and _ends_at_node(route) and local(target.host) else None
+        kept = ("known", key) if named is not None else key
+        need = Need(key=kept, route=route, port=port, hops=self.hops, alone=alone)
+        opening = Opening(target, sink, self.pool, need, named)
         opening.begin()
         return opening
 
@@ -237,7 +257,12 @@ class Client:
         self, need: Need, command: int, data: bytes, answers: Container[int], timeout: float
     ) -> tuple[int, bytes]:
         """Send a message to a role of the last hop and give the first answer; raises TimedOut or Unavailable."""
-        circuit = await self._circuit(self.pool.get, need)
+        return await self.ask_on(await self._circuit(self.pool.get, need), command, data, answers, timeout)
+
+    async def ask_on(
+        self, circuit: Circuit, command: int, data: bytes, answers: Container[int], timeout: float
+    ) -> tuple[int, bytes]:
+        """Do the same on a circuit that one has."""
         waiting: Deferred[tuple[int, bytes] | Reason] = Deferred()
         try:
             circuit.origin.ask(command, data, answers, timeout, waiting.callback)
@@ -275,13 +300,11 @@ class Client:
 
 
 def _delegated(route: Route) -> tuple[Route, int]:
-    """Take `via:N` out of a route: its hop is any, and the stream asks it to go on through N peers of its own."""
-    found = [hop.count for hop in route.hops if isinstance(hop, Via)]
-    if not found:
-        return route, 0
-    if len(found) > 1 or not isinstance(route.hops[-1], Via):
-        raise LocalProtocolError("via:N is the last hop of a path")
-    return Route((*route.hops[:-1], Rand())), found[0]
+    """Take `via:N` from the end of a route: the hop before it is asked to go on through N peers of its own."""
+    *before, last = route.hops or (None,)
+    if any(isinstance(hop, Via) for hop in before) or (isinstance(last, Via) and not before):
+        raise ConfigError("via:N is the last hop of a path, behind the one that goes on")
+    return (Route(route.hops[:-1]), last.count) if isinstance(last, Via) else (route, 0)
 
 
 def _ends_at_node(route: Route) -> bool:

@@ -15,6 +15,7 @@ from attrs import define, field, frozen
 from layer8.core.errors import RemoteProtocolError
 from layer8.crypto.descriptor import Descriptor
 from layer8.net.storage import Change, Drop, Put, Storage, Value
+from layer8.relay.credit import Owed
 from layer8.relay.database import Database, Peer
 from layer8.relay.guards import Guard, Guards, Second, SecondHops, State
 
@@ -61,15 +62,6 @@ class Letter:
     at: float
     sender: bytes
     text: bytes = field(repr=False)
-
-
-@frozen
-class Owed:
-    """Bytes that a neighbour has relayed for us, and we for it."""
-
-    for_me: int
-    by_me: int
-    at: float
 
 
 @frozen

@@ -17,6 +17,7 @@ from layer8.relay.circuit import Circuits, Way
 from layer8.relay.exit import NoWay
 from layer8.relay.link import Link, Why
 from layer8.relay.links import Links
+from layer8.relay.route import At
 from layer8.relay.slots import Place
 from layer8.relay.stream import ENDS
 from layer8.relay.wire import Destroy, Reason
@@ -31,7 +32,11 @@ Checked = Callable[[str, int], Any]
 
 @define(eq=False)
 class Neighbours:
-    """Hands out links, and takes what links tell. `circuits` is None on a node that does not relay."""
+    """Hands out links, and takes what links tell. `circuits` is None on a node that does not relay.
+
+    `learn` takes what a neighbour says of itself, `pin` whom the user has named by an address, `moved` hears that there
+    are other links than before.
+    """
 
     _tasks: TaskSet
     _checked: Checked
@@ -39,6 +44,8 @@ class Neighbours:
     learn: Callable[[bytes, bytes], None] = lambda peer, descriptor: None
     changed: Callable[[Link, str], None] = lambda link, state: None
     alert: Callable[[str, bytes | None], None] = lambda what, peer: None
+    pin: Callable[[bytes, str], None] = lambda peer, address: None
+    moved: Callable[[], None] = lambda: None
     links: Links = field(init=False)
     carriers: Carriers = field(init=False)
     _waiting: dict[tuple[bytes, bool], list[Done]] = field(factory=dict, init=False)
@@ -51,6 +58,23 @@ class Neighbours:
     def reach_for(self, node: bytes, endpoints: Collection[str], done: Done) -> None:
         """Give a link to a node for somebody else's circuit: what it says must not lead us anywhere private."""
         self._reach(node, endpoints, done, ours=False)
+
+    def meet(self, at: At, done: Callable[[bytes | Reason], None]) -> None:
+        """Dial an address whose owner is unknown; `done` gets the id that it has shown."""
+        self._tasks.start("dial", self._meet(at, done))
+
+    async def _meet(self, at: At, done: Callable[[bytes | Reason], None]) -> None:
+        found: bytes | Reason = Reason.UNREACHABLE
+        try:
+            link = await self.carriers.dial(f"tcp:{_quoted(at.host)}:{at.port}")
+            if link.peer is not None:
+                found = link.peer
+                self.pin(found, f"{_quoted(at.host)}:{at.port}")
+        except TimedOut:
+            found = Reason.TIMEOUT
+        except (NoLink, Unavailable, ConfigError):
+            pass
+        done(found)
 
     def _reach(self, node: bytes, endpoints: Collection[str], done: Done, *, ours: bool) -> None:
         there = self.links.get(node)
@@ -99,6 +123,7 @@ class Neighbours:
         if link.peer is not None and link.descriptor:
             self.learn(link.peer, link.descriptor)
         self.changed(link, "open")
+        self.moved()
 
     def on_create(self, link: Link, slot: Place, kind: int, handshake: bytes, now: float) -> None:
         """Take a circuit that the peer begins, unless this node does not relay."""
@@ -123,6 +148,7 @@ class Neighbours:
         if self.circuits is not None:
             self.circuits.lost(link)
         self.changed(link, "closed")
+        self.moved()
 
 
 def _quoted(address: str) -> str:

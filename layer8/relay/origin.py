@@ -183,6 +183,11 @@ class Origin:
         self.streams.push(fragments(command, number, data))
         return ask
 
+    def tell(self, command: int, data: bytes) -> None:
+        """Send a message of a role that has no answer."""
+        self._ready()
+        self.streams.push(fragments(command, 0, data))
+
     def drop(self, count: int = 1) -> None:
         """Send cells to the last hop that say nothing."""
         self._ready()

@@ -37,8 +37,8 @@ from layer8.relay.limits import (
     T_HOP_MOST,
 )
 from layer8.relay.origin import Hop, Origin, State
-from layer8.relay.path import NoPath, Paths, Want, allows
-from layer8.relay.route import Named, Rand, Route
+from layer8.relay.path import NoPath, Paths, Stranger, Want, allows
+from layer8.relay.route import At, Named, Rand, Route
 from layer8.relay.stream import Cancels, Means, Worker
 from layer8.relay.wire import Destroy, Reason
 
@@ -90,6 +90,8 @@ class Circuit:
     first: float = field(default=0.0, init=False)  # when somebody used it first
     last: float = field(default=0.0, init=False)  # when something was opened on it last
     opened: int = field(default=0, init=False)
+    _cells: int = field(default=0, init=False)  # that `fresh` has told of
+    known: bool = field(default=False, init=False)  # its last hop has been told who we are
 
     @property
     def ms(self) -> tuple[float, ...]:
@@ -101,12 +103,20 @@ class Circuit:
         """Short ids of its nodes."""
         return tuple(id_text(one.identity)[:8] for one in self.path)
 
+    def fresh(self) -> int:
+        """Count the cells that have gone through it since this was asked last."""
+        cells = self.origin.sent + self.origin.streams.received
+        before, self._cells = self._cells, cells
+        return cells - before
+
     def close(self) -> None:
         """End it and its streams."""
         self.origin.close()
 
 
 Done = Callable[[Circuit | Exception], None]
+Meet = Callable[[At, Callable[[bytes | Reason], None]], None]
+"""`meet(at, done)` dials an address and gives the id that was shown there."""
 
 
 @define(eq=False)
@@ -130,11 +140,26 @@ class _Build:
         self.again = 0
         try:
             self.path = pool.paths.choose(evolve(self.want, without=frozenset(self.without)), pool.wall())
+        except Stranger as stranger:
+            pool.meet(stranger.at, self._met)
+            return
         except NoPath as error:
             pool.gave_up(self, error)
             return
         first = self.path[0]
         pool.reach(first.identity, first.endpoints, self._linked)
+
+    def _met(self, who: bytes | Reason) -> None:
+        """Go on with whoever was found at the address of the first hop."""
+        if self.pool.stopped:
+            return
+        if isinstance(who, Reason) or self.pool.database.get(who) is None:
+            reason = who if isinstance(who, Reason) else Reason.UNREACHABLE
+            self.pool.gave_up(self, NoCircuit("there is no relay at the address of the first hop", reason))
+            return
+        rest = self.want.route.hops[1:]
+        self.want = evolve(self.want, route=Route((Named(id_text(who)), *rest)))
+        self.begin()
 
     def _linked(self, way: Way | Reason) -> None:
         first = self.path[0]
@@ -227,6 +252,7 @@ class Pool:
     database: Database
     guards: Guards
     reach: Reach
+    meet: Meet
     wall: Callable[[], float]  # seconds since 1970, by which descriptors and guards go
     hops: int = 3
     spares: int = SPARE_CIRCS
@@ -297,6 +323,12 @@ class Pool:
             return
         want = Want(need.route, need.hops, need.port, need.last, layer2=need.layer2)
         self._enter(_Build(self, evolve(need, alone=True), want, [(need, done)]))
+
+    def hurry(self) -> None:
+        """Try spares again at once: there is more to choose from."""
+        self._pause, self._spares_from = PAUSE[0], 0.0
+        if not self.stopped:
+            self._fill()
 
     def rows(self) -> list[Circuit]:
         """Give every circuit."""

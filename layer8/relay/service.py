@@ -2,7 +2,7 @@
 
 ::
 
-    node = Relay(reactor, key, config.relay, network, keys=OnionKeys(path), memory=memory, wall=wall)
+    node = Relay(reactor, key, config.relay, wall=wall, keys=OnionKeys(path), memory=memory)
     node.startService()          listens; `node.client` is the API for whoever wants streams
     node.serve(role)             a tracker, peer exchange, an inbox: `layer8.core.roles.Answers`
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from os import urandom
 from random import SystemRandom
 from time import monotonic
@@ -22,42 +21,50 @@ from weakref import WeakKeyDictionary
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from layer8.config.network import RelayConfig
+from layer8.core.errors import StorageError, Unavailable
 from layer8.core.network import Network
 from layer8.core.roles import Answers
-from layer8.crypto.descriptor import Descriptor, Role, find_work, make
+from layer8.crypto.descriptor import Descriptor, Role
 from layer8.crypto.keys import NodeKey
 from layer8.crypto.ntor import SeenX, relay_answer
-from layer8.crypto.work import NONCE
 from layer8.net.tasks import TaskSet
 from layer8.relay.carrier import Carriers
-from layer8.relay.circuit import Circuit, Circuits, choose_terms
+from layer8.relay.circuit import Circuit, Circuits, State, choose_terms
 from layer8.relay.client import Client
+from layer8.relay.credit import Credit
 from layer8.relay.database import Database
+from layer8.relay.delegate import Delegates
 from layer8.relay.exit import Account, Guard, LanTargets, Policy
+from layer8.relay.filling import Ask, Filling
 from layer8.relay.guards import Guards, SecondHops
+from layer8.relay.inbox import Inbox
 from layer8.relay.limits import LINKS, PAD_LEAST, PAD_MOST
 from layer8.relay.link import Ground, Why
 from layer8.relay.links import Links
+from layer8.relay.login import Logins
+from layer8.relay.memory import Kept, Letter, Memory
 from layer8.relay.neighbours import Neighbours
 from layer8.relay.onionkeys import OnionKeys
 from layer8.relay.outward import LocalAddresses, Outward
 from layer8.relay.path import Paths
 from layer8.relay.pex import SAME, Exchange
 from layer8.relay.pool import Pool
+from layer8.relay.publishing import Lists, Publishing
 from layer8.relay.securing import Security
 from layer8.relay.stream import Means, Stream
 from layer8.relay.turn import Turn
 from layer8.relay.wire import Destroy, Open, Reason
 
 OPTION: Final = "relay.listen"
-HUB: Final = 4  # times as many links as others want
-TRIES: Final = 65_536  # of the work for a descriptor, in one go of a thread: 40 ms
-DAY: Final = 86_400
+COUNT: Final = 5.0  # seconds between looks at who has carried how much
+SAVE: Final = 60.0  # seconds between writes of what is known
+GATEWAYS: Final = 3  # that a descriptor names
 
 
 class Relay(Service):
@@ -73,6 +80,7 @@ class Relay(Service):
         *,
         wall: Callable[[], float],
         keys: OnionKeys | None = None,
+        memory: Memory | None = None,
         seconds: Callable[[], float] = monotonic,
     ) -> None:
         """Put the parts together; nothing listens yet."""
@@ -81,6 +89,7 @@ class Relay(Service):
         self.config = config
         self.network = Network(config.network)
         self.keys = keys or OnionKeys(None)
+        self.memory = memory
         self.wall = wall
         self.seconds = seconds
         self.chance = SystemRandom()
@@ -88,7 +97,6 @@ class Relay(Service):
         self.tasks = TaskSet(self._log)
         self.listening: tuple[str, ...] = ()
         self.ports: set[int] = set()
-        self.descriptor: Descriptor | None = None
         turn = Turn(lambda end: reactor.callLater(0, end))
         self.means = Means(turn, seconds, reactor.callLater, urandom)
         guard = Guard(LocalAddresses(), self.ports, config.allow_loopback)
@@ -99,7 +107,7 @@ class Relay(Service):
         self.layer2 = SecondHops(self.database, self.chance)
         self.aliases: dict[str, bytes] = {}
         self.paths = Paths(self.database, self.guards, self.chance, layer2=self.layer2, aliases=self.aliases)
-        self.neighbours = Neighbours(self.tasks, self._addresses, learn=self._learn)
+        self.neighbours = Neighbours(self.tasks, self._addresses, learn=self._learn, pin=self._pin)
         self.links = Links(key.node_id, self.neighbours, prefixes=self.network.ruled, most=LINKS)
         ground = Ground(
             self.network.mark,
@@ -122,10 +130,40 @@ class Relay(Service):
             self.database,
             self.guards,
             self.neighbours.reach,
+            self.neighbours.meet,
             wall,
             config.hops,
         )
-        self.client = Client(self.pool, config.hops)
+        self.client = Client(self.pool, config.hops, key)
+        self.logins = Logins(self.network.mark)
+        self.delegates = Delegates(self.client)
+        self.inbox = Inbox(key.node_id, self.network.mark, self.client, wall, seconds, urandom, keep=self._keep_letter)
+        self.credit = Credit()
+        self.tunnels: tuple[str, ...] = ()  # that were kept
+        self.publishing = Publishing(
+            reactor,
+            key,
+            self.network,
+            self.keys,
+            self.chance,
+            wall,
+            self._says,
+            self._endpoints,
+            self._gateways,
+        )
+        self.filling = Filling(
+            reactor,
+            lambda: self.config,
+            key.node_id,
+            self.database,
+            self.client,
+            self.links,
+            self.neighbours,
+            self.chance,
+            wall,
+            seconds,
+        )
+        self._counted: dict[Circuit, int] = {}  # cells of others' circuits
         self._seen = SeenX()
         self._accounts: WeakKeyDictionary[Circuit, Account] = WeakKeyDictionary()
         self.circuits = Circuits(
@@ -133,6 +171,9 @@ class Relay(Service):
         )
         if config.relay:
             self.neighbours.circuits = self.circuits
+            self.neighbours.moved = self._moved
+            self.circuits.serve(self.logins)
+            self.circuits.serve(self.inbox)
             self.circuits.serve(
                 Exchange(
                     self.database,
@@ -149,19 +190,44 @@ class Relay(Service):
         self.circuits.serve(role)
         self.roles |= flag
 
+    def ask_lists(self, lists: Lists) -> None:
+        """Publish this node by these trackers, and ask them for relays; before the service starts."""
+        self.publishing.lists = self.filling.lists = lists
+
+    @property
+    def descriptor(self) -> Descriptor | None:
+        """What others need to build through this node; None where it does not relay, or nobody could."""
+        return self.publishing.descriptor
+
+    def trackers(self) -> list[tuple[bytes, Ask]]:
+        """Give the trackers that are known, and how to ask each."""
+        return self.filling.trackers()
+
+    async def proves(self, descriptor: Descriptor) -> bool:
+        """Dial a stranger's addresses, none that an exit would not, and say whether it has shown its identity there."""
+        try:
+            await self.filling.link(descriptor.identity, descriptor.endpoints, ours=False)
+        except Unavailable:
+            return False
+        return True
+
     def startService(self) -> None:
         """Listen, and begin to keep circuits ready; raises Unavailable."""
         Service.startService(self)
         self.keys.load(self.wall())
+        if self.memory is not None:
+            self._remember(self.memory.load(self.database, self.guards, self.layer2, self.wall()))
         if self.config.relay:
             self._listen()
-            if self.network.ruled:
-                self.tasks.start("introduction", self.introduce())
-            else:
-                self.renew()
+            if not self.network.ruled:
+                self.publishing.renew()
+            self.tasks.start("publishing", self.publishing.keep())
         self.pool.start()
+        self.tasks.start("filling", self.filling.keep())
+        self.tasks.start("saving", self._keep_books())
 
     async def _stop(self) -> None:
+        await self.publishing.withdraw()
         self.pool.stop()
         now = self.seconds()
         await self.carriers.stop()
@@ -169,52 +235,91 @@ class Relay(Service):
         self.links.close(Why.DOWN, now)
         self.means.turn.end()
         await self.tasks.stop()
+        await self._save()
 
     def stopService(self) -> Deferred[None]:
         """End every circuit and link."""
         Service.stopService(self)
         return Deferred.fromCoroutine(self._stop())
 
-    async def introduce(self) -> Descriptor | None:
-        """Make a new descriptor with the work that its network wants; None: there is no address to publish."""
-        if not self.network.ruled:
-            return self.renew()
-        if not (self.config.relay and self.config.advertise):
-            return None
-        start = urandom(NONCE)
-        while True:
-            now = self.wall()
-            look = partial(find_work, self.key.node_id, now, start, TRIES)
-            work, start = await deferToThreadPool(self.reactor, self.reactor.getThreadPool(), look)
-            if work is not None and now // DAY == self.wall() // DAY:
-                return self.renew(work)
+    def introduce(self) -> None:
+        """Make a new descriptor soon: what it says has changed."""
+        self.publishing.changed()
 
-    def renew(self, work: bytes = b"") -> Descriptor:
-        """Make a new descriptor: what others need to build through this node."""
-        now = int(self.wall())
-        self.keys.turn(now)
+    def _remember(self, kept: Kept) -> None:
+        self.aliases.update(kept.aliases)
+        self.tunnels = kept.tunnels
+        self.inbox.restore(kept.inbox)
+        self.credit.restore(kept.credit)
+
+    async def _keep_books(self) -> None:
+        """Count credit, and write down what is known, for ever."""
+        while True:
+            for _ in range(round(SAVE / COUNT)):
+                await deferLater(self.reactor, COUNT)
+                self._count()
+            try:
+                await self._save()
+            except StorageError:
+                self._log.info("what is known of the network could not be written", event="relay.not_saved")
+
+    async def _save(self) -> None:
+        if self.memory is not None:
+            await self.memory.save(self.database, self.guards, self.layer2)
+            await self.memory.save_credit(*self.credit.changes())
+
+    def _count(self) -> None:
+        """Note who has carried how much for whom, and weigh links by it."""
+        now = self.wall()
+        for circuit in self.circuits.all.values():
+            self._counted[circuit] = self._counted.get(circuit, 0)
+        for carried, before in list(self._counted.items()):
+            cells = carried.cells_forward + carried.cells_backward
+            if carried.link.peer is not None and cells > before:
+                self.credit.count(carried.link.peer, now, by_me=cells - before)
+            self._counted[carried] = cells
+            if carried.state is State.CLOSED:
+                del self._counted[carried]
+        for own in self.pool.rows():
+            self.credit.count(own.path[0].identity, now, for_me=own.fresh())
+        for link in self.links:
+            if link.peer is not None and self.config.credit:
+                link.weight = self.credit.weight(link.peer)
+
+    def _pin(self, peer: bytes, address: str) -> None:
+        """Remember a node that the user has named by its address."""
+        self.database.pin(peer)
+        if self.memory is not None:
+            self.tasks.start("saving", self.memory.pin(peer, address))
+
+    def _keep_letter(self, letter: Letter) -> None:
+        if self.memory is not None:
+            self.tasks.start("saving", self.memory.keep_letter(letter))
+
+    def _says(self) -> tuple[int, bytes]:
+        """Give what the descriptor says of us besides keys and addresses."""
         roles = Role.RELAY | self.roles
         if self.outward.policy:
             roles |= Role.EXIT
         if self.config.peer_hub:
             roles |= Role.HUB
-        serial = max(now, 0 if self.descriptor is None else self.descriptor.serial + 1)
-        self.descriptor = make(
-            self.key,
-            self.network,
-            onion_key=self.keys.public,
-            endpoints=self.config.advertise or self._own(),
-            now=now,
-            serial=serial,
-            roles=roles,
-            exits=self.outward.policy.summary(loopback=self.config.allow_loopback),
-            work=work,
-        )
-        return self.descriptor
+        return roles, self.outward.policy.summary(loopback=self.config.allow_loopback)
 
-    def _own(self) -> Sequence[str]:
-        """In a network of tests, where we listen is where we are reached."""
-        return () if self.network.ruled else self.listening
+    def _endpoints(self) -> Sequence[str]:
+        """Give our addresses; in a network of tests, where we listen is where we are reached."""
+        return self.config.advertise or (() if self.network.ruled else self.listening)
+
+    def _gateways(self) -> Sequence[bytes]:
+        """Give the neighbours by whom others reach us if nobody can dial us: whom we have dialled, guards last."""
+        guards = self.guards.ids()
+        dialled = [link.peer for link in self.links if link.dialled and link.peer is not None]
+        return sorted(dialled, key=lambda one: (one in guards, one))[:GATEWAYS]
+
+    def _moved(self) -> None:
+        """Say by whom we are reached now, if we are reached by others."""
+        there = () if self.descriptor is None else self.descriptor.via
+        if self.running and not self._endpoints() and tuple(self._gateways()) != there:
+            self.publishing.changed()
 
     def _listen(self) -> None:
         told = []
@@ -254,14 +359,21 @@ class Relay(Service):
 
     def _asked(self, circuit: Circuit, stream: Stream, target: Open) -> None:
         """Serve what a client wants to reach from here."""
-        if target.delegate:
-            stream.close(Reason.POLICY)
-        elif not target.host and not target.port:
+        identity = self.logins.of(circuit.number)
+        if not target.host and not target.port:
             stream.close(Reason.PROTOCOL)
-        elif circuit.link.peer is None and not self.config.allow_single_hop:
+        elif not (
+            circuit.link.peer is not None
+            or self.config.allow_single_hop
+            or self.outward.targets.opens(identity, target.host, target.port)
+        ):
+            stream.close(Reason.POLICY)
+        elif target.delegate and self.config.delegate:
+            self.delegates.serve(stream, circuit.number)
+        elif target.delegate:
             stream.close(Reason.POLICY)
         else:
             account = self._accounts.get(circuit)
             if account is None:
                 account = self._accounts[circuit] = self.outward.account()
-            self.tasks.start("exit", self.outward.serve(stream, account))
+            self.tasks.start("exit", self.outward.serve(stream, account, identity))

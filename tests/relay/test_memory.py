@@ -13,9 +13,10 @@ from layer8.crypto.descriptor import DAY
 from layer8.net.sqlite import Database as File
 from layer8.net.storage import Change
 from layer8.relay import memory
+from layer8.relay.credit import Owed
 from layer8.relay.database import Database
 from layer8.relay.guards import Guards, SecondHops, State
-from layer8.relay.memory import SCHEMA, Kept, Letter, Memory, Owed
+from layer8.relay.memory import SCHEMA, Kept, Letter, Memory
 from layer8.relay.path import Paths, Want
 from layer8.testing.storage import InlineStorage
 from tests.descriptors import MAIN, NOW, EasyWork, node
