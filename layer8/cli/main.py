@@ -21,6 +21,13 @@ COMMANDS: Mapping[str, str] = {
     "init": "Write an identity and a commented layer8.toml.",
     "expose": "Publish a local port under a host name, through a proxy server.",
     "proxy": "Look after the registrations of a proxy server.",
+    "up": "Run this machine's node of the network.",
+    "socks": "Open a SOCKS5 port into the network.",
+    "tunnel": "Open a local port that leads through the network to one target.",
+    "circuits": "Show the circuits of this machine's node.",
+    "relays": "Show the nodes that it knows.",
+    "send": "Send a line of text to a node.",
+    "inbox": "Show the messages that have come.",
     "status": "Show the daemons that run on this machine.",
     "bench": "Measure this machine's proxies side by side.",
 }

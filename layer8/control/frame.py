@@ -35,6 +35,7 @@ from layer8.control.settings import Configuration, Settings
 from layer8.control.table import Table
 from layer8.core.errors import Layer8Error
 from layer8.crypto.keyfile import make_private_folder, read_private
+from layer8.crypto.keys import NodeKey
 from layer8.crypto.x509 import Identity
 from layer8.net.logs import Logs
 from layer8.net.process import Process
@@ -93,8 +94,10 @@ class Frame:
 
     _log = Logger(namespace="layer8.control.frame")
 
-    def __init__(self, reactor: Any, role: str, source: Source, environ: Mapping[str, str]) -> None:
-        """Prepare the daemon `role`; nothing listens yet."""
+    def __init__(
+        self, reactor: Any, role: str, source: Source, environ: Mapping[str, str], *, key: NodeKey | None = None
+    ) -> None:
+        """Prepare the daemon `role`; nothing listens yet. `key` None: the one in the state folder."""
         config = source.loaded.config
         self.reactor = reactor
         self.role = role
@@ -103,7 +106,7 @@ class Frame:
         self.home: Path = home(environ)
         make_private_folder(self.home)
         self.logs = Logs(config.log, environ)
-        self.key = node_key(self.home)
+        self.key = key or node_key(self.home)
         self.daemon = Daemon(reactor, self._log)
         self.health = self.daemon.health
         self.table = Table(wall_clock)

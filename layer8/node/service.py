@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any, Final
 
 from attrs import evolve
@@ -40,7 +41,9 @@ from layer8.relay.pool import Need
 from layer8.relay.route import parse_route
 from layer8.relay.service import Relay
 from layer8.relay.wire import Destroy, Reason
+from layer8.socks.operate import SocksRows
 from layer8.socks.server import SocksServer
+from layer8.socks.tunnels import Tunnels
 
 DATABASE: Final = "node.db"
 ONION_KEYS: Final = "onion.keys"
@@ -73,8 +76,11 @@ class Node(Service):
         frame.table.add(self.rows)
         self._guard(config.relay)
         self.socks: SocksServer | None = None
-        if socks is not None:
+        if socks is not None and socks.listen:
             self.socks = SocksServer(frame.reactor, socks, self.relay.client)
+        self.tunnels = Tunnels(frame.reactor, config.socks, self.relay.client, wall=wall_clock, keeper=self.memory)
+        tables = (self.tunnels.clients, *(() if self.socks is None else (self.socks.clients,)))
+        frame.table.add(SocksRows(tables, self.tunnels, monotonic))
         self._watch = LoopingCall(self._look)
         self._watch.clock = frame.reactor
         self._draining = False
@@ -92,6 +98,7 @@ class Node(Service):
         self.relay.startService()
         if self.socks is not None:
             self.socks.startService()
+        self.tunnels.startService()
         self._frame.metrics.add(self.metrics)
         self._watch.start(WATCH)
         for text in self.config.peers:
@@ -121,6 +128,8 @@ class Node(Service):
         self._frame.metrics.remove(self.metrics)
         if self._watch.running:
             self._watch.stop()
+        if self.tunnels.running:
+            await self.tunnels.stopService()
         if self.socks is not None and self.socks.running:
             await self.socks.stopService()
         if self.relay.running:
@@ -160,6 +169,7 @@ class Node(Service):
         """Listen for programs elsewhere; if that cannot be, go on where it was."""
         assert self.socks is not None
         old, fresh = self.socks, SocksServer(self._frame.reactor, config, self.relay.client)
+        fresh.clients = old.clients
         await old.stopService()
         try:
             fresh.startService()
@@ -174,6 +184,7 @@ class Node(Service):
         told = [f"links on {id_text(self.relay.key.node_id)}@{text}" for text in self.relay.listening]
         if self.socks is not None:
             told += [f"SOCKS on {text}" for text in self.socks.listening]
+        told += [f"tunnel on {text}" for row in self.tunnels for text in row.listening]
         return told
 
     def connections(self) -> int:
