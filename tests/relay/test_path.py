@@ -174,6 +174,63 @@ class RuleTests(EasyWork):
             self.assertLessEqual(set(ids(chosen.choose(Want(), NOW))), listed)
 
 
+class VettingTests(EasyWork):
+    """Circuits that try nodes, built by somebody for whom some nodes are dead."""
+
+    def tried(self, known: Database, tries: int, *dead: int) -> list[list[bytes]]:
+        """Build so many, or until there is nobody left to try; note every node as a pool does."""
+        chosen, gone = paths(known), set(map(node, dead))
+        circuits: list[list[bytes]] = []
+        for _ in range(tries):
+            try:
+                path = ids(chosen.vetting(NOW))
+            except NoPath:
+                break
+            circuits.append(path)
+            self.assertEqual(len(set(path)), len(path))
+            bad = next((identity for identity in path if identity in gone), None)
+            if bad is not None:
+                known.failed(bad)
+                continue
+            for identity in path:
+                known.worked(identity, NOW)
+        return circuits
+
+    def fresh(self, count: int) -> Database:
+        known = Database(MAIN)
+        for number in range(count):
+            for source in (9001, 9002):
+                known.learn(told(number), node(source), NOW)
+        return known
+
+    def test_a_node_that_has_just_begun(self) -> None:
+        """Nobody is vetted, and soon everybody is."""
+        known = self.fresh(12)
+        self.assertLess(len(self.tried(known, 100)), 40)
+        self.assertTrue(all(known.vetted(peer) for peer in known))
+
+    def test_one_node_is_enough_to_begin(self) -> None:
+        self.assertEqual(self.tried(self.fresh(1), 10), [[node(0)]] * 3)
+
+    def test_the_dead_do_not_hold_up_the_others(self) -> None:
+        known = self.fresh(6)
+        circuits = self.tried(known, 80, 0, 1)
+        found = {peer.identity for peer in known if known.vetted(peer)}
+        self.assertEqual(found, {node(number) for number in range(2, 6)})
+        self.assertEqual({path[-1] for path in circuits[-10:]}, {node(0), node(1)})  # tried on and on
+
+    def test_the_others_of_the_circuit_are_vetted_where_there_are_enough(self) -> None:
+        known = vetted(range(25))
+        known.learn(told(60), node(9001), NOW)
+        circuits = self.tried(known, 10)
+        self.assertEqual([(path[-1], len(path)) for path in circuits], [(node(60), 3)] * 3)
+
+    def test_nothing_to_try_where_there_are_no_rules(self) -> None:
+        known = Database(TEST)
+        known.learn(told(1, TEST), node(9001), NOW)
+        self.assertEqual(self.tried(known, 1), [])
+
+
 class HandTests(EasyWork):
     def setUp(self) -> None:
         super().setUp()
