@@ -34,7 +34,7 @@ from collections.abc import Callable
 from enum import IntEnum, StrEnum
 from typing import Final, Protocol
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from layer8.core.errors import RemoteProtocolError, Unavailable
 from layer8.crypto.vouch import check
@@ -45,11 +45,9 @@ from layer8.relay.limits import (
     CIRCS_PER_LINK,
     CLOCK_APART,
     CLOSED_KEPT,
-    PING_DEAD,
-    PING_EVERY,
-    PROBE_TIME,
     T_LINK,
 )
+from layer8.relay.pulse import TOKEN, Pulse
 from layer8.relay.slots import Backlog, Out, Place
 from layer8.relay.turn import Taker, Turn
 from layer8.relay.wire import (
@@ -67,7 +65,6 @@ from layer8.relay.wire import (
     read_handshake,
 )
 
-TOKEN: Final = 8  # bytes of a PING
 NUMBERS: Final = DIALLER - 1  # of circuits, for each side
 
 _HELLO: Final = bytes((0, 0, 0, 0, Cell.HELLO))
@@ -169,56 +166,8 @@ class Ground:
     descriptor: Callable[[], bytes] = bytes  # our own, for HELLO; empty where this node does not relay
 
 
-@define(eq=False)
-class _Probe:
-    due: float
-    done: Callable[[bool, float], None]
-
-
 class Link:
     """See the module. `wanted` is the only identity that a dialling side takes; `address` is where the peer is."""
-
-    __slots__ = (
-        "_bad",
-        "_bad_since",
-        "_binding",
-        "_clock_apart",
-        "_closed",
-        "_closed_before",
-        "_deaf",
-        "_ground",
-        "_heard",
-        "_next",
-        "_out",
-        "_owner",
-        "_pad_from",
-        "_pad_wait",
-        "_ping_at",
-        "_pings",
-        "_probes",
-        "_proof",
-        "_ready",
-        "_rest",
-        "_slots",
-        "_told",
-        "_turned",
-        "_until",
-        "_wanted",
-        "_wire",
-        "address",
-        "cells_in",
-        "cells_out",
-        "descriptor",
-        "dialled",
-        "named",
-        "opened_at",
-        "peer",
-        "rtt",
-        "seen",
-        "state",
-        "was_open",
-        "weight",
-    )
 
     def __init__(
         self,
@@ -250,11 +199,8 @@ class Link:
         self._closed: set[int] = set()
         self._closed_before: set[int] = set()
         self._bad = 0
-        self._bad_since = self._heard = now
-        self._pad_from = self._ping_at = self._turned = now
-        self._pad_wait = 0.0
-        self._pings: dict[bytes, float] = {}
-        self._probes: dict[bytes, _Probe] = {}
+        self._bad_since = self._turned = now
+        self._pulse = Pulse(ground, self._out, now)
         self.address = address or Address("")
         self.cells_in = self.cells_out = 0  # of circuits
         self.descriptor = b""  # as the peer has sent it
@@ -262,7 +208,6 @@ class Link:
         self.named = False
         self.opened_at = now
         self.peer: bytes | None = None
-        self.rtt = 0.0
         self.seen = Address("")
         self.state = State.SECURING
         self.was_open = False
@@ -300,7 +245,7 @@ class Link:
 
     def received(self, data: bytes, now: float) -> None:
         """Take bytes, cut anywhere."""
-        self._heard = now
+        self._pulse.heard = now
         if self._rest:
             data = self._rest + data
             self._rest = b""
@@ -347,8 +292,7 @@ class Link:
             return None
         if self.state < State.OPEN:
             return self._until
-        soon = min(self._pad_from + self._pad_wait, self._ping_at, self._heard + PING_DEAD)
-        return min(soon, *(probe.due for probe in self._probes.values())) if self._probes else soon
+        return self._pulse.deadline()
 
     # What owners call.
 
@@ -363,8 +307,7 @@ class Link:
         if self._clock_apart:
             self.notice(Notice.CLOCK)
         self.opened_at = self._turned = now
-        self._ping_at = now
-        self._plan_pad(now)
+        self._pulse.begin(now)
         self._wire.hold(False)
         self._wire.due(self.deadline())
         self._owner.opened(self, now)
@@ -394,9 +337,7 @@ class Link:
 
     def probe(self, now: float, done: Callable[[bool, float], None]) -> None:
         """Ask whether the peer is still there; `done(alive, now)` comes within PROBE_TIME."""
-        token = self._ground.random(TOKEN)
-        self._probes[token] = _Probe(now + PROBE_TIME, done)
-        self._ping(token, now)
+        self._pulse.probe(now, done)
         self._wire.due(self.deadline())
 
     def drain(self, now: float) -> None:
@@ -420,6 +361,11 @@ class Link:
     def ended(self) -> bool:
         """Whether the link is closed."""
         return self.state is State.CLOSED
+
+    @property
+    def rtt(self) -> float:
+        """Seconds that the last PING took."""
+        return self._pulse.rtt
 
     @property
     def circuits(self) -> int:
@@ -460,23 +406,12 @@ class Link:
 
     def _tend(self, now: float) -> None:
         self._out.age(now)
-        if now - self._heard >= PING_DEAD:
+        if not self._pulse.tend(now):
             self.close(Why.DEAD, now, abort=True)
             return
-        for token, probe in list(self._probes.items()):
-            if now >= probe.due:
-                del self._probes[token]
-                probe.done(False, now)
-        if self.ended:
-            return
-        if now >= self._ping_at:
-            self._ping_at = now + PING_EVERY
-            self._pings.clear()
-            self._ping(self._ground.random(TOKEN), now)
         if now - self._turned >= BAD_TIME:
             self._turned = now
             self._closed_before, self._closed = self._closed, set()
-        self._pad(now)
 
     def _drained(self, now: float) -> None:
         if not self._slots:
@@ -597,7 +532,8 @@ class Link:
                 answer = body[:TOKEN] + int(self._ground.wall()).to_bytes(8, "big")
                 self._out.say(cell(0, Cell.PONG, answer))
             case Cell.PONG if circ == 0:
-                self._pong(body[:TOKEN], now)
+                if not self._pulse.pong(body[:TOKEN], now):
+                    self._offence(now)
             case Cell.NOTICE if circ == 0:
                 self._owner.noticed(self, body[0], now)
             case _:
@@ -652,33 +588,6 @@ class Link:
         if self._bad > BAD_CELLS:
             self.close(Why.PROTOCOL, now, abort=True)
 
-    def _ping(self, token: bytes, now: float) -> None:
-        self._pings[token] = now
-        self._out.say(cell(0, Cell.PING, token + int(self._ground.wall()).to_bytes(8, "big")))
-
-    def _pong(self, token: bytes, now: float) -> None:
-        sent = self._pings.pop(token, None)
-        if sent is None:
-            self._offence(now)
-            return
-        self.rtt = now - sent
-        probe = self._probes.pop(token, None)
-        if probe is not None:
-            probe.done(True, now)
-
-    def _plan_pad(self, now: float) -> None:
-        self._pad_from = now
-        self._pad_wait = max(self._ground.pad(), self._ground.pad())
-
-    def _pad(self, now: float) -> None:
-        """Send PAD after silence; any traffic puts it off."""
-        last = max(self._heard, self._out.wrote)
-        if last > self._pad_from:
-            self._plan_pad(last)
-        if now >= self._pad_from + self._pad_wait:
-            self._out.pad(cell(0, Cell.PAD))
-            self._plan_pad(now)
-
     def _end(self, why: Why, now: float) -> None:
         if self.state is State.CLOSED:
             return
@@ -693,9 +602,7 @@ class Link:
         for place in places:
             if place.taker is not None:
                 place.taker.gone(reason, now)
-        probes, self._probes = self._probes, {}
-        for probe in probes.values():
-            probe.done(False, now)
+        self._pulse.end(now)
         self._owner.closed(self, why, now)
         self._tell(why)
 

@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from layer8.core.errors import LocalProtocolError, Unavailable
 from layer8.crypto.keys import NodeKey
 from layer8.crypto.vouch import sign
-from layer8.relay.limits import BAD_CELLS, CIRCS_NAMELESS, CIRCS_PER_LINK, CONTROL_MOST, PING_DEAD, T_LINK
+from layer8.relay.limits import BAD_CELLS, CIRCS_NAMELESS, CIRCS_PER_LINK, CONTROL_MOST, PING_DEAD, PING_EVERY, T_LINK
 from layer8.relay.link import State, Why, destroy_reason
 from layer8.relay.wire import BODY, CELL, DIALLER, VERSION, Address, Cell, Destroy, Hello, Notice, cell
 from tests.relay.links import ALICE, BOB, NETWORK, Pair, Taken, Time, ground
@@ -406,7 +406,7 @@ class TimeTests(SynchronousTestCase):
         time = Time()
         pair = Pair(ground(time, pad=lambda: next(draws)), ground(time, pad=lambda: 1e6))
         wire, link = pair.wires[0], pair.dialler
-        link._ping_at = 1e9
+        link._pulse._ping_at = 1e9
         start = time.now
 
         def sent_at(until: float) -> list[float]:
@@ -467,6 +467,19 @@ class TimeTests(SynchronousTestCase):
         pair.dialler.probe(pair.time.now, lambda alive, now: heard.append((alive, now)))
         pair.dialler.lost(pair.time.now)
         self.assertEqual(heard[2:], [(False, 1002.0)])
+
+    def test_a_probe_beside_a_ping(self) -> None:
+        """What is due every PING_EVERY does not make a probe forget whom it has asked."""
+        pair = Pair()
+        heard: list[bool] = []
+        pair.dialler.wake(pair.time.now)
+        pair.time.now += PING_EVERY - 0.5
+        pair.dialler._pulse.heard = pair.time.now
+        pair.dialler.probe(pair.time.now, lambda alive, now: heard.append(alive))
+        pair.time.now += 1
+        pair.dialler.wake(pair.time.now)
+        pair.settle()
+        self.assertEqual((heard, pair.dialler._bad), ([True], 0))
 
 
 def conversation() -> bytes:
