@@ -69,12 +69,17 @@ class Guards:
         self._chance = chance
         self._count = count
         self._guards: list[Guard] = []
-        self._before: list[Guard] = []  # that have expired and nobody has asked for yet
+        self._past: list[Guard] = []
 
     @property
     def rows(self) -> tuple[Guard, ...]:
         """Every guard, in the order in which they are used."""
         return tuple(sorted(self._guards, key=_order))
+
+    @property
+    def past(self) -> tuple[Guard, ...]:
+        """Those that have expired since the start, the last GUARDS_SAMPLED of them."""
+        return tuple(self._past)
 
     def restore(self, guards: Iterable[Guard]) -> None:
         """Take back what was kept."""
@@ -131,11 +136,6 @@ class Guards:
         guard.failures = min(guard.failures + 1, 30)
         guard.state = State.UNREACHABLE
 
-    def expired(self) -> list[Guard]:
-        """Give those that have expired since this was asked last."""
-        gone, self._before = self._before, []
-        return gone
-
     def _next(self, suits: Suits) -> Peer | None:
         """Give the first that suits of those that stand behind the primary ones."""
         for guard in self.rows:
@@ -156,11 +156,11 @@ class Guards:
         for guard in self._guards:
             if guard.expires <= now or self._peer(guard) is None:
                 guard.state = State.EXPIRED
-                self._before.append(guard)
+                self._past.append(guard)
             else:
                 kept.append(guard)
         self._guards = kept
-        del self._before[:-GUARDS_SAMPLED]
+        del self._past[:-GUARDS_SAMPLED]
 
     def _rank(self, now: float) -> None:
         """Move every guard to the state that it is in by now."""

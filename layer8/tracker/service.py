@@ -32,7 +32,7 @@ class Listed:
 class Tracker:
     """A role of a node, for the relay's table of roles (`layer8.core.roles.Answers`)."""
 
-    commands = frozenset((Track.PUBLISH, Track.UNPUBLISH, Track.GET_RELAYS))
+    commands: frozenset[int] = frozenset((Track.PUBLISH, Track.UNPUBLISH, Track.GET_RELAYS))
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layer8.core.errors import RemoteProtocolError
+from layer8.core.roles import Answers
 from layer8.crypto.descriptor import DAY, LISTED, Descriptor, pack
 from layer8.relay import pex
 from layer8.relay.database import Database
@@ -30,6 +31,10 @@ class ExchangeTests(EasyWork):
         ((command, data),) = asker.got
         self.assertEqual(command, PEX_PEERS)
         return [Descriptor.read(raw).identity for raw in read_peers(data)]
+
+    def test_it_is_a_role(self) -> None:
+        role: Answers = self.exchange
+        self.assertEqual(role.commands, {21})
 
     def test_ten_half_live_half_remembered(self) -> None:
         got = self.ask(node(500))

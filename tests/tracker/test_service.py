@@ -10,6 +10,7 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger
 
 from layer8.core.errors import LimitExceeded, RemoteProtocolError, StorageError, Unavailable
+from layer8.core.roles import Answers
 from layer8.crypto.descriptor import DESC_LIFE, LISTED, Descriptor, unpack
 from layer8.net.sqlite import Database as File
 from layer8.net.storage import Change
@@ -71,6 +72,10 @@ class TrackerTests(EasyWork):
     def statuses(self, asker: FakeAsker) -> list[Status]:
         self.assertEqual({command for command, _ in asker.got}, {Track.OK})
         return [read_ok(data) for _, data in asker.got]
+
+    def test_it_is_a_role(self) -> None:
+        role: Answers = self.tracker
+        self.assertEqual(role.commands, {16, 17, 18})
 
     def test_publish(self) -> None:
         """G27: nothing is listed before the relay has been found at its addresses."""
