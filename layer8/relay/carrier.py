@@ -211,7 +211,10 @@ class Carrier(TwistedProtocol):
 
 @define(eq=False)
 class Carriers:
-    """A node's listeners and dials; `kind` is the security where an endpoint string names none."""
+    """A node's listeners and dials; `kind` is the security of a listener whose endpoint string names none.
+
+    An address of somebody else that names none is one for TLS, whatever our own listeners take.
+    """
 
     _reactor: Any
     _ground: Ground
@@ -242,7 +245,7 @@ class Carriers:
 
         Raises `NoLink`, `Unavailable`, `TimedOut` or `ConfigError`. Cancelled, the link is closed.
         """
-        where = way(text, self.kind)
+        where = way(text, TLS)
         if wanted is not None and (there := self.links.get(wanted)) is not None:
             return there
         if not self.links.admits(where.host):

@@ -34,7 +34,7 @@ from layer8.crypto.descriptor import Descriptor, Role
 from layer8.crypto.keys import NodeKey
 from layer8.crypto.ntor import SeenX, relay_answer
 from layer8.net.tasks import TaskSet
-from layer8.relay.carrier import Carriers
+from layer8.relay.carrier import Carriers, kind
 from layer8.relay.circuit import Circuit, Circuits, State, choose_terms
 from layer8.relay.client import Client
 from layer8.relay.credit import Credit
@@ -56,7 +56,7 @@ from layer8.relay.path import Paths
 from layer8.relay.pex import SAME, Exchange
 from layer8.relay.pool import Pool
 from layer8.relay.publishing import Lists, Publishing
-from layer8.relay.securing import Security
+from layer8.relay.securing import TLS, Security
 from layer8.relay.stream import Means, Stream
 from layer8.relay.turn import Turn
 from layer8.relay.wire import Destroy, Open, Reason
@@ -307,7 +307,8 @@ class Relay(Service):
 
     def _endpoints(self) -> Sequence[str]:
         """Give our addresses; in a network of tests, where we listen is where we are reached."""
-        return self.config.advertise or (() if self.network.ruled else self.listening)
+        advertised = tuple(_said(text, kind(text, self.config.link)) for text in self.config.advertise)
+        return advertised or (() if self.network.ruled else self.listening)
 
     def _gateways(self) -> Sequence[bytes]:
         """Give the neighbours by whom others reach us if nobody can dial us: whom we have dialled, guards last."""
@@ -327,9 +328,8 @@ class Relay(Service):
             for port in self.carriers.listen(text, OPTION):
                 address: Any = port.getHost()
                 self.ports.add(address.port)
-                noise = ":link=noise" if text.endswith(":link=noise") else ""
                 host = address.host.replace(":", "\\:")
-                told.append(f"tcp:{host}:{address.port}{noise}")
+                told.append(_said(f"tcp:{host}:{address.port}", kind(text, self.config.link)))
         self.listening = tuple(told)
 
     def _answer(self, handshake: bytes) -> Any:
@@ -377,3 +377,9 @@ class Relay(Service):
             if account is None:
                 account = self._accounts[circuit] = self.outward.account()
             self.tasks.start("exit", self.outward.serve(stream, account, identity))
+
+
+def _said(text: str, security: str) -> str:
+    """Give an address as others are told it: without a word it is TLS."""
+    plain = text.removesuffix(f":link={security}")
+    return plain if security == TLS else f"{plain}:link={security}"
