@@ -294,7 +294,7 @@ class Circuit:
         self._forward = layer(keys.forward)
         self._backward = layer(keys.backward)
         self.binding = keys.binding
-        self.streams = Streams(self, self.owner.means, self._asked if self.owner.asked else None)
+        self.streams = Streams(self, self.owner.means, self._asked)
         self.state = State.ENDED
         self.slot.created(L8_NTOR, reply)
 
@@ -410,7 +410,9 @@ class Circuit:
             self.streams.flush()
 
     def _asked(self, stream: Stream, target: Open) -> None:
-        if self.owner.asked is not None:
+        if self.owner.asked is None:
+            stream.close(Reason.POLICY)
+        else:
             self.owner.asked(self, stream, target)
 
     def _ask_role(self, command: int, stream: int, data: bytes) -> None:
@@ -487,8 +489,10 @@ class Back:
 
     def gone(self, reason: int, now: float) -> None:
         """Take the end from the next hop's side."""
+        if self._given_up:
+            return
+        self._given_up = True
         if self._circuit.state is State.EXTENDING:
-            self._given_up = True
             self._circuit.not_extended(ENDS.get(_known(reason), Reason.UNREACHABLE))
         else:
             self._circuit.close(reason)

@@ -222,6 +222,8 @@ class Origin:
 
     def cells(self, cmd: int, bodies: Sequence[memoryview], now: float) -> None:
         """Take cells of the last hop."""
+        if self.state is State.CLOSED:
+            return
         tags: list[bytes] = []
         try:
             if cmd != Cell.RELAY or not self.hops:

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from layer8.core.errors import RemoteProtocolError
 from layer8.core.roles import Asker
 from layer8.crypto.ntor import HandshakeFailed, OnionKey, client_begin
-from layer8.crypto.onion import client_forward
+from layer8.crypto.onion import CELLS_MAX, client_forward
 from layer8.relay.circuit import Bucket, Circuits, State
 from layer8.relay.limits import CIRC_LIFE, EARLY_CELLS, HANDSHAKE_BURST, HANDSHAKE_RATE, HANDSHAKES, MAX_HOPS
 from layer8.relay.origin import OFFER, Origin
@@ -206,6 +206,30 @@ class PassingTests(NetworkCase):
         for circuit in self.relays[0].circuits._ages.expired(late):
             circuit.close(Destroy.TIMEOUT)
         self.dies(building, Destroy.TIMEOUT)
+
+    def test_as_many_cells_as_a_layer_takes(self) -> None:
+        """P6: then the circuit ends, whoever counts them first, and with reason 4."""
+        for who in ("client", "guard", "exit", "guard, backward", "exit, backward"):
+            with self.subTest(who=who):
+                building = self.build()
+                ends = [next(iter(relay.circuits.all.values())) for relay in self.relays[:3]]
+                layers = {
+                    "client": building.circuit._forward[1],
+                    "guard": ends[0]._forward,
+                    "exit": ends[2]._forward,
+                    "guard, backward": ends[0]._backward,
+                    "exit, backward": ends[2]._backward,
+                }
+                layers[who].cells = CELLS_MAX
+                building.circuit.open(ECHO, Heard()).write(b"one more")
+                self.dies(building, Destroy.LIMIT)
+
+    def test_a_relay_that_reaches_nothing(self) -> None:
+        self.relays[0].circuits.asked = None
+        sink = Heard()
+        self.build(1).circuit.open(ECHO, sink)
+        self.net.run(lambda: sink.reason is not None)
+        self.assertEqual(sink.reason, Reason.POLICY)
 
 
 class BadInputTests(NetworkCase):
