@@ -148,6 +148,10 @@ class Tunnels(Service):
         """Give those that are open, the oldest first."""
         return iter(list(self._open.values()))
 
+    def restore(self, paths: Iterable[str]) -> None:
+        """Take the paths that were kept, before the start."""
+        self._kept = tuple(paths)
+
     def startService(self) -> None:
         """Open what was kept."""
         Service.startService(self)
