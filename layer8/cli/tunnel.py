@@ -59,8 +59,8 @@ def open_path(
         said["relay.network"] = network
 
     async def begun(node: Node) -> Sequence[str]:
-        opened = await node.tunnels.open(path, keep=keep)
-        return [f"tunnel on {text}" for text in opened.listening]
+        await node.tunnels.open(path, keep=keep)
+        return ()
 
     return run_node(said, begun, as_json=as_json, verbose=verbose)
 

@@ -21,26 +21,24 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
-from layer8.config.network import RelayConfig, SocksConfig, parse_peer
+from layer8.config.network import RelayConfig, SocksConfig
 from layer8.config.tree import Config
 from layer8.control.frame import Frame
 from layer8.control.service import wall_clock
-from layer8.core.errors import Layer8Error, RemoteProtocolError, TimedOut, Unavailable
+from layer8.core.errors import Layer8Error
 from layer8.crypto.keys import id_text
 from layer8.net.sqlite import Database
 from layer8.net.storage import Storage, ThreadedStorage
 from layer8.node.counting import RelayMetrics
 from layer8.node.listeners import Listeners
+from layer8.node.tracking import ask_trackers, serve_tracker
 from layer8.relay.exit import Guard, LanTargets, Policy
 from layer8.relay.limits import SPARE_CIRCS
 from layer8.relay.memory import SCHEMA, Memory
 from layer8.relay.onionkeys import OnionKeys
-from layer8.relay.operate import RelayRows
-from layer8.relay.pex import PEX_GET, PEX_PEERS, get, read_peers
-from layer8.relay.pool import Need
-from layer8.relay.route import parse_route
+from layer8.relay.operate import InboxRows, RelayRows
 from layer8.relay.service import Relay
-from layer8.relay.wire import Destroy, Reason
+from layer8.relay.wire import Destroy
 from layer8.socks.operate import SocksRows
 from layer8.socks.server import SocksServer
 from layer8.socks.tunnels import Tunnels
@@ -69,11 +67,15 @@ class Node(Service):
             config.relay,
             wall=wall_clock,
             keys=OnionKeys(frame.home / ONION_KEYS),
+            memory=self.memory,
         )
         frame.debug.open = not self.relay.network.ruled
         self.rows = RelayRows(self.relay, frame.table)
         self.metrics = RelayMetrics(self.rows)
-        frame.table.add(self.rows)
+        for rows in (self.rows, InboxRows(self.relay.inbox, frame.key)):
+            frame.table.add(rows)
+        self.tracker = None if not tracker else serve_tracker(frame, self.relay, self.storage)
+        ask_trackers(frame, self.relay, lambda: self._frame.source.loaded.config.tracker.ask)
         self._guard(config.relay)
         self.socks: SocksServer | None = None
         if socks is not None and socks.listen:
@@ -95,29 +97,15 @@ class Node(Service):
     def startService(self) -> None:
         """Listen everywhere; raises `Unavailable`."""
         Service.startService(self)
+        if self.tracker is not None:
+            self.tracker.load()
         self.relay.startService()
         if self.socks is not None:
             self.socks.startService()
+        self.tunnels.restore(self.relay.tunnels)
         self.tunnels.startService()
         self._frame.metrics.add(self.metrics)
         self._watch.start(WATCH)
-        for text in self.config.peers:
-            identity, endpoint = parse_peer(text)
-            self.relay.database.pin(identity)
-            self.relay.tasks.start("meet", self._meet(identity, endpoint))
-
-    async def _meet(self, identity: bytes, endpoint: str) -> None:
-        while self.running:
-            link: Deferred[object] = Deferred()
-            self.relay.neighbours.reach(identity, (endpoint,), link.callback)
-            if not isinstance(await link, Reason):
-                try:
-                    need = Need(route=parse_route(id_text(identity)), hops=1, alone=True)
-                    _, data = await self.relay.client.ask(need, PEX_GET, get(), {PEX_PEERS}, 5.0)
-                    self.relay.database.took(identity, read_peers(data), wall_clock())
-                except (Unavailable, TimedOut, RemoteProtocolError):
-                    pass
-            await deferLater(self._frame.reactor, 1.0)
 
     def stopService(self) -> Deferred[None]:
         """End everything, the storage last."""
@@ -163,7 +151,7 @@ class Node(Service):
         relay.pool.hops = relay.client.hops = fresh.hops
         self._guard(fresh)
         if fresh.relay:
-            await relay.introduce()
+            relay.introduce()
 
     async def _renew_socks(self, config: SocksConfig) -> None:
         """Listen for programs elsewhere; if that cannot be, go on where it was."""

@@ -45,6 +45,7 @@ ASK_LATER: Final = 6 * 3600.0
 VET_EVERY: Final = 60.0  # seconds between circuits that try a node, where enough are known
 REDIAL: Final = 600.0  # seconds until a node is dialled again that did not answer
 DIALS: Final = 2  # at a time
+AGAIN_YOUNG: Final = 3.0  # seconds until a neighbour is asked again in a network of tests
 ANSWER_TIME: Final = 10.0  # seconds
 HUB: Final = 4  # times as many links as others want
 
@@ -164,10 +165,13 @@ class Filling:
 
     async def _exchange(self) -> None:
         """Ask neighbours that have not been asked for an hour."""
-        if len(self._live()) >= ENOUGH:
+        live = len(self._live())
+        if live >= ENOUGH:
             return
         now = self._seconds()
-        self._asked = {one: at for one, at in self._asked.items() if now - at < SAME}
+        # Networks of tests are a minute old, and whoever is asked there knows more with every second.
+        again = SAME if self._database.network.ruled or live >= FEW else AGAIN_YOUNG
+        self._asked = {one: at for one, at in self._asked.items() if now - at < again}
         linked = {link.peer for link in self._links if link.peer is not None}
         fresh = [one for one in linked - self._asked.keys() if self._database.get(one) is not None]
         await _all(self._peers(one) for one in sorted(fresh)[:DIALS])

@@ -20,18 +20,19 @@ from layer8.core.errors import ConfigError, Unavailable
 from layer8.core.members import member
 from layer8.core.place import place
 from layer8.crypto.descriptor import Role
-from layer8.crypto.keys import SHORT, id_text
+from layer8.crypto.keys import SHORT, NodeKey, id_text
 from layer8.relay.circuit import Circuits as Carried
 from layer8.relay.database import Database, Peer
 from layer8.relay.exit import Rule
 from layer8.relay.guards import Guards
+from layer8.relay.inbox import Inbox
 from layer8.relay.link import Link
 from layer8.relay.links import Links
 from layer8.relay.neighbours import Neighbours
 from layer8.relay.outward import Outward
 from layer8.relay.pool import Circuit, Need, Pool
 from layer8.relay.route import MAX_HOPS, Internet, Route, parse_route, parse_way
-from layer8.relay.wire import Reason
+from layer8.relay.wire import TEXT_MOST, Reason
 
 PAGE: Final = 200  # rows
 BUILD_TIME: Final = 90.0  # seconds: three circuits of several hops may be tried
@@ -212,6 +213,41 @@ class Stats:
 
 
 @frozen
+class Message:
+    """A line of text for a node, by its id, letters of it, or an alias; `signed` by our own key or by nobody's."""
+
+    to: str = member(least=1, most=64)
+    text: str = member(least=1, most=TEXT_MOST)
+    signed: bool = False
+
+
+@frozen
+class Taken:
+    """How long the answer took, and by which circuit; whether that was built for it."""
+
+    ms: float
+    circuit: int
+    new: bool
+
+
+@frozen
+class LetterRow:
+    """A message that has come; `sender` is empty where nobody has signed it."""
+
+    at: int
+    sender: str
+    text: str
+
+
+@frozen
+class LetterRows:
+    """Messages, the newest last; `next` is the cursor of the next page if there is one."""
+
+    letters: tuple[LetterRow, ...]
+    next: str | None = None
+
+
+@frozen
 class LinkEvent:
     """A link was opened, or is closed."""
 
@@ -361,7 +397,7 @@ class RelayRows:
                 GuardRow(
                     short(one.identity), one.state.value, round(max(0.0, one.expires - now) / 86400, 1), one.failures
                 )
-                for one in self._parts.guards.rows
+                for one in (*self._parts.guards.rows, *self._parts.guards.past)
             )
         )
 
@@ -496,6 +532,34 @@ class RelayRows:
     def stream(self, circuit: int, state: str) -> None:
         """Tell of a program's stream."""
         self._table.publish("relay.stream", StreamEvent(circuit, state))
+
+
+class InboxRows:
+    """Messages to other nodes, and those that have come."""
+
+    owns = ("relay",)
+
+    def __init__(self, inbox: Inbox, key: NodeKey) -> None:
+        """Send as the node with this key, where that is wanted."""
+        self._inbox = inbox
+        self._key = key
+
+    @method("relay.send", role="operate", timeout=BUILD_TIME)
+    async def send(self, caller: Caller, params: Message) -> Taken:
+        """Send a line of text by a circuit that ends at a node; the circuit of the last time is used if it stands."""
+        sent = await self._inbox.send(params.to, params.text, self._key if params.signed else None)
+        return Taken(sent.ms, sent.circuit, sent.new)
+
+    @method("relay.inbox", role="operate")
+    async def inbox(self, caller: Caller, params: Look) -> LetterRows:
+        """List the messages that have come to this node."""
+        rows = [
+            LetterRow(
+                int(letter.at), id_text(letter.sender) if letter.sender else "", letter.text.decode("utf-8", "replace")
+            )
+            for letter in self._inbox.letters
+        ]
+        return LetterRows(*_page(rows, params))
 
 
 def short(identity: bytes) -> str:
