@@ -231,7 +231,8 @@ async def sample(reactor: Any, kind: str, links: int, mib: int, clock: Callable[
     for near, far in pairwise(nodes):
         (port,) = far.carriers.listen("tcp:0:interface=127.0.0.1", "bench")
         where: Any = port.getHost()
-        near.following = await near.carriers.dial(f"tcp:127.0.0.1:{where.port}")
+        text = f"tcp:127.0.0.1:{where.port}"
+        near.following = await near.carriers.dial(f"{text}:link=noise" if kind == NOISE else text)
     cells = mib * 1024 * 1024 // MESSAGE
     client = Client([layer(key) for key in keys], cells)
     assert nodes[0].following is not None

@@ -9,17 +9,20 @@ import time
 from collections.abc import Callable
 from typing import Any, cast
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
+from layer8.core.errors import ConfigError, Unavailable
 from layer8.crypto.keys import NodeKey
 from layer8.relay.carrier import Carriers, NoLink
+from layer8.relay.limits import T_LINK
 from layer8.relay.link import Ground, Link, State, Why
 from layer8.relay.links import Links
 from layer8.relay.securing import NOISE, TLS, Security
 from layer8.relay.turn import Turn
-from layer8.relay.wire import BODY, Cell, Destroy
+from layer8.relay.wire import BODY, Cell, Destroy, Notice
+from tests.accepting import Accepting
 from tests.relay.links import Taken, Watch
 
 WALL = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -208,6 +211,73 @@ class TlsTests(LinkMixin, CarrierCase):
     async def test_the_group(self) -> None:
         link = await self.alice.carriers.dial(self.where, self.bob.key.node_id)
         self.assertEqual(link._wire._secure.group, "X25519MLKEM768")  # type: ignore[attr-defined]
+
+
+class DialTests(CarrierCase):
+    """What dialling comes to."""
+
+    async def test_nobody_there(self) -> None:
+        node = self.node()
+        where = node.listen(TLS)
+        await node.carriers.stop()
+        await self.assertFailure(Deferred.fromCoroutine(self.alice.carriers.dial(where)), Unavailable)
+        await self.assertFailure(Deferred.fromCoroutine(self.alice.carriers.dial("tcp:-x-:1")), Unavailable)
+        await self.assertFailure(Deferred.fromCoroutine(self.alice.carriers.dial("unix:/x")), ConfigError)
+
+    async def test_as_many_as_there_may_be(self) -> None:
+        self.alice.links._most = 0
+        await self.assertFailure(Deferred.fromCoroutine(self.alice.carriers.dial(self.where)), Unavailable)
+        self.alice.links._most, self.bob.links._most = 5, 0
+        error = await self.refusal(self.alice)
+        self.assertEqual((error.why, error.reason), (Why.LOST, Destroy.UNREACHABLE))
+
+    async def test_both_at_once(self) -> None:
+        other = self.alice.listen(self.kind)
+        both = [
+            Deferred.fromCoroutine(self.alice.carriers.dial(self.where, self.bob.key.node_id)),
+            Deferred.fromCoroutine(self.bob.carriers.dial(other, self.alice.key.node_id)),
+        ]
+        links = [await one for one in both]
+        await until(lambda: len(self.alice.links) == len(self.bob.links) == 1)
+        smaller = min(self.alice, self.bob, key=lambda node: node.key.node_id)
+        (kept,) = smaller.links
+        self.assertTrue(kept.dialled)
+        self.assertEqual({link.peer for link in links}, {self.alice.key.node_id, self.bob.key.node_id})
+
+    async def test_given_up(self) -> None:
+        server = Accepting(silent)
+        self.addCleanup(server.close)
+        dialling = Deferred.fromCoroutine(self.alice.carriers.dial(f"tcp:127.0.0.1:{server.port}"))
+        await until(lambda: len(self.alice.links))
+        dialling.cancel()
+        await self.assertFailure(dialling, CancelledError)
+        self.assertEqual(len(self.alice.links), 0)
+
+    async def test_a_silent_peer(self) -> None:
+        server = Accepting(silent)
+        self.addCleanup(server.close)
+        dialling = Deferred.fromCoroutine(self.alice.carriers.dial(f"tcp:127.0.0.1:{server.port}"))
+        await until(lambda: len(self.alice.links))
+        (link,) = self.alice.links._all
+        link.wake(time.monotonic() + T_LINK)
+        error = await self.assertFailure(dialling, NoLink)
+        self.assertEqual(cast(Any, error).reason, Destroy.TIMEOUT)
+
+    async def test_new_certificates_of_one_identity(self) -> None:
+        """After a restart the identity is the same, and the old link that is dead gives way."""
+        first = await self.alice.carriers.dial(self.where, self.bob.key.node_id)
+        again = self.node(key=self.alice.key)
+        error = await self.refusal(again)
+        self.assertEqual(error.why, Why.IN_USE)
+        await until(lambda: ("noticed", Notice.TRIED) in self.alice.user.events)
+        self.assertEqual(first.state, State.OPEN)
+        self.assertIn(("refused", self.alice.key.node_id), self.bob.user.events)
+
+
+def silent(sock: socket.socket) -> None:
+    """Read to the end and say nothing."""
+    while sock.recv(65536):
+        pass
 
 
 class NoiseTests(LinkMixin, CarrierCase):

@@ -17,7 +17,7 @@ from layer8.core.errors import LocalProtocolError, Unavailable
 from layer8.crypto.keys import NodeKey
 from layer8.crypto.vouch import sign
 from layer8.relay.limits import BAD_CELLS, CIRCS_NAMELESS, CIRCS_PER_LINK, CONTROL_MOST, PING_DEAD, PING_EVERY, T_LINK
-from layer8.relay.link import State, Why, destroy_reason
+from layer8.relay.link import NUMBERS, State, Why, destroy_reason
 from layer8.relay.wire import BODY, CELL, DIALLER, VERSION, Address, Cell, Destroy, Hello, Notice, cell
 from tests.relay.links import ALICE, BOB, NETWORK, Pair, Taken, Time, ground
 
@@ -261,6 +261,25 @@ class CircuitTests(SynchronousTestCase):
         slot.create(1, b"")
         pair.near.turn.end()
         self.assertEqual((pair.wires[0].written, pair.dialler.circuits), ([], 0))
+
+    def test_numbers_come_round(self) -> None:
+        """Every id is used before one comes again, and none of a circuit that is there or has just ended."""
+        pair = Pair()
+        pair.dialler._next = NUMBERS - 2
+        slots = [pair.dialler.slot(Taken()) for _ in range(4)]
+        self.assertEqual([slot.circ & NUMBERS for slot in slots], [NUMBERS - 1, NUMBERS, 1, 2])
+        slots[1].create(1, b"")
+        slots[1].close(Destroy.ASKED)
+        slots[3].close(Destroy.ASKED)  # nobody has heard of this one
+        pair.dialler._next = NUMBERS - 2
+        self.assertEqual([pair.dialler.slot(Taken()).circ & NUMBERS for _ in range(2)], [2, 3])
+        pair.time.now += 1
+        again = pair.circuit()[0]
+        again.close(Destroy.NONE)
+        pair.settle()
+        pair.watches[1].takers.clear()
+        pair.acceptor.received(cell(again.circ, Cell.CREATE, bytes(4)), pair.time.now)
+        self.assertEqual((len(pair.watches[1].takers), pair.acceptor._bad), (1, 0))  # the peer's own id, free again
 
     def test_our_own_mistakes(self) -> None:
         pair = Pair()
