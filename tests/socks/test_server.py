@@ -325,7 +325,7 @@ class CarryTests(SocksCase):
     async def test_a_program_that_does_not_read_stops_the_target(self) -> None:
         await self.begin()
         program = await self.joined()
-        size = 24 * MIB
+        size = 16 * MIB
         self.targets.all[0].transport.write(bytes(size))
         (row,) = self.net.socks.clients
         seen = [-1]
@@ -426,6 +426,8 @@ class ApartTests(SocksCase):
         await self.net.until(lambda: self.net.socks.clients.places.open == 2)
         self.assertEqual((await self.dial().ends(), self.net.socks.clients.places.refused), (b"", 1))
         programs[0].sock.close()
+        await self.net.until(lambda: self.targets.all[0].half)
+        self.targets.all[0].transport.loseConnection()
         await self.net.until(lambda: self.net.socks.clients.places.open == 1)
         await self.joined()
 
