@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from attrs import define, field
+from attrs import define, evolve, field
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from layer8.core.errors import RemoteProtocolError
+from layer8.core.errors import RemoteProtocolError, Unavailable
 from layer8.core.roles import Asker
 from layer8.crypto.ntor import HandshakeFailed, OnionKey, client_begin
 from layer8.crypto.onion import CELLS_MAX, client_forward
-from layer8.relay.circuit import Bucket, Circuits, State
-from layer8.relay.limits import CIRC_LIFE, EARLY_CELLS, HANDSHAKE_BURST, HANDSHAKE_RATE, HANDSHAKES, MAX_HOPS
+from layer8.relay.circuit import Bucket, Circuits, State, Way
+from layer8.relay.limits import (
+    CIRC_LIFE,
+    EARLY_CELLS,
+    HANDSHAKE_BURST,
+    HANDSHAKE_RATE,
+    HANDSHAKES,
+    MAX_HOPS,
+    T_HOP_MOST,
+)
 from layer8.relay.origin import OFFER, Origin
+from layer8.relay.turn import Taker
 from layer8.relay.wire import (
     BODY,
     CELL,
@@ -203,8 +212,8 @@ class PassingTests(NetworkCase):
         self.relays[0].circuits._age()
         self.assertEqual(len(self.relays[0].circuits.all), 1)
         late = self.net.clock.seconds() + CIRC_LIFE
-        for circuit in self.relays[0].circuits._ages.expired(late):
-            circuit.close(Destroy.TIMEOUT)
+        self.relays[0].circuits.means = evolve(self.relays[0].circuits.means, clock=lambda: late)
+        self.relays[0].circuits._age()
         self.dies(building, Destroy.TIMEOUT)
 
     def test_as_many_cells_as_a_layer_takes(self) -> None:
@@ -421,6 +430,124 @@ class HandshakeTests(SynchronousTestCase):
         circuits.on_create(Link(), slot, L8_NTOR, b"", 0.0)
         self.assertRaises(ZeroDivisionError, works[0], ZeroDivisionError())
         self.assertEqual(slot.closed, Destroy.PROTOCOL)
+
+
+@define(eq=False)
+class Full(Link):
+    """A link that takes no more circuits."""
+
+    def slot(self, taker: object) -> FakeSlot:
+        raise Unavailable("full")
+
+
+@define(eq=False)
+class Kept(Link):
+    """A link whose slots are kept, with their takers."""
+
+    slots: list[FakeSlot] = field(factory=list)
+
+    def slot(self, taker: object) -> FakeSlot:
+        self.slots.append(FakeSlot(taker=taker))  # type: ignore[arg-type]
+        return self.slots[-1]
+
+
+class ExtendingTests(NetworkCase):
+    """extending -> forwarding, or back to ended: the hop stays the last one, and the client may try another."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.building = self.build(2)
+        self.circuit = self.building.circuit
+        self.circuit.hop_time = 100.0
+        self.end = next(iter(self.relays[1].circuits.all.values()))
+        self.reach = self.relays[1].circuits.reach
+        self.done: list[Callable[[Way | Reason], None]] = []
+        self.link = Kept(bytes(32))
+
+    def extend(self) -> Taker:
+        """Let the second hop extend to a link of ours, and give its taker there."""
+        self.relays[1].circuits.reach = lambda node, endpoints, done: done(self.link)
+        self.circuit.extend(self.relays[2].hop)
+        self.net.run(lambda: bool(self.link.slots))
+        self.assertIs(self.end.state, State.EXTENDING)
+        taker = self.link.slots[0].taker
+        assert taker is not None
+        return taker
+
+    def failed(self, reason: Reason) -> None:
+        """Wait for a failure, then go on with another hop."""
+        self.net.run(lambda: bool(self.building.failures))
+        self.assertEqual((self.building.failures, self.end.state), ([reason], State.ENDED))
+        self.relays[1].circuits.reach = self.reach
+        self.circuit.extend(self.relays[2].hop)
+        self.net.run(lambda: len(self.circuit.hops) == 3)
+        self.echo(self.circuit)
+
+    def test_no_link(self) -> None:
+        self.relays[1].circuits.reach = lambda node, endpoints, done: done(Reason.POLICY)
+        self.circuit.extend(self.relays[2].hop)
+        self.failed(Reason.POLICY)
+
+    def test_a_full_link(self) -> None:
+        self.relays[1].circuits.reach = lambda node, endpoints, done: done(Full())
+        self.circuit.extend(self.relays[2].hop)
+        self.failed(Reason.LIMIT)
+
+    def test_no_answer(self) -> None:
+        self.extend()
+        begin = self.net.clock.seconds()
+        self.failed(Reason.TIMEOUT)
+        self.assertGreater(self.net.clock.seconds() - begin, T_HOP_MOST)
+        self.assertEqual(self.link.slots[0].closed, Destroy.TIMEOUT)
+
+    def test_destroyed_by_the_next_hop(self) -> None:
+        for code, reason in (
+            (Destroy.LIMIT, Reason.LIMIT),
+            (Destroy.LINK_LOST, Reason.UNREACHABLE),
+            (99, Reason.INTERNAL),
+        ):
+            self.setUp()
+            taker = self.extend()
+            taker.gone(code, self.net.clock.seconds())
+            taker.gone(code, self.net.clock.seconds())
+            self.failed(reason)
+
+    def test_an_answer_of_another_kind(self) -> None:
+        for kind, handshake in ((2, b""), (L8_NTOR, bytes(DATA - 1))):
+            self.setUp()
+            taker = self.extend()
+            taker.created(kind, handshake, self.net.clock.seconds())
+            taker.created(L8_NTOR, b"late", self.net.clock.seconds())
+            self.failed(Reason.PROTOCOL)
+            self.assertEqual(self.link.slots[0].closed, Destroy.PROTOCOL)
+
+    def test_a_link_that_comes_too_late(self) -> None:
+        for close in (True, False):
+            self.setUp()
+            self.relays[1].circuits.reach = lambda node, endpoints, done: self.done.append(done)
+            self.circuit.extend(self.relays[2].hop)
+            self.net.run(lambda: bool(self.done))
+            if close:
+                self.circuit.close()
+                self.dies(self.building, Destroy.ASKED)
+            else:
+                self.failed(Reason.TIMEOUT)
+            self.done[0](self.link)
+            self.assertEqual(self.link.slots, [])
+
+    def test_the_client_goes(self) -> None:
+        taker = self.extend()
+        self.circuit.close()
+        self.net.settle()
+        self.assertEqual(self.link.slots[0].closed, Destroy.NONE)
+        taker.created(L8_NTOR, b"late", self.net.clock.seconds())
+        self.dies(self.building, Destroy.ASKED)
+
+    def test_who_pays(self) -> None:
+        """Cells are sent on the credit of whoever's circuit it is, both ways."""
+        self.extend().created(L8_NTOR, bytes(1200), self.net.clock.seconds())
+        self.assertIs(self.link.slots[0].payer, self.end.link)
+        self.assertIs(self.end.slot.payer, self.end.link)
 
 
 def spoiled(change: Callable[[list[bytes]], list[bytes]], nth: int) -> Callable[[bytes], bytes]:

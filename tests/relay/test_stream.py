@@ -93,6 +93,19 @@ class TransitionTests(SynchronousTestCase):
         self.assertEqual(told.heard[-1], ("closed", Reason.DONE))
         self.assertNotIn("closed", heard.words, "a sink that closes hears no more")
 
+    def test_data_for_somebody_who_lingers(self) -> None:
+        """It is dropped, and given no credit."""
+        near, _, far, told = self.ends.pair()
+        near.write(bytes(2 * STREAM_WINDOW * DATA))
+        near.close()
+        far.pause()
+        far.write(bytes(STREAM_WINDOW * DATA))
+        self.ends.settle()
+        self.assertEqual((near.state, far.credit), (State.LINGERING, 0))
+        far.resume()
+        self.ends.settle()
+        self.assertEqual((near.state, len(told.all)), (State.CLOSED, 2 * STREAM_WINDOW * DATA))
+
     def test_any_other_reason_drops_what_waits(self) -> None:
         near, _, _, told = self.ends.pair()
         near.write(bytes(STREAM_WINDOW * DATA))
@@ -356,6 +369,22 @@ class WindowTests(SynchronousTestCase):
             far.resume()
         self.ends.settle()
         self.assertEqual(sum(len(told.all) for told in self.ends.sinks), count * 2 * STREAM_WINDOW * DATA)
+
+    def test_stalled_sinks_that_go(self) -> None:
+        """What a closed stream kept stalls nobody any more."""
+        for _ in range(STALLED // STREAM_WINDOW + 4):
+            near, _, far, _ = self.ends.pair()
+            far.pause()
+            near.write(bytes(STREAM_WINDOW * DATA))
+        self.ends.settle()
+        for far in self.ends.streams:
+            far.close(Reason.RESET)
+        self.ends.settle()
+        near, _, _, told = self.ends.pair()
+        near.write(bytes(STREAM_WINDOW * DATA))
+        self.ends.settle()
+        self.assertEqual(len(told.all), STREAM_WINDOW * DATA)
+        self.assertEqual((self.ends.client.broken, self.ends.exit.broken), ("", ""))
 
     def test_four_mebibytes_each_way(self) -> None:
         near, heard, far, told = self.ends.pair()
