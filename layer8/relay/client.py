@@ -71,6 +71,7 @@ __all__ = [
     "Target",
     "Tunnel",
     "Via",
+    "check_route",
     "datagram",
     "parse_route",
     "parse_tunnel",
@@ -297,6 +298,11 @@ class Client:
         get(need, done)
         found: Circuit = await waiting
         return found
+
+
+def check_route(route: Route) -> None:
+    """Raise `ConfigError` for a route that `Client.open` would not take."""
+    _delegated(route)
 
 
 def _delegated(route: Route) -> tuple[Route, int]:

@@ -28,7 +28,18 @@ from layer8.core.errors import ConfigError
 from layer8.net.factory import CountingFactory, Places
 from layer8.net.listen import serve
 from layer8.net.stream import Stream
-from layer8.relay.client import Client, Internet, Open, Proto, Reason, Route, Sink, StreamLike, parse_way
+from layer8.relay.client import (
+    Client,
+    Internet,
+    Open,
+    Proto,
+    Reason,
+    Route,
+    Sink,
+    StreamLike,
+    check_route,
+    parse_way,
+)
 from layer8.socks.datagrams import Association
 from layer8.socks.program import Caller, Program
 from layer8.socks.session import Socks, Wanted
@@ -55,11 +66,16 @@ class Ways:
     isolate: str = "user"
     hidden: Hidden | None = None
 
-    def open(self, target: Open, sink: Sink, key: tuple[Hashable, ...]) -> StreamLike:
-        """Open a stream to a host outside."""
+    def __attrs_post_init__(self) -> None:
+        """Refuse a route that cannot be, with ConfigError."""
+        check_route(self.route)
+
+    def open(self, target: Open, sink: Sink, key: tuple[Hashable, ...], *, known: bool = False) -> StreamLike:
+        """Open a stream to a host outside; with `known` a last hop that the user has named may learn who we are."""
         if self.isolate == "dest":
             key = (*key, target.host)
-        return self.client.open(target, sink, route=self.route, key=key, alone=self.isolate == "stream")
+        alone = self.isolate == "stream"
+        return self.client.open(target, sink, route=self.route, key=key, alone=alone, known=known)
 
     def inside(self, name: str, port: int, caller: Caller, key: Hashable) -> StreamLike | None:
         """Open a stream to a hidden service; None if the caller has been refused because nobody here can."""

@@ -5,8 +5,9 @@
     tunnels = Tunnels(reactor, config.socks, node.client, wall=wall, keeper=memory, kept=kept.tunnels)
     row = await tunnels.open("2222>NODEID>192.168.0.2:22", keep=True)
 
-Behind the last hop stands a host that it reaches, a port of its own, a hidden service, or `internet`: that is a SOCKS5
-port with this path. The circuits of a tunnel are its own.
+Behind the last hop stands a host that it reaches, or `internet`: that is a SOCKS5 port with this path. A last hop may be
+a hidden service with a port behind it. The circuits of a tunnel are its own. The host is what the user has written, so
+a last hop that he has named is told who we are if the host is on its local network.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from layer8.relay.client import (
 from layer8.socks.program import Program
 from layer8.socks.server import Door, Table, Ways, stop, where
 from layer8.socks.server import Hidden as Services
+from layer8.socks.wire import Code
 
 TUNNELS: Final = 256
 KINDS: Final = ("tcp", "tcp6", "unix", "systemd")
@@ -106,12 +108,10 @@ class Entry(Factory):
         key = (self._name,)
         match self._tunnel.target:
             case Host(host=host, port=port):
-                return self._ways.open(Open(Proto.TCP, host, port), program, key)
+                return self._ways.open(Open(Proto.TCP, host, port), program, key, known=True)
             case Port(port=port) if isinstance(hop := self._tunnel.route.hops[-1], Hidden):
                 return self._ways.inside(hop.name, port, program, key)
-            case Port(port=port):
-                return self._ways.open(Open(Proto.TCP, "", port), program, key)
-        program.refused(0)
+        program.refused(Code.FAILED)
         return None
 
 
@@ -224,9 +224,12 @@ class Tunnels(Service):
         found = server(tunnel.listen)
         if found.kind not in KINDS:
             raise ConfigError(f"{found.kind}: cannot be used here")
+        last = tunnel.route.hops[-1] if tunnel.route.hops else None
         if isinstance(tunnel.target, Resource):
-            raise Unavailable("resources are not served by this version")
-        if tunnel.route.hops and isinstance(tunnel.route.hops[-1], Hidden) and self._hidden is None:
+            raise Unavailable("this node does not reach resources")
+        if isinstance(last, Hidden) and self._hidden is None:
             raise Unavailable("this node does not reach hidden services")
+        if isinstance(tunnel.target, Port) and not isinstance(last, Hidden):
+            raise Unavailable("nodes have no ports of their own: write NODE>127.0.0.1:PORT for what is beside one")
         if isinstance(tunnel.target, Internet) and not found.loopback and not self._config.password:
             raise ConfigError("a SOCKS port beyond this machine needs [socks] password")
