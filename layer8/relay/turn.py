@@ -32,6 +32,7 @@ class Turn:
     later: Callable[[Callable[[], None]], None]
     _noted: list[Flushes] = field(factory=list, init=False)
     _asked: bool = field(default=False, init=False)
+    _ending: bool = field(default=False, init=False)
 
     def begin(self) -> None:
         """Promise to call `end` in this same turn."""
@@ -46,13 +47,17 @@ class Turn:
 
     def end(self) -> None:
         """Write everything that has gathered; whatever does so while others write, writes too."""
+        if self._ending:
+            return
+        noted, done = self._noted, 0
+        self._ending = True
         try:
-            while self._noted:
-                noted, self._noted = self._noted, []
-                for one in noted:
-                    one.flush()
+            while done < len(noted):  # it grows meanwhile
+                done += 1
+                noted[done - 1].flush()
         finally:
-            self._asked = False
+            del noted[:done]
+            self._asked = self._ending = False
 
 
 class Slot(Protocol):

@@ -288,7 +288,39 @@ class TurnTests(SynchronousTestCase):
             def flush(self) -> None:
                 raise ValueError("a bug")
 
+        class Good:
+            flushed = 0
+
+            def flush(self) -> None:
+                self.flushed += 1
+
+        good = Good()
         turn.note(Bad())
+        turn.note(good)
         self.assertRaises(ValueError, turn.end)
-        turn.note(Bad())
+        self.assertEqual(good.flushed, 0)
+        turn.note(Good())
         self.assertEqual(len(asked), 2)
+        asked[1]()
+        self.assertEqual(good.flushed, 1)
+
+    def test_an_end_within_an_end(self) -> None:
+        """A write that ends another link's turn, as a connection that breaks does, loses nobody who notes later."""
+        turn = Turn(lambda end: None)
+        flushed: list[str] = []
+
+        class Last:
+            def flush(self) -> None:
+                flushed.append("last")
+
+        class First:
+            def flush(self) -> None:
+                turn.begin()
+                turn.end()
+                turn.note(Last())
+                flushed.append("first")
+
+        turn.note(First())
+        turn.note(Last())
+        turn.end()
+        self.assertEqual(flushed, ["first", "last", "last"])
