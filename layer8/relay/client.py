@@ -80,6 +80,7 @@ __all__ = [
 ]
 
 OPEN_TRIES: Final = 3
+AGAIN_TIME: Final = 20.0  # seconds after which nobody waits for one more try
 EARLY: Final = STREAM_WINDOW * DATA  # bytes that are kept until the far end answers; then the sink has to wait
 AGAIN: Final = frozenset((Reason.RESET, Reason.TIMEOUT, Reason.LIMIT, Reason.INTERNAL))
 """What may be the circuit's fault, or its last hop's."""
@@ -100,6 +101,7 @@ class Opening:
     _early: list[bytes] = field(factory=list, init=False)
     _size: int = field(default=0, init=False)
     _tries: int = field(default=0, init=False)
+    _since: float = field(default=0.0, init=False)
     _settled: bool = field(default=False, init=False)  # the far end has answered, or nobody wants to know any more
     _ending: bool = field(default=False, init=False)
     _held: bool = field(default=False, init=False)
@@ -107,6 +109,8 @@ class Opening:
 
     def begin(self) -> None:
         """Ask for a circuit."""
+        if not self._tries:
+            self._since = self._pool.means.clock()
         self._tries += 1
         self._pool.get(self._need, self._got)
 
@@ -195,11 +199,13 @@ class Opening:
         self.sink.ended()
 
     def closed(self, reason: Reason) -> None:
-        """Try another circuit, if that may help."""
-        self._stream = self.circuit = None
+        """Try another circuit, if that may help; nobody else is sent to this one."""
+        circuit, self._stream, self.circuit = self.circuit, None, None
         if self._settled:
             return
-        if reason in AGAIN and self._tries < OPEN_TRIES:
+        if circuit is not None and reason in AGAIN:
+            circuit.origin.retire()
+        if reason in AGAIN and self._tries < OPEN_TRIES and self._pool.means.clock() - self._since < AGAIN_TIME:
             self.begin()
         else:
             self._settled = True

@@ -83,8 +83,8 @@ class Circuit:
     """A circuit that stands, with its nodes in order; `need` is None while it is a spare."""
 
     number: int
-    origin: Origin
-    path: tuple[Descriptor, ...]
+    origin: Origin = field(repr=False)
+    path: tuple[Descriptor, ...] = field(repr=False)
     need: Need | None
     since: float
     first: float = field(default=0.0, init=False)  # when somebody used it first
@@ -307,7 +307,8 @@ class Pool:
             return
         if not need.alone:
             for build in (*self._builds, *self._queue):
-                if build.need is not None and _same(build.need, need) and build.want.port == need.port:
+                theirs = build.need
+                if theirs is not None and not theirs.alone and _same(theirs, need) and theirs.port == need.port:
                     build.waiting.append((need, done))
                     return
         if sum(len(build.waiting) for build in self._queue) >= WAITING:
@@ -321,8 +322,9 @@ class Pool:
         if self.stopped:
             done(NoCircuit("this client is not running", Reason.INTERNAL))
             return
+        need = evolve(need, alone=True)
         want = Want(need.route, need.hops, need.port, need.last, layer2=need.layer2)
-        self._enter(_Build(self, evolve(need, alone=True), want, [(need, done)]))
+        self._enter(_Build(self, need, want, [(need, done)]))
 
     def hurry(self) -> None:
         """Try spares again at once: there is more to choose from."""

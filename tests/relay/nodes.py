@@ -20,7 +20,7 @@ from tests.net.test_pump import RelayCase
 STEP = 0.005
 STEPS = 4000
 LOOPBACK = ("tcp:0:interface=127.0.0.1",)
-OPEN = {"exit": ("accept 127.0.0.0/8:*",), "allow_loopback": True}
+OPEN: dict[str, Any] = {"exit": ("accept 127.0.0.0/8:*",), "allow_loopback": True}
 
 
 @define(eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -16,7 +16,7 @@ from layer8.relay.guards import Guards
 from layer8.relay.path import Paths
 from layer8.relay.pool import Circuit, Need, Pool
 from layer8.relay.wire import Reason
-from layer8.testing.network import WALL, Echo, Network, Node
+from layer8.testing.network import WALL, Echo, Heard, Network, Node
 
 EXIT = ("echo.test", 80)
 
@@ -67,6 +67,17 @@ class PoolCase(SynchronousTestCase):
         )
         self.client = Client(self.pool)
 
+    def until(self, so: Callable[[], object]) -> None:
+        self.net.run(lambda: bool(so()))
+
+    def fill(self, things: Sized, count: int = 1) -> None:
+        """Let things happen until there are so many of these."""
+        self.net.run(lambda: len(things) >= count)
+
+    def heard(self, heard: Heard) -> None:
+        """Let things happen until a stream is open, or will not be."""
+        self.net.run(lambda: bool(heard.words))
+
     def wall(self) -> float:
         return WALL + self.net.clock.seconds()
 
@@ -106,7 +117,7 @@ class PoolCase(SynchronousTestCase):
             *(self.relay(f"exit {number}", leaving=True) for number in range(2)),
         ]
 
-    def ask(self, need: Need) -> list[Any]:
+    def want(self, need: Need) -> list[Any]:
         """Ask for a circuit; what comes is put into the list."""
         got: list[Any] = []
         self.pool.get(need, got.append)
@@ -114,8 +125,8 @@ class PoolCase(SynchronousTestCase):
 
     def get(self, need: Need) -> Circuit:
         """Ask for a circuit and wait."""
-        got = self.ask(need)
-        self.net.run(lambda: got)
+        got = self.want(need)
+        self.until(lambda: got)
         if isinstance(got[0], Exception):
             raise got[0]
         circuit: Circuit = got[0]

@@ -66,9 +66,9 @@ class SharingTests(PoolCase):
             self.get(Need(port=22))
 
     def test_who_needs_the_same_waits_for_the_same_build(self) -> None:
-        first, second, other = self.ask(PLAIN), self.ask(PLAIN), self.ask(Need(key="other", port=80))
+        first, second, other = self.want(PLAIN), self.want(PLAIN), self.want(Need(key="other", port=80))
         self.assertEqual(self.pool.building, 2)
-        self.net.run(lambda: first and second and other)
+        self.until(lambda: first and second and other)
         self.assertIs(first[0], second[0])
         self.assertEqual(self.pool.built, 2)
 
@@ -87,22 +87,22 @@ class SpareTests(PoolCase):
 
     def test_spares_are_built_before_anybody_asks_and_replaced(self) -> None:
         self.pool.start()
-        self.net.run(lambda: self.pool.built == SPARE_CIRCS)
-        got = self.ask(Need(port=80, key=1))
+        self.until(lambda: self.pool.built == SPARE_CIRCS)
+        got = self.want(Need(port=80, key=1))
         self.assertEqual([one.number for one in got], [1])  # at once
-        self.net.run(lambda: self.pool.built == SPARE_CIRCS + 1)
+        self.until(lambda: self.pool.built == SPARE_CIRCS + 1)
         self.net.settle(5)
         self.assertEqual([one.need for one in self.pool.rows()], [Need(port=80, key=1), None, None])
 
     def test_a_spare_is_nobodys_who_wants_a_certain_way(self) -> None:
         self.pool.start()
-        self.net.run(lambda: self.pool.built == SPARE_CIRCS)
+        self.until(lambda: self.pool.built == SPARE_CIRCS)
         for need in (Need(route=named(*self.nodes[:2])), Need(last=self.nodes[0].identity), Need(port=80, hops=2)):
             self.assertGreater(self.get(need).number, SPARE_CIRCS)
 
     def test_one_that_is_never_used_is_replaced(self) -> None:
         self.pool.start()
-        self.net.run(lambda: self.pool.built == SPARE_CIRCS)
+        self.until(lambda: self.pool.built == SPARE_CIRCS)
         self.net.settle(CIRC_IDLE + 2 * LOOK)
         self.assertEqual([one.number for one in self.pool.rows()], [3, 4])
 
@@ -136,9 +136,9 @@ class AgeTests(PoolCase):
         self.assertEqual(one.origin.state, Origin.DIRTY)
         self.assertIsNot(self.get(PLAIN), one)
         stream.write(b"still")
-        self.net.run(lambda: heard.all == b"still")
+        self.until(lambda: heard.all == b"still")
         stream.close(Reason.DONE)
-        self.net.run(lambda: one.origin.state is Origin.CLOSED)
+        self.until(lambda: one.origin.state is Origin.CLOSED)
         self.assertEqual(self.changes[-1], (one.number, "closed"))
 
     def test_an_idle_one_closes(self) -> None:
@@ -160,7 +160,7 @@ class LimitTests(PoolCase):
     def test_so_many_are_built_at_a_time(self) -> None:
         self.small()
         self.pool.start()
-        got = [self.ask(Need(key=key, port=80)) for key in range(3 * BUILD_AT_ONCE)]
+        got = [self.want(Need(key=key, port=80)) for key in range(3 * BUILD_AT_ONCE)]
         most = 0
         while not all(got):
             most = max(most, sum(len(node.circuits.all) for node in (self.net.nodes[one] for one in self.net.nodes)))
@@ -171,7 +171,7 @@ class LimitTests(PoolCase):
     def test_so_many_wait(self) -> None:
         self.small()
         self.pool.start()
-        got = [self.ask(Need(key=key, port=80)) for key in range(WAITING + BUILD_AT_ONCE + 1)]
+        got = [self.want(Need(key=key, port=80)) for key in range(WAITING + BUILD_AT_ONCE + 1)]
         self.assertEqual([len(one) for one in got[-2:]], [0, 1])
         self.assertEqual(got[-1][0].reason, Reason.LIMIT)
         self.pool.stop()
@@ -249,12 +249,12 @@ class FailureTests(PoolCase):
     def test_a_circuit_that_falls_while_it_is_built_begins_again_with_others(self) -> None:
         self.small()
         self.pool.start()
-        got = self.ask(PLAIN)
-        self.net.run(lambda: any(build.origin and build.origin.hops for build in self.pool._builds))
+        got = self.want(PLAIN)
+        self.until(lambda: any(build.origin and build.origin.hops for build in self.pool._builds))
         (build,) = self.pool._builds
         first = build.path[0].identity
         self.me.carriers[0].cut()
-        self.net.run(lambda: got)
+        self.until(lambda: got)
         self.assertNotIn(got[0], (None, first))
         self.assertEqual(build.tries, 2)
         self.assertEqual(got[0].origin.state, Origin.OPEN)
@@ -292,7 +292,7 @@ class StopTests(PoolCase):
         one = self.get(PLAIN)
         heard = Heard()
         one.origin.open(Open(Proto.TCP, *EXIT), heard)
-        waiting = self.ask(Need(key="other", port=80))
+        waiting = self.want(Need(key="other", port=80))
         self.pool.stop()
         self.assertEqual(heard.reason, Reason.RESET)
         self.assertEqual(waiting[0].reason, Reason.INTERNAL)

@@ -19,6 +19,7 @@ from layer8.crypto.descriptor import Role
 from layer8.crypto.keys import NodeKey, id_text
 from layer8.relay.client import Need, NoCircuit, Open, Proto, Reason, parse_route
 from layer8.relay.link import Why
+from layer8.relay.service import Relay
 from tests.relay.nodes import Heard, NodesCase, way
 
 MIB = 1 << 20
@@ -295,7 +296,7 @@ class DelegateTests(ServiceCase):
         self.assertEqual(heard.reason, Reason.DONE)
         self.assertEqual(hashlib.sha256(heard.all).digest(), hearing.made[0].said.digest())
         self.assertEqual(hearing.made[0].heard.digest(), hashlib.sha256(b"hello").digest())
-        ways = [one.path for one in agent.pool.rows() if one.need is not None and one.need.key]
+        ways = [one.path for one in agent.pool.rows() if one.need is not None and one.need.key is not None]
         self.assertEqual([(len(path), path[-1].identity) for path in ways], [(2, leaving.key.node_id)])
         self.assertIsNone(client.database.get(leaving.key.node_id))
         self.assertEqual(agent.delegates.count, 0)
