@@ -2,12 +2,14 @@
 
 ::
 
-    tunnels = Tunnels(reactor, config.socks, node.client, wall=wall, keeper=memory, kept=kept.tunnels)
+    tunnels = Tunnels(reactor, config.socks, node.client, wall=wall, keeper=memory)
+    tunnels.restore(kept.tunnels)
+    tunnels.startService()
     row = await tunnels.open("2222>NODEID>192.168.0.2:22", keep=True)
 
-Behind the last hop stands a host that it reaches, or `internet`: that is a SOCKS5 port with this path. A last hop may be
-a hidden service with a port behind it. The circuits of a tunnel are its own. The host is what the user has written, so
-a last hop that he has named is told who we are if the host is on its local network.
+Behind the last hop stands a host that it reaches, or `internet`: that is a SOCKS5 port with this path. The last hop may
+be a hidden service with a port behind it. The circuits of a tunnel are its own. The host is what the user has written,
+so a last hop that he has named is told who we are if the host is on its local network.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from attrs import define
+from attrs import define, field
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, IListeningPort
@@ -63,19 +65,20 @@ class Keeper(Protocol):
 
 @define(eq=False)
 class Opened:
-    """A tunnel that is open; `listening` says where, with the ports that were really taken."""
+    """A tunnel; `listening` says where, with the ports that were really taken; empty if a kept one could not open."""
 
     number: int
     path: str
     listening: tuple[str, ...]
     kept: bool
     since: float
-    _entry: Entry | Door
-    _ports: list[IListeningPort]
+    _entry: Entry | Door | None = None
+    _ports: list[IListeningPort] = field(factory=list)
 
     def close(self) -> Deferred[None]:
         """Leave the port, and end what came in there."""
-        self._entry.close()
+        if self._entry is not None:
+            self._entry.close()
         return stop(self._ports)
 
 
@@ -116,7 +119,7 @@ class Entry(Factory):
 
 
 class Tunnels(Service):
-    """See the module. `kept` are the paths that were kept; one that cannot be opened again is logged and stays kept."""
+    """See the module. A kept tunnel that cannot be opened again is logged and stays kept."""
 
     _log = Logger(namespace="layer8.tunnels")
 
@@ -128,7 +131,6 @@ class Tunnels(Service):
         *,
         wall: Callable[[], float],
         keeper: Keeper | None = None,
-        kept: Iterable[str] = (),
         hidden: Services | None = None,
         seconds: Callable[[], float] = monotonic,
     ) -> None:
@@ -139,7 +141,7 @@ class Tunnels(Service):
         self._client = client
         self._wall = wall
         self._keeper = keeper
-        self._kept = tuple(kept)
+        self._kept: tuple[str, ...] = ()
         self._hidden = hidden
         self._open: dict[int, Opened] = {}
         self._next = 0
@@ -160,6 +162,7 @@ class Tunnels(Service):
                 self._listen(path, kept=True)
             except Layer8Error as error:
                 self._log.warn("a tunnel cannot be opened: {why}", event="tunnel.refused", why=type(error).__name__)
+                self._add(Opened(self._next + 1, path, (), True, self._wall()))
 
     async def _stop(self) -> None:
         rows, self._open = list(self._open.values()), {}
@@ -214,9 +217,11 @@ class Tunnels(Service):
         else:
             entry = Entry(self._reactor, name, tunnel, ways, self.clients)
         ports = serve(self._reactor, tunnel.listen, path, CountingFactory(entry, self.clients.places))
-        self._next = number
-        row = Opened(number, path, tuple(where(port) for port in ports), kept, self._wall(), entry, ports)
-        self._open[number] = row
+        return self._add(Opened(number, path, tuple(map(where, ports)), kept, self._wall(), entry, ports))
+
+    def _add(self, row: Opened) -> Opened:
+        self._next = row.number
+        self._open[row.number] = row
         return row
 
     def _check(self, tunnel: Tunnel) -> None:
