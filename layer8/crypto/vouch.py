@@ -75,7 +75,13 @@ def vouched(der: bytes) -> bytes:
         read = x509.load_der_x509_certificate(der)
         spki = read.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         found = read.extensions.get_extension_for_oid(EXTENSION).value
-    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except (
+        ValueError,
+        UnsupportedAlgorithm,
+        x509.InvalidVersion,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+    ) as error:
         raise RemoteProtocolError("a certificate that nobody vouches for") from error
     said = found.value if isinstance(found, x509.UnrecognizedExtension) else b""
     if len(said) != NODE_ID + SIGNATURE:

@@ -89,5 +89,13 @@ class VouchTests(SynchronousTestCase):
         with contextlib.suppress(RemoteProtocolError):
             self.assertEqual(vouched(bytes(der)), KEY.node_id)
 
+    def test_any_version(self) -> None:
+        at = DER.index(b"\xa0\x03\x02\x01\x02") + 4
+        for version in set(range(128)) - {DER[at]}:
+            der = bytearray(DER)
+            der[at] = version
+            with contextlib.suppress(RemoteProtocolError):
+                self.assertEqual(vouched(bytes(der)), KEY.node_id)
+
 
 DER = certificate(KEY, NOW).chain[0].public_bytes(Encoding.DER)
