@@ -224,11 +224,11 @@ async def _end(reactor: Any, process: _Process) -> None:
     shutil.rmtree(process.profile, ignore_errors=True)
 
 
-async def _launch(reactor: Any, program: str, arguments: Sequence[str], profile: Path) -> tuple[_Running, str]:
+async def _launch(reactor: Any, words: Sequence[str], profile: Path) -> tuple[_Running, str]:
     """Start a browser and connect to it; the URL it printed comes back too."""
     process = _Process(profile)
     environ = {**os.environ, "HOME": str(profile), "MOZ_HEADLESS": "1", "MOZ_CRASHREPORTER_DISABLE": "1"}
-    reactor.spawnProcess(process, program, [program, *arguments], env=environ, path=str(profile))
+    reactor.spawnProcess(process, _found(words[:1]) or words[0], words, env=environ, path=str(profile))
     trigger = reactor.addSystemEventTrigger("before", "shutdown", _kill, process)
     try:
         process.url.addTimeout(START_S, reactor)
@@ -348,10 +348,14 @@ class Chromium:
         insecure: bool = True,
         authorities: Sequence[Path] = (),
         arguments: Sequence[str] = (),
+        socks: str = "",
+        prefix: Sequence[str] = (),
     ) -> Chromium:
         """Start one: `hosts` maps names to ADDRESS or ADDRESS:PORT, `insecure` takes any certificate.
 
-        `authorities` are PEM files of those whose certificates it believes; that needs the program certutil.
+        `authorities` are PEM files of those whose certificates it believes; that needs the program certutil. With
+        `socks`, HOST:PORT of a SOCKS5 port, everything goes there, and no name is kept from being looked up. `prefix`
+        is a command that runs another.
         """
         program = _found(("chromium", "chromium-browser", "google-chrome"))
         if program is None:
@@ -369,12 +373,15 @@ class Chromium:
             *(["--ignore-certificate-errors"] if insecure else []),
             f"--user-data-dir={profile}",
             "--remote-debugging-port=0",
-            f"--host-resolver-rules={','.join(rules)}",
-            "--no-proxy-server",
+            *(
+                [f"--proxy-server=socks5://{socks}", "--proxy-bypass-list=<-loopback>"]
+                if socks
+                else [f"--host-resolver-rules={','.join(rules)}", "--no-proxy-server"]
+            ),
             *arguments,
             "about:blank",
         ]
-        running, _ = await _launch(reactor, program, flags, profile)
+        running, _ = await _launch(reactor, [*prefix, program, *flags], profile)
         return cls(running)
 
     @property
@@ -454,6 +461,24 @@ class FirefoxPage:
         await self.wire.call("browsingContext.close", context=self.context)
 
 
+def _through(socks: str) -> dict[str, bool | int | str]:
+    """Preferences of a Firefox that sends everything to a SOCKS5 port, as its users set them."""
+    host, _, port = socks.rpartition(":")
+    return {
+        "network.proxy.http": "",
+        "network.proxy.http_port": 0,
+        "network.proxy.ssl": "",
+        "network.proxy.ssl_port": 0,
+        "network.proxy.socks": host,
+        "network.proxy.socks_port": int(port),
+        "network.proxy.socks_version": 5,
+        "network.proxy.socks_remote_dns": True,
+        "network.proxy.socks5_remote_dns": True,
+        "network.proxy.no_proxies_on": "",
+        "network.proxy.allow_hijacking_localhost": True,
+    }
+
+
 @define(eq=False)
 class Firefox:
     """A headless Firefox."""
@@ -473,8 +498,14 @@ class Firefox:
         hosts: Mapping[str, str] = {},
         insecure: bool = True,
         preferences: Mapping[str, bool | int | str] = {},
+        socks: str = "",
+        prefix: Sequence[str] = (),
     ) -> Firefox:
-        """Start one: `hosts` maps names to loopback addresses (no port), `insecure` takes any certificate."""
+        """Start one: `hosts` maps names to loopback addresses (no port), `insecure` takes any certificate.
+
+        With `socks`, HOST:PORT of a SOCKS5 port, everything goes there, names too. `prefix` is a command that runs
+        another.
+        """
         program = _found(("firefox-esr", "firefox"))
         if program is None:
             raise Unavailable("Firefox is not installed: apt install firefox-esr")
@@ -493,12 +524,13 @@ class Firefox:
             "network.proxy.allow_bypass": False,
             "network.proxy.failover_direct": False,
             "network.proxy.no_proxies_on": ",".join(("localhost", "127.0.0.0/8", "::1", *hosts)),
+            **(_through(socks) if socks else {}),
             **preferences,
         }
         lines = (f"user_pref({json.dumps(name)}, {json.dumps(value)});\n" for name, value in all_preferences.items())
         (profile / "user.js").write_text("".join(lines))
         flags = ["--headless", "--no-remote", "--profile", str(profile), "--remote-debugging-port=0", "about:blank"]
-        running, _ = await _launch(reactor, program, flags, profile)
+        running, _ = await _launch(reactor, [*prefix, program, *flags], profile)
         browser = cls(running)
         try:
             await browser.wire.call("session.new", capabilities={"alwaysMatch": {"acceptInsecureCerts": insecure}})
