@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from layer8.core.errors import RemoteProtocolError, Unavailable
 from layer8.core.roles import Asker
 from layer8.crypto.ntor import HandshakeFailed, OnionKey, client_begin
-from layer8.crypto.onion import CELLS_MAX, client_forward
+from layer8.crypto.onion import CELLS_MAX, client_forward, relay_send
 from layer8.relay.circuit import Bucket, Circuits, State, Way
 from layer8.relay.limits import (
     CIRC_LIFE,
@@ -244,9 +244,15 @@ class PassingTests(NetworkCase):
 class BadInputTests(NetworkCase):
     """Rows of network.md section 13 that are about circuits: DESTROY 1, and nothing is left."""
 
-    def refused(self, cmd: int, *texts: bytes, hops: int = 3) -> None:
-        building = self.build(hops)
+    def refused(self, cmd: int, *texts: bytes, reached: int = 0) -> None:
+        """The last hop ends the circuit, and has asked for so many links until then."""
+        building = self.build()
+        links: list[bytes] = []
+        self.relays[2].circuits.reach = lambda node, endpoints, done: links.append(node)
+        end = next(iter(self.relays[2].circuits.all.values()))
         self.raw(building.circuit, cmd, *texts)
+        self.net.run(lambda: end.state is State.CLOSED or building.ended is not None)
+        self.assertEqual((end.state, building.ended, len(links)), (State.CLOSED, None, reached))
         self.dies(building)
 
     def test_early_above_eight(self) -> None:
@@ -268,12 +274,15 @@ class BadInputTests(NetworkCase):
         self.refused(Cell.EARLY, self.extension(self.relays[1]))
 
     def test_two_extensions_at_once(self) -> None:
-        self.refused(Cell.EARLY, self.extension(self.relays[3]), self.extension(self.relays[3]))
+        self.refused(Cell.EARLY, self.extension(self.relays[3]), self.extension(self.relays[3]), reached=1)
 
     def test_an_extension_of_a_circuit_with_streams(self) -> None:
         building = self.build()
         self.echo(building.circuit)
+        end = next(iter(self.relays[2].circuits.all.values()))
         self.raw(building.circuit, Cell.EARLY, self.extension(self.relays[3]))
+        self.net.run(lambda: end.state is not State.ENDED)
+        self.assertIs(end.state, State.CLOSED)
         self.dies(building)
 
     def test_an_extension_in_fragments(self) -> None:
@@ -311,6 +320,13 @@ class BadInputTests(NetworkCase):
         building = self.build()
         circuit = next(iter(self.relays[2].circuits.all.values()))
         circuit.slot.send(Cell.EARLY, [bytes(BODY)])
+        self.dies(building)
+
+    def test_an_early_cell_of_the_guard(self) -> None:
+        """Also one that it has sealed well."""
+        building = self.build(1)
+        guard = next(iter(self.relays[0].circuits.all.values()))
+        guard.slot.send(Cell.EARLY, relay_send(guard._backward, Cell.EARLY, [message(Command.DROP, 0)]))
         self.dies(building)
 
     def test_a_circuit_s_queue(self) -> None:
