@@ -13,6 +13,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
+from bench import cell
 from bench.delay import Delay, far_figures, far_systems
 from bench.figures import FIGURES
 from bench.hotspots import perf_lines
@@ -335,3 +336,19 @@ class OnionTests(SynchronousTestCase):
         costs = {row[0]: cost.least / 1e6 for row, cost in found["runs of 4"].items()}
         self.assertEqual((costs["client_forward"], costs["relay_forward"], costs["relay_receive"]), (1.0, 1.5, 3.0))
         self.assertEqual([len(rows) for rows in found.values()], [6, 6, 3])
+
+
+class CellTests(SynchronousTestCase):
+    def test_each_party_s_time_is_its_own(self) -> None:
+        """By a clock that goes on by a second whenever it is looked at: every turn of a party takes one."""
+        seconds = itertools.count(step=1.0)
+        for down in (True, False):
+            costs = cell.bulk(down, 1, lambda: float(next(seconds)))
+            self.assertEqual(set(costs), {"client", "relay between", "last relay", "whole chain"})
+            self.assertGreater(costs["whole chain"], sum(costs[who] for who in ("client", "last relay")))
+            self.assertGreater(min(costs.values()), 0)
+        self.assertGreater(cell.single(3, lambda: float(next(seconds)))["client"], 0)
+
+    def test_the_network_builds_every_circuit(self) -> None:
+        seconds = itertools.count(step=1.0)
+        self.assertEqual(cell.network(lambda: float(next(seconds)), 12, 70), 1.0)
