@@ -3,11 +3,9 @@
 ::
 
     class MyTests(TestCase):
-        async def setUp(self) -> None:
-            self.net = await Net.start(self, names={"web.example.org": "127.0.0.1"})
-
         async def test_page(self) -> None:
-            answer = await self.net.curl("http://web.example.org:8000/")
+            net = await Net.start(self, names={"web.example.org": "127.0.0.1"})
+            answer = await net.curl("http://web.example.org:8000/")
 
 `net.relays` are nodes that only carry, `net.exit` is the one node with a way out, to loopback; it looks names up in
 `names` and nowhere else, and writes down in `net.asked` which. `net.client` is a node that does not relay; it knows the
@@ -88,6 +86,8 @@ class Ran:
 
 
 class _Program(ProcessProtocol):
+    transport: Any
+
     def __init__(self, said: bytes) -> None:
         self.out: list[bytes] = []
         self.err: list[bytes] = []
@@ -184,6 +184,12 @@ class Net:
     def circuits(self) -> list[Circuit]:
         """Circuits that somebody has used."""
         return [circuit for circuit in self.client.pool.rows() if circuit.need is not None]
+
+    @property
+    def keys(self) -> list[tuple[Any, int]]:
+        """What keeps their users apart, the listener aside, and how many streams each has had."""
+        needs: list[tuple[Any, int]] = [(one.need.key, one.opened) for one in self.circuits if one.need is not None]
+        return sorted((key[1:], opened) for key, opened in needs)
 
     async def until(self, so: Callable[[], Any]) -> Any:
         """Wait for something to be so, and give it."""

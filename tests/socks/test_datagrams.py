@@ -34,6 +34,7 @@ class Responder(DatagramProtocol):
     """A DNS server that knows one address."""
 
     noisy = False
+    transport: Any
 
     def __init__(self) -> None:
         self.asked: list[bytes] = []
@@ -105,12 +106,18 @@ class UdpTests(TestCase):
         sender.to = ("127.0.0.1", int.from_bytes(program.got[10:12], "big"))
         return program, sender
 
+    def association(self) -> datagrams.Association:
+        (row,) = self.net.socks.clients
+        assert isinstance(row.program, datagrams.Association)
+        return row.program
+
     def check(self, text: bytes, number: int) -> None:
         host, port, payload = read_datagram(text)
         message = dns.Message()
         message.fromStr(payload)
         self.assertEqual((host, port, message.id), ("127.0.0.1", self.port, number))
-        self.assertEqual(message.answers[0].payload.dottedQuad(), "192.0.2.80")
+        record: Any = message.answers[0].payload
+        self.assertEqual(record.dottedQuad(), "192.0.2.80")
 
     async def test_questions_by_name_and_by_address(self) -> None:
         await self.begin()
@@ -138,8 +145,7 @@ class UdpTests(TestCase):
         second.say(datagram("127.0.0.1", self.port, question(3)))  # from another port than the first datagram
         sender.say(datagram("127.0.0.1", self.port, question(4)))
         self.check(await sender.hear(), 4)
-        (row,) = self.net.socks.clients
-        self.assertEqual((len(self.server.asked), row.program.dropped), (2, 2))
+        self.assertEqual((len(self.server.asked), self.association().dropped), (2, 2))
 
     async def test_a_named_port_is_the_only_one(self) -> None:
         await self.begin()
@@ -167,8 +173,7 @@ class UdpTests(TestCase):
         sender.say(datagram("127.0.0.1", self.port, bytes(3000)))
         sender.say(datagram("127.0.0.1", self.port, question(5)))
         self.check(await sender.hear(), 5)
-        (row,) = self.net.socks.clients
-        self.assertEqual((len(self.server.asked), row.program.dropped), (1, 5))
+        self.assertEqual((len(self.server.asked), self.association().dropped), (1, 5))
 
     async def test_it_ends_with_its_connection(self) -> None:
         await self.begin()
@@ -191,8 +196,7 @@ class UdpTests(TestCase):
         most = datagrams.FARS
         for number in range(most + 10):
             sender.say(named(f"n{number}.example.org", self.port, question(number)))
-        (row,) = self.net.socks.clients
-        fars = row.program._fars
+        fars = self.association()._fars
         await self.net.until(lambda: ("n34.example.org", self.port) in fars)
         self.assertEqual(len(fars), most)
         sender.say(named("n34.example.org", self.port, question(99)))

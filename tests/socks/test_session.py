@@ -20,7 +20,8 @@ CUTS = (None, 1, 2, 3)
 def run(data: bytes, cuts: list[int] | None = None, password: str = "") -> tuple[bytes, list[Effect], bytes]:
     """Give what a session says, what else it does, and what it takes as said early."""
     session = Socks(0.0, password)
-    said, done, early = b"", [], b""
+    said = early = b""
+    done: list[Effect] = []
     cuts = sorted(cuts or [])
     for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
         if any(isinstance(effect, Tell) for effect in done):
