@@ -205,6 +205,7 @@ class Node:
     carriers: list[Carrier] = field(factory=list, init=False, repr=False)
     services: dict[tuple[str, int], Callable[[Stream], Sink]] = field(factory=dict, init=False)
     streams: list[Stream] = field(factory=list, init=False)  # that were asked for here
+    choose: Callable[[bytes], bytes] = field(default=choose_terms, init=False)  # what it answers to a client's terms
     spent: float = field(default=0.0, init=False)  # seconds of work on what came by links, where they are measured
     _ground: Ground = field(init=False, repr=False)
     _seen: SeenX = field(factory=SeenX, init=False, repr=False)
@@ -313,7 +314,7 @@ class Node:
 
     def _answer(self, handshake: bytes) -> Any:
         keys = {self.onion.public: self.onion}
-        return relay_answer(self.identity, keys, self.net.mark, handshake, self._seen, choose_terms)
+        return relay_answer(self.identity, keys, self.net.mark, handshake, self._seen, self.choose)
 
     def _reach(self, node: bytes, endpoints: tuple[str, ...], done: Callable[[Way | Reason], None]) -> None:
         if self.net.recording:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from random import Random
 
 from attrs import evolve
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from layer8.core.errors import LocalProtocolError, Unavailable
 from layer8.crypto.ntor import Keys, OnionKey, Terms
 from layer8.relay.limits import CIRCS_NAMELESS, MAX_HOPS, STREAM_WINDOW, T_HOP_MOST
-from layer8.relay.origin import OFFER, Ask, Origin, State
+from layer8.relay.origin import OFFER, Ask, Hop, Origin, State
+from layer8.relay.stream import Stream
 from layer8.relay.wire import BODY, CELL, DATA, Cell, Command, Destroy, Open, Proto, Reason, message, runs
-from layer8.testing import network
 from layer8.testing.network import Building, Echo, Heard, Node
 from tests.relay.test_circuit import ECHO, NetworkCase
 
@@ -25,10 +26,10 @@ class BuildingTests(NetworkCase):
     def begun(self) -> Building:
         return self.build(2)
 
-    def fails(self, building: Building, **other: object) -> Reason:
-        """Try a spare hop that is not what it should be; the circuit is as it was before."""
+    def fails(self, building: Building, hop: Hop) -> Reason:
+        """Try a hop that is not what it should be; the circuit is as it was before."""
         before = len(building.failures)
-        building.circuit.extend(evolve(self.relays[3].hop, **other))
+        building.circuit.extend(hop)
         self.assertIs(building.circuit.state, State.BUILDING)
         self.net.run(lambda: len(building.failures) > before)
         self.assertIs(building.circuit.state, State.OPEN)
@@ -43,21 +44,25 @@ class BuildingTests(NetworkCase):
 
     def test_back_to_the_hop_before_and_on_with_another(self) -> None:
         building = self.begun()
-        self.assertEqual(self.fails(building, onion_key=OnionKey.make().public), Reason.PROTOCOL)
-        self.assertEqual(self.fails(building, endpoints=("tcp:192.0.2.1:9",)), Reason.UNREACHABLE)
-        self.assertEqual(self.fails(building, identity=bytes(31) + b"x"), Reason.UNREACHABLE)
+        spare = self.relays[3].hop
+        for hop, reason in (
+            (evolve(spare, onion_key=OnionKey.make().public), Reason.PROTOCOL),
+            (evolve(spare, endpoints=("tcp:192.0.2.1:9",)), Reason.UNREACHABLE),
+            (evolve(spare, identity=bytes(31) + b"x"), Reason.UNREACHABLE),
+        ):
+            self.assertEqual(self.fails(building, hop), reason)
         building.circuit.extend(self.relays[2].hop)
         self.net.run(lambda: len(building.circuit.hops) == 3)
         self.echo(building.circuit)
 
     def test_a_key_that_cannot_be(self) -> None:
         building = self.begun()
-        self.assertEqual(self.fails(building, onion_key=bytes(32)), Reason.PROTOCOL)
+        self.assertEqual(self.fails(building, evolve(self.relays[3].hop, onion_key=bytes(32))), Reason.PROTOCOL)
 
     def test_as_many_tries_as_early_cells(self) -> None:
         building = self.begun()
         for _ in range(7):
-            self.fails(building, endpoints=("tcp:192.0.2.1:9",))
+            self.fails(building, evolve(self.relays[3].hop, endpoints=("tcp:192.0.2.1:9",)))
         self.assertRaises(LocalProtocolError, building.circuit.extend, self.relays[3].hop)
         self.relays[1].serve("echo.test", 7, Echo)
         self.echo(building.circuit)
@@ -84,12 +89,12 @@ class BuildingTests(NetworkCase):
     def test_terms_that_nobody_offered(self) -> None:
         for sm in (evolve(OFFER, window=9).to_bytes(), Terms().to_bytes(), b"\3"):
             self.setUp()
-            choose, network.choose_terms = network.choose_terms, lambda cm, sm=sm: sm
-            try:
-                building = self.net.begin(self.client, self.relays[0])
-                self.dies(building)
-            finally:
-                network.choose_terms = choose
+            self.relays[0].choose = partial(self.answer, sm)
+            self.dies(self.net.begin(self.client, self.relays[0]))
+
+    def answer(self, sm: bytes, cm: bytes) -> bytes:
+        self.assertEqual(cm, OFFER.to_bytes())
+        return sm
 
     def test_a_hop_that_does_not_answer(self) -> None:
         for hops in (0, 2):
@@ -325,11 +330,11 @@ class TransferTests(NetworkCase):
         far = Heard()
         back = Random(2).randbytes(4 << 20)
 
-        def service(stream: object) -> Heard:
-            far.stream = stream  # type: ignore[assignment]
+        def service(stream: Stream) -> Heard:
+            far.stream = stream
             return far
 
-        self.relays[2].serve("sink.test", 9, service)  # type: ignore[arg-type]
+        self.relays[2].serve("sink.test", 9, service)
         there = Random(1).randbytes(4 << 20)
         near = Heard()
         stream = self.build().circuit.open(Open(Proto.TCP, "sink.test", 9), near)
@@ -349,11 +354,11 @@ class TransferTests(NetworkCase):
         """Nowhere on the way are more than a window's cells, however much is to be sent and however long it takes."""
         slow = Heard(slow=True)
 
-        def service(stream: object) -> Heard:
-            slow.stream = stream  # type: ignore[assignment]
+        def service(stream: Stream) -> Heard:
+            slow.stream = stream
             return slow
 
-        self.relays[2].serve("slow.test", 9, service)  # type: ignore[arg-type]
+        self.relays[2].serve("slow.test", 9, service)
         circuit = self.build().circuit
         near = Heard()
         stream = circuit.open(Open(Proto.TCP, "slow.test", 9), near)
@@ -409,7 +414,7 @@ class NoiseTests(NetworkCase):
         nodes: list[Node] = [self.client, *self.relays]
         for place, command, text in noise:
             carrier = next(one for one in nodes[place].carriers if one.other.node is nodes[place + 1])
-            circ = (carrier.link._slots and next(iter(carrier.link._slots))) or 7
+            circ = next(iter(carrier.link._slots), 7)
             body = text + bytes(CELL - 5 - len(text))
             carrier.write(circ.to_bytes(4, "big") + bytes((command,)) + body)
             self.net.settle(0.01)
