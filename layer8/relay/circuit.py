@@ -23,7 +23,6 @@ from typing import Any, Final, Protocol
 from attrs import define, field
 
 from layer8.core.errors import LimitExceeded, RemoteProtocolError, Unavailable
-from layer8.core.lanes import Lane
 from layer8.core.roles import Answers
 from layer8.crypto.ntor import Keys, Terms
 from layer8.crypto.onion import RATCHET, Layer, layer, relay_backward, relay_forward, relay_receive, relay_send
@@ -156,7 +155,6 @@ class Circuits:
     _buckets: dict[Way, Bucket] = field(factory=dict, init=False)
     _queue: deque[tuple[Circuit, bytes]] = field(factory=deque, init=False)
     _busy: int = field(default=0, init=False)
-    _ages: Lane[Circuit] = field(factory=lambda: Lane(CIRC_LIFE), init=False)
     _alarm: Cancels | None = field(default=None, init=False)
 
     def serve(self, role: Answers) -> None:
@@ -177,7 +175,6 @@ class Circuits:
         self._number += 1
         circuit = self.all[self._number] = Circuit(self, self._number, link, slot, now)
         slot.taker = circuit
-        self._ages.add(circuit, now)
         if self._alarm is None:
             self._alarm = self.means.later(AGE_STEP, self._age)
         if len(self._queue) >= HANDSHAKES:
@@ -214,9 +211,12 @@ class Circuits:
 
     def _age(self) -> None:
         self._alarm = None
-        for circuit in self._ages.expired(self.means.clock()):
+        born = self.means.clock() - CIRC_LIFE
+        for circuit in list(self.all.values()):  # the oldest first
+            if circuit.since > born:
+                break
             circuit.close(Destroy.TIMEOUT)
-        if len(self._ages):
+        if self.all:
             self._alarm = self.means.later(AGE_STEP, self._age)
 
 
@@ -368,17 +368,21 @@ class Circuit:
         self.close(Destroy.LIMIT if limit else Destroy.PROTOCOL)
 
     def close(self, reason: int) -> None:
-        """End the circuit on both sides; each hears it from its slot."""
+        """End the circuit on both sides; each hears it from its slot.
+
+        The client hears a reason that there is, those behind nothing: other numbers would be marks for whoever works
+        with somebody at the other end.
+        """
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED
         del self.owner.all[self.number]
         self._quiet()
-        self.slot.close(reason)
+        self.slot.close(_known(reason))
         if self.onward is not None:
-            self.onward.close(reason)
+            self.onward.close(Destroy.NONE)
         elif self._back is not None:
-            self._back.give_up(reason)
+            self._back.give_up(Destroy.NONE)
         streams, self.streams = self.streams, None
         if streams is not None:
             streams.lost(_known(reason))

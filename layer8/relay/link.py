@@ -245,6 +245,8 @@ class Link:
 
     def received(self, data: bytes, now: float) -> None:
         """Take bytes, cut anywhere."""
+        if self.ended:
+            return  # the peer still talks while our last words leave
         self._pulse.heard = now
         if self._rest:
             data = self._rest + data
@@ -576,7 +578,9 @@ class Link:
             slot.taker.created(kind, handshake, now)
 
     def _stray(self, circ: int, now: float) -> None:
-        """Take cells for no circuit: those that crossed our DESTROY are no offence."""
+        """Take cells for no circuit: those that crossed our DESTROY are no offence, nor may be after too many."""
+        if max(len(self._closed), len(self._closed_before)) >= CLOSED_KEPT:
+            return
         if circ not in self._closed and circ not in self._closed_before:
             self._offence(now)
 

@@ -229,6 +229,8 @@ class Origin:
             if cmd != Cell.RELAY or not self.hops:
                 raise RemoteProtocolError("cells that cannot be")
             self.streams.took(client_backward(self._backward, cmd, bodies, tags), tags)
+            if self.state is State.BUILDING and self.streams.received:
+                raise RemoteProtocolError("data that would count for the next hop")
         except RemoteProtocolError:
             self._end(Destroy.PROTOCOL)
 
