@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable
 from typing import Any, Final
 
 from attrs import define, field
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 
 from layer8.config.network import RelayConfig, parse_peer
@@ -48,6 +48,7 @@ DIALS: Final = 2  # at a time
 AGAIN_YOUNG: Final = 3.0  # seconds until a neighbour is asked again in a network of tests
 ANSWER_TIME: Final = 10.0  # seconds
 HUB: Final = 4  # times as many links as others want
+ASKS: Final = 5  # questions to trackers before circuits to them are built anew: they take 10 on each
 
 Ask = Callable[[int, bytes, Container[int]], Awaitable[tuple[int, bytes]]]
 
@@ -73,6 +74,7 @@ class Filling:
     _pause: float = field(default=ASK_AGAIN[0], init=False)
     _vet_at: float = field(default=0.0, init=False)
     _version: int = field(default=0, init=False)
+    _asks: int = field(default=0, init=False)
 
     async def keep(self) -> None:
         """Do so for ever."""
@@ -226,7 +228,8 @@ class Filling:
         async def ask(command: int, data: bytes, answers: Container[int]) -> tuple[int, bytes]:
             if self._database.get(identity) is None:
                 raise Unavailable("this tracker has not been met yet")
-            need = Need(key="trackers", last=identity, hops=self._client.hops)
+            self._asks += 1
+            need = Need(key=("trackers", self._asks // ASKS), last=identity, hops=self._client.hops)
             try:
                 return await self._client.ask(need, command, data, answers, ANSWER_TIME)
             except NoPath:
@@ -249,8 +252,10 @@ async def _all(doing: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Do several things at once, none of which raises."""
     waiting = [Deferred.fromCoroutine(one) for one in doing]
     try:
-        await gatherResults(waiting)
+        for one in waiting:
+            await one
     except CancelledError:
         for one in waiting:
+            one.addErrback(lambda failure: failure.trap(CancelledError))
             one.cancel()
         raise

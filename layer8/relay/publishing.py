@@ -80,7 +80,8 @@ class Publishing:
                 pause, rest = AGAIN[0], REPUBLISH + self._chance.uniform(-REPUBLISH_SPREAD, REPUBLISH_SPREAD)
             else:
                 pause, rest = min(pause * 2, AGAIN[1]), pause
-            await self._rest(rest)
+            if not self._stale:
+                await self._rest(rest)
             if self._stale:
                 await self._rest(SETTLED)
 

@@ -164,6 +164,7 @@ class Relay(Service):
             seconds,
         )
         self._counted: dict[Circuit, int] = {}  # cells of others' circuits
+        self._alive = False
         self._seen = SeenX()
         self._accounts: WeakKeyDictionary[Circuit, Account] = WeakKeyDictionary()
         self.circuits = Circuits(
@@ -214,6 +215,7 @@ class Relay(Service):
     def startService(self) -> None:
         """Listen, and begin to keep circuits ready; raises Unavailable."""
         Service.startService(self)
+        self._alive = True
         self.keys.load(self.wall())
         if self.memory is not None:
             self._remember(self.memory.load(self.database, self.guards, self.layer2, self.wall()))
@@ -228,6 +230,7 @@ class Relay(Service):
 
     async def _stop(self) -> None:
         await self.publishing.withdraw()
+        self._alive = False
         self.pool.stop()
         now = self.seconds()
         await self.carriers.stop()
@@ -258,15 +261,16 @@ class Relay(Service):
             for _ in range(round(SAVE / COUNT)):
                 await deferLater(self.reactor, COUNT)
                 self._count()
-            try:
-                await self._save()
-            except StorageError:
-                self._log.info("what is known of the network could not be written", event="relay.not_saved")
+            await self._save()
 
     async def _save(self) -> None:
-        if self.memory is not None:
+        if self.memory is None:
+            return
+        try:
             await self.memory.save(self.database, self.guards, self.layer2)
             await self.memory.save_credit(*self.credit.changes())
+        except StorageError:
+            self._log.info("what is known of the network could not be written", event="relay.not_saved")
 
     def _count(self) -> None:
         """Note who has carried how much for whom, and weigh links by it."""
@@ -341,7 +345,7 @@ class Relay(Service):
         """Run something off the reactor; nothing of it is heard after the service has stopped."""
 
         def tell(result: Any) -> None:
-            if self.running:
+            if self._alive:
                 done(result.value if isinstance(result, Failure) else result)
                 self.means.turn.end()
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Container, Coroutine, Iterable,
 from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 
 from layer8.core.chance import Chance
@@ -134,7 +134,14 @@ class Trackers:
             return source.identity, None
 
         asked = self._chance.sample(known, min(count, len(known)))
-        return await gatherResults([Deferred.fromCoroutine(one(source)) for source in asked], consumeErrors=True)
+        waiting = [Deferred.fromCoroutine(one(source)) for source in asked]
+        try:
+            return [await each for each in waiting]
+        except CancelledError:
+            for each in waiting:
+                each.addErrback(lambda failure: failure.trap(CancelledError))
+                each.cancel()
+            raise
 
 
 def _late(_: object, seconds: float) -> object:

@@ -86,9 +86,10 @@ class NodesCase(TestCase):
         """Start a node that does not relay."""
         return self.node(key or NodeKey.make(), {"network": "test-nodes", "listen": (), "relay": False} | config)
 
-    def node(self, key: NodeKey, config: dict[str, Any], **more: Any) -> Relay:
+    def node(self, key: NodeKey, config: dict[str, Any], *, start: bool = True, **more: Any) -> Relay:
         node = Relay(self.reactor, key, RelayConfig(**config), wall=wall_clock, **more)
-        node.startService()
+        if start:
+            node.startService()
         self.nodes.append(node)
         return node
 
