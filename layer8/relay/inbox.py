@@ -27,7 +27,7 @@ from layer8.relay.wire import TEXT_MOST, Command, Text
 
 ANSWER_TIME: Final = 20.0  # seconds
 LETTERS: Final = 64  # of one circuit
-KEY: Final = "messages"  # what keeps circuits of messages apart from all others
+KEY: Final = "messages"  # what keeps circuits of messages apart from all others, with who signs them
 
 _SIGNED: Final = b"layer8/1 message\0"
 
@@ -87,15 +87,15 @@ class Inbox:
     async def send(self, to: str, text: str, key: NodeKey | None = None) -> Sent:
         """Send a line to a node, by its id, the first letters of it, or an alias; `key` signs it.
 
-        The circuit is the one of the last time, if that still stands. Raises `NoPath`, `NoCircuit`, `TimedOut`,
-        `Unavailable`, or `LimitExceeded` for a text of more than TEXT_MOST bytes.
+        The circuit is the one of the last time with this key, if that still stands. Raises `NoPath`, `NoCircuit`,
+        `TimedOut`, `Unavailable`, or `LimitExceeded` for a text of more than TEXT_MOST bytes.
         """
         told = text.encode()
         if len(told) > TEXT_MOST:
             raise LimitExceeded("TEXT_MOST", TEXT_MOST)
         number = self._chance(16)
         begun = self._seconds()
-        circuit = await self._circuit(to)
+        circuit = await self._circuit(to, key)
         new = circuit.opened == 1
         identity = circuit.path[-1].identity
         sender, signature = (key.node_id, key.sign(self._signed(identity, number, told))) if key else (b"", b"")
@@ -105,16 +105,17 @@ class Inbox:
         except Unavailable:
             if new:
                 raise
-            circuit = await self._circuit(to)  # the old one had died, and nobody had noticed
+            circuit = await self._circuit(to, key)  # the old one had died, and nobody had noticed
             new = circuit.opened == 1
             answer = await self._ask(circuit, data)
         if answer != number:
             raise Unavailable("another message was acknowledged than the one that was sent")
         return Sent(round((self._seconds() - begun) * 1000, 3), circuit.number, new)
 
-    async def _circuit(self, to: str) -> Circuit:
+    async def _circuit(self, to: str, key: NodeKey | None) -> Circuit:
+        """Give a circuit for what one key signs, or none: two letters on one would be of one hand."""
         hops = (Rand(),) * (self._client.hops - 1)
-        return await self._client.circuit(Need(KEY, Route((*hops, Named(to)))))
+        return await self._client.circuit(Need((KEY, b"" if key is None else key.node_id), Route((*hops, Named(to)))))
 
     async def _ask(self, circuit: Circuit, data: bytes) -> bytes:
         wanted: Container[int] = (int(Command.MESSAGE_OK),)

@@ -69,7 +69,7 @@ class Need:
     it, `last` a certain node at the end. `alone` wants a circuit that nobody else ever uses.
     """
 
-    key: Hashable = None
+    key: Hashable = field(default=None, repr=False)  # of SOCKS it holds a password
     route: Route = field(factory=Route)
     port: int = 0
     last: bytes = b""
@@ -181,7 +181,10 @@ class _Build:
         if at == len(self.path):
             self.pool.finished(self)
             return
-        self._extend(circuit, self.path[at])
+        try:
+            self._extend(circuit, self.path[at])
+        except LocalProtocolError:  # a hop has done something to it
+            circuit.close(Destroy.NONE)
 
     def failed(self, circuit: Origin, reason: Reason) -> None:
         """Go on from the hop before with another node, if the user has not named this one."""

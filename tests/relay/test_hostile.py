@@ -6,12 +6,17 @@ import gc
 import weakref
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from layer8.crypto.keys import NodeKey, id_text
+from layer8.relay.inbox import Inbox
 from layer8.relay.limits import CLOSED_KEPT
 from layer8.relay.link import Why
+from layer8.relay.pool import Need
 from layer8.relay.wire import Cell, Command, Destroy, cell, handshake_body, message
 from tests.relay.links import Pair, Taken
+from tests.relay.pools import PoolCase
 from tests.relay.test_circuit import NetworkCase
 
 
@@ -90,3 +95,58 @@ class ClosedLinkTests(SynchronousTestCase):
         for _ in range(200):
             pair.dialler.received(cell(last, Cell.RELAY, b"late"), pair.time.now)
         self.assertFalse(pair.dialler.ended)
+
+
+class PoolTests(PoolCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.small()
+        self.pool.start()
+        self.addCleanup(self.pool.stop)
+
+    def test_a_need_does_not_show_a_password(self) -> None:
+        self.assertNotIn("hunter2", repr(self.get(Need(key=("tcp:1080", "user", "hunter2"), port=80))))
+
+    def test_a_guard_cannot_make_a_client_build_nothing_any_more(self) -> None:
+        """It speaks of streams while a circuit is extended, which then could not go on."""
+        spoken: list[object] = []
+
+        def speak(node: Any) -> None:
+            for circuit in node.circuits.all.values():
+                if circuit.streams is not None and circuit.state.value == "extending" and circuit not in spoken:
+                    spoken.append(circuit)
+                    circuit.streams.push([message(Command.DATA, 9, b"x")])
+
+        got: list[list[Any]] = [self.want(Need(key=number, port=80)) for number in range(6)]
+
+        def done() -> bool:
+            if len(spoken) < 8:
+                for node in self.net.nodes.values():
+                    if node.relays:
+                        speak(node)
+            return all(got)
+
+        self.until(done)
+        self.assertTrue(spoken)
+        self.assertEqual(self.pool.building, 0)
+
+
+class InboxTests(PoolCase):
+    def test_a_nameless_message_does_not_come_by_the_circuit_of_a_signed_one(self) -> None:
+        node = self.small()[0]
+        self.pool.start()
+        self.addCleanup(self.pool.stop)
+        seconds, chance = self.net.clock.seconds, self.net.chance.randbytes
+        node.circuits.serve(Inbox(node.identity, self.net.mark, self.client, self.wall, seconds, chance))
+        sender = Inbox(bytes(32), self.net.mark, self.client, self.wall, seconds, chance)
+        me, other = NodeKey.make(), NodeKey.make()
+        by = [self.sent(sender, id_text(node.identity), key) for key in (me, None, me, None, other)]
+        self.assertEqual((by[0], by[1]), (by[2], by[3]))
+        self.assertEqual(len({by[0], by[1], by[4]}), 3)
+
+    def sent(self, inbox: Inbox, to: str, key: NodeKey | None) -> int:
+        done: list[Any] = []
+        Deferred.fromCoroutine(inbox.send(to, "hello", key)).addBoth(done.append)
+        self.until(lambda: done)
+        circuit: int = done[0].circuit
+        return circuit
