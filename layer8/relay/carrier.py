@@ -93,6 +93,7 @@ class Carrier(TwistedProtocol):
         self._named = named
         self._timer = Timer(clock, ground.seconds, self._wake)
         self._deaf = False
+        self._direct = False
         self._ended = False
         self.link: Link = None  # type: ignore[assignment]  # from connectionMade on
 
@@ -101,6 +102,8 @@ class Carrier(TwistedProtocol):
         transport = self.transport
         transport.setTcpNoDelay(True)
         if isinstance(sock := getattr(transport, "socket", None), socket.socket):
+            self._direct = True
+            transport.SEND_LIMIT = 2 * LINK_HIGH  # bytes of one call of send: a turn's cells with what secures them
             transport.bufferSize = LINK_HIGH  # what pauses the producer, and what one read takes
             sock.setsockopt(socket.IPPROTO_TCP, NOTSENT_LOWAT, LINK_HIGH)  # what waits, waits in our queues
         transport.registerProducer(self, True)
@@ -161,9 +164,17 @@ class Carrier(TwistedProtocol):
     # What the link calls.
 
     def write(self, data: bytes) -> None:
-        """Send."""
-        if not self._ended:
-            self.transport.write(self._secure.seal(data))
+        """Send, at once what the kernel takes: a turn of the reactor costs more than a cell."""
+        if self._ended:
+            return
+        text = self._secure.seal(data)
+        transport = self.transport
+        if self._direct and not (transport.dataBuffer or transport._tempDataBuffer):
+            sent = transport.writeSomeData(text)
+            if isinstance(sent, int):  # else the connection is lost, and the reactor finds it out
+                text = text[sent:]
+        if text:
+            transport.write(text)
 
     def hold(self, held: bool) -> None:
         """Stop reading, or go on."""
