@@ -25,7 +25,7 @@ NOISE: Final = "noise"
 GROUP: Final = "X25519MLKEM768"  # what both ends agree on wherever OpenSSL knows it
 
 _READ: Final = 1 << 14  # bytes of one TLS record
-_SEALED: Final = 1 << 18  # bytes asked of OpenSSL at once
+_RECORD: Final = 22  # bytes that a record has besides: header 5, type 1, tag 16
 
 
 @frozen
@@ -96,16 +96,21 @@ class Tls:
 
     def seal(self, data: bytes) -> bytes:
         """Encrypt into records."""
+        size = len(data)
         self._tls.sendall(data)  # `send` stops after one record
-        return self.take()
+        # As much is asked for as there is, since OpenSSL's binding makes room for all of it before it reads.
+        return self._take(size + (size // _READ + 1) * _RECORD + 1)
 
     def take(self) -> bytes:
         """Fetch what OpenSSL wants to send."""
+        return self._take(_READ)
+
+    def _take(self, most: int) -> bytes:
         out = []
         try:
             while True:
-                out.append(self._tls.bio_read(_SEALED))
-                if len(out[-1]) < _SEALED:
+                out.append(self._tls.bio_read(most))
+                if len(out[-1]) < most:
                     break
         except SSL.WantReadError:
             pass
