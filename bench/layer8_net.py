@@ -84,7 +84,7 @@ class Node:
             advertise=[] if client else [f"tcp:127.0.0.1:{self.port}"],
             peers=[] if self is first else [first.peer],
             relay=_toml(not client),
-            exit=[f"accept 127.0.0.1:{origin}", "reject *:*"] if exits else ["off"],
+            exit=[f"accept *:{origin}", "reject *:*"] if exits else ["off"],
             tracker=_toml(self is first),
             socks=[f"tcp:{socks}:interface=127.0.0.1"] if client else [],
         )
