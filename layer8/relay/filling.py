@@ -229,7 +229,8 @@ class Filling:
             if self._database.get(identity) is None:
                 raise Unavailable("this tracker has not been met yet")
             self._asks += 1
-            need = Need(key=("trackers", self._asks // ASKS), last=identity, hops=self._client.hops)
+            # What is published says who we are; what is asked must not come by the same circuit.
+            need = Need(key=("trackers", command, self._asks // ASKS), last=identity, hops=self._client.hops)
             try:
                 return await self._client.ask(need, command, data, answers, ANSWER_TIME)
             except NoPath:

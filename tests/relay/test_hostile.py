@@ -9,7 +9,10 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from layer8.config.network import RelayConfig
+from layer8.core.roles import Asker
 from layer8.crypto.keys import NodeKey, id_text
+from layer8.relay.filling import Filling
 from layer8.relay.inbox import Inbox
 from layer8.relay.limits import CLOSED_KEPT
 from layer8.relay.link import Why
@@ -150,3 +153,46 @@ class InboxTests(PoolCase):
         self.until(lambda: done)
         circuit: int = done[0].circuit
         return circuit
+
+
+class Notes:
+    """A role that notes which circuit it was asked what on."""
+
+    commands = frozenset((16, 17, 18))
+
+    def __init__(self) -> None:
+        self.came: dict[int, set[int]] = {}
+
+    def asked(self, asker: Asker, command: int, data: bytes, now: float) -> None:
+        self.came.setdefault(command, set()).add(asker.circuit)
+        asker.answer(20, data)
+
+    def gone(self, circuit: int) -> None:
+        """Nothing is forgotten."""
+
+
+class TrackerTests(PoolCase):
+    def test_who_publishes_is_not_seen_to_ask(self) -> None:
+        node, notes = self.small()[0], Notes()
+        node.circuits.serve(notes)
+        self.pool.start()
+        self.addCleanup(self.pool.stop)
+        nobody: Any = None
+        seconds = self.net.clock.seconds
+        filling = Filling(
+            nobody,
+            RelayConfig,
+            bytes(32),
+            self.database,
+            self.client,
+            nobody,
+            nobody,
+            self.net.chance,
+            self.wall,
+            seconds,
+        )
+        for command in (16, 18, 18, 17, 18):
+            done: list[Any] = []
+            Deferred.fromCoroutine(filling._asking(node.identity)(command, b"", (20,))).addBoth(done.append)  # type: ignore[arg-type]
+            self.until(lambda done=done: done)
+        self.assertFalse(notes.came[18] & (notes.came[16] | notes.came[17]))
