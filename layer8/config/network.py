@@ -126,7 +126,7 @@ class RelayConfig:
         check=_lan_targets,
     )
     lan: bool = option(False, doc="Find peers on the local network by a link-local beacon.", hot=False)
-    link: Literal["tls", "noise"] = option("tls", doc="How links are secured where their address does not say.")
+    link: Literal["tls", "noise"] = option("tls", doc="How links are secured that are taken where `listen` does not say.")
     network: str = option("main", doc="Nodes of networks with different names never talk to each other.", hot=False)
     hops: int = option(3, doc="Hops of a circuit.", check=accept.between(1, 8))
     guards: int = option(2, doc="First hops that are kept for months.", check=accept.between(1, 16))

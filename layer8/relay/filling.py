@@ -211,14 +211,16 @@ class Filling:
         while database.network.ruled and self._seconds() >= self._vet_at:
             vetted = sum(1 for peer in self._live() if database.vetted(peer))
             self._vet_at = self._seconds() + (VET_EVERY if vetted >= FEW else LOOK)
+            dead = frozenset(one for one in self._failed if not self._rested(one))
             try:
-                path = self._client.pool.paths.vetting(self._wall(), self._client.hops)
+                path = self._client.pool.paths.vetting(self._wall(), self._client.hops, dead)
             except NoPath:
                 return
             route = Route(tuple(Named(id_text(one.identity)) for one in path))
             try:
                 circuit = await self._client.build(Need(route=route))
             except Layer8Error:
+                self._failed[path[-1].identity] = self._seconds()
                 return
             circuit.close()
             if vetted < FEW:

@@ -40,7 +40,7 @@ from layer8.relay.origin import Hop, Origin, State
 from layer8.relay.path import NoPath, Paths, Stranger, Want, allows
 from layer8.relay.route import At, Named, Rand, Route
 from layer8.relay.stream import Cancels, Means, Worker
-from layer8.relay.wire import Destroy, Reason
+from layer8.relay.wire import DATA, Destroy, Reason
 
 BUILD_TRIES: Final = 3  # whole circuits
 HOP_TRIES: Final = 2  # other nodes for one hop of a circuit that stands up to the one before
@@ -49,6 +49,7 @@ TIMES: Final = 100  # hops whose times are remembered
 LOOK: Final = 1.0  # seconds between looks at what is old, idle or missing
 PAUSE: Final = (1.0, 60.0)  # seconds until spares are tried again after a failure, doubled each time
 CELLS_ROOM: Final = 65_536  # cells that a circuit's last streams may still need
+SPEED_LEAST: Final = 64.0 * 1024  # bytes a second, below which nobody knows whether the circuit could have done more
 USUAL_PORT: Final = 443  # what spares reach before anybody has asked for anything
 
 
@@ -90,6 +91,8 @@ class Circuit:
     first: float = field(default=0.0, init=False)  # when somebody used it first
     last: float = field(default=0.0, init=False)  # when something was opened on it last
     opened: int = field(default=0, init=False)
+    speed: float = field(default=0.0, init=False)  # bytes in the best second
+    _bytes: int = field(default=0, init=False)  # at the last look
     _cells: int = field(default=0, init=False)  # that `fresh` has told of
     known: bool = field(default=False, init=False)  # its last hop has been told who we are
 
@@ -108,6 +111,12 @@ class Circuit:
         cells = self.origin.sent + self.origin.streams.received
         before, self._cells = self._cells, cells
         return cells - before
+
+    def look(self) -> None:
+        """Note how fast it has been since the last look."""
+        moved = (self.origin.streams.received + self.origin.streams.sent) * DATA
+        self.speed = max(self.speed, (moved - self._bytes) / LOOK)
+        self._bytes = moved
 
     def close(self) -> None:
         """End it and its streams."""
@@ -390,6 +399,9 @@ class Pool:
     def ended(self, circuit: Circuit) -> None:
         """Forget a circuit that is closed."""
         if self.circuits.pop(circuit.number, None) is not None:
+            if circuit.speed >= SPEED_LEAST:
+                for node in circuit.path:
+                    self.database.measured(node.identity, circuit.speed)
             self.changed(circuit, "closed")
         if not self.stopped:
             self._fill()
@@ -453,6 +465,7 @@ class Pool:
         now = self.means.clock()
         for circuit in list(self.circuits.values()):
             origin = circuit.origin
+            circuit.look()
             if now - circuit.since >= CIRC_LIFE or origin.used >= CELLS_MAX - CELLS_ROOM:
                 origin.retire()
             elif circuit.need is None:

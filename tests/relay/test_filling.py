@@ -216,9 +216,10 @@ class CreditTests(FillingCase):
 
     async def drop(self, circuit: Circuit, end: Relay, cells: int) -> None:
         """Send cells that say nothing, and wait for them to be there."""
-        before = max(one.cells_forward for one in end.circuits.all.values())
+        (there,) = [one for one in end.circuits.all.values() if one.binding == circuit.origin.binding]
+        before = there.cells_forward
         circuit.origin.drop(cells)
-        await self.until(lambda: max(one.cells_forward for one in end.circuits.all.values()) >= before + cells)
+        await self.until(lambda: there.cells_forward >= before + cells)
 
     async def test_what_is_carried_is_counted_on_both_sides(self) -> None:
         one, two, leaving, client = self.net()

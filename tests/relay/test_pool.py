@@ -156,6 +156,25 @@ class AgeTests(PoolCase):
         self.assertIsNone(heard.reason)
 
 
+class SpeedTests(PoolCase):
+    def test_what_a_circuit_has_carried_is_what_its_nodes_are_weighed_by(self) -> None:
+        self.small()
+        self.pool.start()
+        quick, slow = self.get(PLAIN), self.get(Need(key="slow", port=80))
+        heard = Heard()
+        quick.origin.open(Open(Proto.TCP, *EXIT), heard).write(bytes(1 << 20))
+        slow.origin.open(Open(Proto.TCP, *EXIT), Heard()).write(b"few")
+        self.fill(heard.pieces)
+        self.net.settle(3)
+        quick.close()
+        slow.close()
+        speeds = {peer.identity: peer.speed for peer in self.database}
+        for node in quick.path:
+            self.assertTrue(1 << 18 < speeds[node.identity] < 1 << 23, speeds[node.identity])
+        only = {node.identity for node in slow.path} - {node.identity for node in quick.path}
+        self.assertEqual({speeds[one] for one in only} - {0.0}, set())
+
+
 class LimitTests(PoolCase):
     def test_so_many_are_built_at_a_time(self) -> None:
         self.small()
