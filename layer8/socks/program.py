@@ -121,7 +121,9 @@ class Program(TwistedProtocol):
                 self.transport.abortConnection()
 
     def refused(self, code: int) -> None:
-        """Say why not, and part."""
+        """Say why not, and part; too late for that, it is the end of what has begun."""
+        if self._open:
+            self.closed(Reason.RESET)
         if self._over:
             return
         self._over = True
@@ -219,7 +221,8 @@ class Program(TwistedProtocol):
 
     def _leave(self) -> None:
         """Shut our half once everything has left, and throw away what comes until the program has ended its own."""
-        self.transport.unregisterProducer()
+        if not self._out_ended:
+            self.transport.unregisterProducer()
         if self._in_ended:
             self.transport.loseConnection()
             return

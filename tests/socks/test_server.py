@@ -15,7 +15,8 @@ from layer8.config.network import SocksConfig
 from layer8.core.errors import ConfigError
 from layer8.relay.client import Opened, Reason, StreamLike
 from layer8.relay.wire import Address
-from layer8.socks.program import CODES, WRITE_MOST, Caller, Program
+from layer8.socks.datagrams import Association
+from layer8.socks.program import WRITE_MOST, Caller, Program
 from layer8.socks.server import SocksServer, Table
 from layer8.socks.wire import Code, reply
 from tests.interop.daemons import folder
@@ -267,6 +268,16 @@ class AnswerTests(SocksCase):
 
 
 class CarryTests(SocksCase):
+    async def still(self, program: Program | Association) -> None:
+        """Wait until nothing has come for a while."""
+        seen = [-1]
+
+        def unchanged() -> bool:
+            seen.append(program.received)
+            return len(seen) > 50 and len(set(seen[-50:])) == 1
+
+        await self.net.until(unchanged)
+
     async def test_early_words_travel_with_the_question(self) -> None:
         await self.begin()
         program = self.dial()
@@ -328,13 +339,7 @@ class CarryTests(SocksCase):
         size = 16 * MIB
         self.targets.all[0].transport.write(bytes(size))
         (row,) = self.net.socks.clients
-        seen = [-1]
-
-        def still() -> bool:
-            seen.append(row.program.received)
-            return len(seen) > 50 and len(set(seen[-50:])) == 1
-
-        await self.net.until(still)
+        await self.still(row.program)
         # What the kernel keeps for two connections on loopback, and our own buffers.
         self.assertLess(row.program.received, 12 * MIB)
         assert isinstance(row.program, Program)
@@ -362,6 +367,16 @@ class CarryTests(SocksCase):
         self.assertLess(row.program.sent, sent)
         target.transport.resumeProducing()
         await self.net.until(lambda: len(target.got) == sent)
+
+    async def test_a_slow_program_gets_the_last_bytes(self) -> None:
+        await self.begin()
+        program = await self.joined()
+        size = 8 * MIB
+        self.targets.all[0].transport.write(bytes(size))
+        self.targets.all[0].transport.loseConnection()
+        (row,) = self.net.socks.clients
+        await self.still(row.program)
+        await program.until(lambda: len(program.got) == size)
 
     async def test_unix_socket(self) -> None:
         path = str(folder(self) / "socks")
@@ -438,23 +453,3 @@ class ApartTests(SocksCase):
             await program.ends()
         await self.net.until(lambda: self.targets.all[0].over)
         self.assertEqual(self.net.socks.clients.places.open, 0)
-
-
-class CodeTests(TestCase):
-    def test_every_reason_has_its_code(self) -> None:
-        self.assertEqual(
-            {reason: CODES.get(reason, Code.FAILED) for reason in Reason},
-            {
-                Reason.DONE: 1,
-                Reason.POLICY: 2,
-                Reason.RESOLVE: 4,
-                Reason.REFUSED: 5,
-                Reason.UNREACHABLE: 3,
-                Reason.TIMEOUT: 6,
-                Reason.RESET: 1,
-                Reason.LIMIT: 1,
-                Reason.NO_PORT: 1,
-                Reason.PROTOCOL: 1,
-                Reason.INTERNAL: 1,
-            },
-        )
