@@ -110,9 +110,26 @@ def parse_id(text: str) -> bytes:
     return node_id
 
 
+SMALL_ORDER = frozenset(
+    bytes.fromhex(text)
+    for text in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
+"""The points whose multiple by 8 is the neutral one, with the sign bit cleared: anybody can sign for these "keys"."""
+
+
 def verify(node_id: bytes, signature: bytes, message: bytes) -> bool:
     """Tell whether `signature` over `message` was made by the key that `node_id` names."""
     if len(node_id) != NODE_ID or len(signature) != SIGNATURE:
+        return False
+    if node_id[:-1] + bytes((node_id[-1] & 0x7F,)) in SMALL_ORDER:
         return False
     try:
         Ed25519PublicKey.from_public_bytes(node_id).verify(signature, message)

@@ -162,7 +162,7 @@ def certificate_pin(certificate: bytes) -> str:
         return _pin(_spki(_certificates(certificate)[0]))
     try:
         return _pin(_spki(x509.load_der_x509_certificate(certificate)))
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ConfigError("not a certificate") from error
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import ConfigError, RemoteProtocolError
-from layer8.crypto.keys import NodeKey, id_text, parse_id, verify
+from layer8.crypto.keys import SMALL_ORDER, NodeKey, id_text, parse_id, verify
 from layer8.crypto.x509 import self_signed
 
 # RFC 8032 section 7.1, tests 1 to 3: seed, public key, message, signature
@@ -51,6 +51,14 @@ class Keys(SynchronousTestCase):
         self.assertFalse(verify(public, bytes([signature[0] ^ 1]) + signature[1:], message))
         self.assertFalse(verify(public[:-1], signature, message))
         self.assertFalse(verify(b"\xff" * 32, signature, message))
+
+    def test_nobody_signs_for_points_of_small_order(self) -> None:
+        """With the neutral point in R and S = 0 such a key verifies anything, or one message of two, four or eight."""
+        signature = b"\x01" + bytes(63)
+        for point in SMALL_ORDER:
+            for identity in (point, point[:-1] + bytes((point[-1] | 0x80,))):
+                taken = [number for number in range(64) if verify(identity, signature, bytes((number,)))]
+                self.assertEqual(taken, [], identity.hex())
 
     def test_file(self) -> None:
         path = Path(self.mktemp()) / "deep" / "node.key"
