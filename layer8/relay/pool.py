@@ -378,7 +378,7 @@ class Pool:
         self.changed(circuit, "open")
         waiting, build.waiting = build.waiting, []
         for need, done in waiting:
-            if circuit.origin.state is State.OPEN and (circuit.need is None or not need.alone):
+            if circuit.origin.state is State.OPEN and self._room(circuit) and (circuit.need is None or not need.alone):
                 self._take(circuit, need)
                 done(circuit)
             else:

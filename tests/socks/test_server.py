@@ -443,6 +443,21 @@ class ApartTests(SocksCase):
         await self.net.until(lambda: self.net.socks.clients.places.open == 1)
         await self.joined()
 
+    async def test_more_at_once_than_one_circuit_takes(self) -> None:
+        hosts = {f"n{number}.example.org": f"127.0.1.{number}" for number in range(1, 8)}
+        await self.begin(names=hosts)
+        for address in hosts.values():  # to each of them an exit lets 64 streams of a circuit
+            port = self.net.reactor.listenTCP(self.port, self.targets, interface=address)
+            self.addCleanup(port.stopListening)
+        programs = [self.dial() for _ in range(400)]
+        for number, program in enumerate(programs):
+            program.say(login(b"u", b"p") + connect(f"n{number % 7 + 1}.example.org", self.port))
+        for program in programs:
+            await program.hear(b"\x05\x02\x01\x00" + reply(Code.GRANTED))
+        self.assertEqual({key for key, _ in self.net.keys}, {(b"u", b"p")})
+        self.assertLessEqual(len(self.net.circuits), 3)
+        self.assertLessEqual(max(len(one.origin.streams.live) for one in self.net.circuits), 256)
+
     async def test_the_end_of_the_server(self) -> None:
         await self.begin()
         programs = [await self.joined(), self.dial()]
