@@ -21,6 +21,7 @@ from layer8.config.home import run_dir
 from layer8.config.state import node_key
 from layer8.control.client import Client, connect
 from layer8.core.errors import Layer8Error
+from layer8.relay.securing import TLS
 
 NETWORK = "test-bench"
 UP_S = 60.0
@@ -35,6 +36,7 @@ network = "{network}"
 allow_loopback = true
 listen = {listen}
 advertise = {advertise}
+link = "{link}"
 peers = {peers}
 trackers = {peers}
 relay = {relay}
@@ -56,18 +58,24 @@ class Node:
     home: Path
     port: int
     node_id: str
+    link: str
 
     @classmethod
-    def make(cls, name: str, folder: Path, number: int) -> Node:
+    def make(cls, name: str, folder: Path, number: int, link: str) -> Node:
         """Make its home and its key."""
         home = folder / f"{name}.home"
         home.mkdir(mode=0o700)
-        return cls(name, home, port_near(6100 + number), node_key(home).text)
+        return cls(name, home, port_near(6100 + number), node_key(home).text, link)
+
+    @property
+    def address(self) -> str:
+        """Where others reach it."""
+        return f"tcp:127.0.0.1:{self.port}" + ("" if self.link == TLS else f":link={self.link}")
 
     @property
     def peer(self) -> str:
         """How others are told of it."""
-        return f"{self.node_id}@tcp:127.0.0.1:{self.port}"
+        return f"{self.node_id}@{self.address}"
 
     @property
     def socket(self) -> str:
@@ -81,7 +89,8 @@ class Node:
         return COMMON.format(
             network=NETWORK,
             listen=[] if client else [f"tcp:{self.port}:interface=127.0.0.1"],
-            advertise=[] if client else [f"tcp:127.0.0.1:{self.port}"],
+            advertise=[] if client else [self.address],
+            link=self.link,
             peers=[] if self is first else [first.peer],
             relay=_toml(not client),
             exit=[f"accept *:{origin}", "reject *:*"] if exits else ["off"],
@@ -96,11 +105,22 @@ class Layer8Net:
 
     folder: Path
     origin: int
-    name: str = "layer8"
-    title: str = "layer8, TLS links"
+    number: int = 0
+    """Networks that run beside each other have different ones."""
+    link: str = TLS
     chain: list[Child] = field(factory=list)
     socks: tuple[str, int] | None = None
     _nodes: list[Node] = field(factory=list)
+
+    @property
+    def name(self) -> str:
+        """What the row is called."""
+        return "layer8" if self.link == TLS else f"layer8-{self.link}"
+
+    @property
+    def title(self) -> str:
+        """What the row says."""
+        return f"layer8, links of {'TLS' if self.link == TLS else self.link.title()}"
 
     @property
     def relays(self) -> list[Child]:
@@ -114,9 +134,9 @@ class Layer8Net:
 
     def configurations(self) -> list[str]:
         """Make homes and keys, and the text of each node's file."""
-        self.socks = ("127.0.0.1", port_near(9180))
+        self.socks = ("127.0.0.1", port_near(9180 + self.number))
         names = [*(f"relay{n}" for n in range(RELAYS)), *(f"exit{n}" for n in range(EXITS)), CLIENT]
-        self._nodes = [Node.make(name, self.folder, number) for number, name in enumerate(names)]
+        self._nodes = [Node.make(name, self.folder, 20 * self.number + at, self.link) for at, name in enumerate(names)]
         return [node.configuration(self.origin, self.socks[1], self._nodes[0]) for node in self._nodes]
 
     def start(self) -> None:

@@ -45,6 +45,7 @@ from bench.network_figures import (
 from bench.processes import Child, DidNotStart
 from bench.socks_load import MIB, Address, SocksLoad, start_origin
 from bench.tor_net import VARIANTS, TorNet, Variant, port_near
+from layer8.relay.securing import NOISE, TLS
 
 ORIGIN_PORT = 18080
 SETTLE_S = 30.0
@@ -197,11 +198,11 @@ def _tor(variant: Variant) -> Make:
     return lambda folder, origin, number: TorNet(variant, folder, origin, number)
 
 
-def _layer8(folder: Path, origin: int, number: int) -> Peer:
-    return Layer8Net(folder, origin)
+def _layer8(link: str) -> Make:
+    return lambda folder, origin, number: Layer8Net(folder, origin, number, link)
 
 
-PEERS: dict[str, Make] = {"direct": _direct, "layer8": _layer8}
+PEERS: dict[str, Make] = {"direct": _direct, "layer8": _layer8(TLS), "layer8-noise": _layer8(NOISE)}
 PEERS.update((variant.name, _tor(variant)) for variant in VARIANTS)
 USUAL = ("direct", "tor", "tor-vanilla", "layer8")
 
