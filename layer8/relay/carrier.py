@@ -42,12 +42,13 @@ _STRANGERS: Final = frozenset((Why.INSECURE, Why.VERSION, Why.NETWORK, Why.IDENT
 
 
 class NoLink(Layer8Error):
-    """A link could not be opened; `reason` is what a circuit that asked for it is told."""
+    """A link could not be opened; `reason` is what a circuit that asked for it is told, `peer` who was there."""
 
-    def __init__(self, why: Why) -> None:
+    def __init__(self, why: Why, peer: bytes | None = None) -> None:
         """Say why."""
         super().__init__(f"no link: {why}")
         self.why = why
+        self.peer = peer
         if why in _STRANGERS:
             self.reason = Destroy.WRONG_IDENTITY
         else:
@@ -251,13 +252,13 @@ class Carriers:
             if stopping is not None:
                 await stopping
 
-    async def dial(self, text: str, wanted: bytes | None = None) -> Link:
-        """Open a link, to nobody but `wanted`, who may have one open already.
+    async def dial(self, text: str, wanted: bytes | None = None, *, again: bool = False) -> Link:
+        """Open a link, to nobody but `wanted`, who may have one open already; `again`: to see whether it is there.
 
         Raises `NoLink`, `Unavailable`, `TimedOut` or `ConfigError`. Cancelled, the link is closed.
         """
         where = way(text, TLS)
-        if wanted is not None and (there := self.links.get(wanted)) is not None:
+        if wanted is not None and not again and (there := self.links.get(wanted)) is not None:
             return there
         if not self.links.admits(where.host):
             raise Unavailable("there are as many links as there may be")
@@ -268,7 +269,7 @@ class Carriers:
                 if why is None:
                     opened.callback(link)
                 else:
-                    opened.errback(NoLink(why))
+                    opened.errback(NoLink(why, link.peer))
 
         def make(carrier: Carrier, address: Address) -> Link:
             link = Link(self._ground, self.links, carrier, dialled=True, wanted=wanted, address=address, told=told)
@@ -292,7 +293,7 @@ class Carriers:
             raise
         except NoLink:
             # Both dialled at once, and this was the link that had to go.
-            there = None if wanted is None else self.links.get(wanted)
+            there = None if wanted is None or again else self.links.get(wanted)
             if there is None:
                 raise
             return there

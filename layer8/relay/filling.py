@@ -104,10 +104,10 @@ class Filling:
         )
         return [(identity, self._asking(identity)) for identity in sorted(known - {self._own})]
 
-    async def link(self, identity: bytes, endpoints: Iterable[str], *, ours: bool = True) -> Way:
-        """Open a link, or give the one that is there; raises `Unavailable`."""
+    async def link(self, identity: bytes, endpoints: Iterable[str], *, named: bool) -> Way:
+        """Open a link, or give the one that is there; raises `Unavailable`. `named`: by the user, with its address."""
         linked: Deferred[Way | Reason] = Deferred()
-        reach = self._neighbours.reach if ours else self._neighbours.reach_for
+        reach = self._neighbours.reach if named else self._neighbours.reach_said
         reach(identity, tuple(endpoints), linked.callback)
         way = await linked
         if isinstance(way, Reason):
@@ -130,7 +130,7 @@ class Filling:
         named = [parse_peer(text) for text in (*config.peers, *config.trackers)]
         peers = {parse_peer(text)[0] for text in config.peers}
         missing = [
-            self._dialled(identity, (endpoint,))
+            self._dialled(identity, (endpoint,), named=True)
             for identity, endpoint in named
             if identity != self._own
             and self._rested(identity)
@@ -150,11 +150,11 @@ class Filling:
             return
         others = [one for one in self._live() if one.identity not in linked and self._rested(one.identity)]
         chosen = self._chance.sample(others, min(DIALS, wanted - len(linked), len(others)))
-        await _all(self._dialled(one.identity, one.descriptor.endpoints) for one in chosen)
+        await _all(self._dialled(one.identity, one.descriptor.endpoints, named=False) for one in chosen)
 
-    async def _dialled(self, identity: bytes, endpoints: Iterable[str]) -> None:
+    async def _dialled(self, identity: bytes, endpoints: Iterable[str], *, named: bool) -> None:
         try:
-            await self.link(identity, endpoints)
+            await self.link(identity, endpoints, named=named)
         except Unavailable:
             self._failed[identity] = self._seconds()
         else:

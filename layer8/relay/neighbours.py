@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from enum import Enum, auto
 from typing import Any, Final
 
 from attrs import define, field
@@ -12,20 +13,32 @@ from twisted.logger import Logger
 from layer8.config.network import dialled
 from layer8.core.errors import ConfigError, TimedOut, Unavailable
 from layer8.net.tasks import TaskSet
-from layer8.relay.carrier import Carriers, NoLink
+from layer8.relay.carrier import Carriers, NoLink, kind
 from layer8.relay.circuit import Circuits, Way
 from layer8.relay.exit import NoWay
 from layer8.relay.link import Link, Why
 from layer8.relay.links import Links
 from layer8.relay.route import At
+from layer8.relay.securing import TLS
 from layer8.relay.slots import Place
 from layer8.relay.stream import ENDS
 from layer8.relay.wire import Destroy, Reason
 
 VIA: Final = "via:"
 DIALS: Final = 3  # addresses of one node that are tried
+DIALS_FOR_OTHERS: Final = 256  # nodes that are dialled at a time because a stranger says so
 
 Done = Callable[[Way | Reason], None]
+
+
+class _Why(Enum):
+    """Who says where a node is."""
+
+    NAMED = auto()
+    SAID = auto()
+    OTHERS = auto()
+
+
 Checked = Callable[[str, int], Any]
 """`await checked(host, port)` gives the addresses that may be dialled for a stranger, or raises `NoWay`."""
 
@@ -48,16 +61,37 @@ class Neighbours:
     moved: Callable[[], None] = lambda: None
     links: Links = field(init=False)
     carriers: Carriers = field(init=False)
-    _waiting: dict[tuple[bytes, bool], list[Done]] = field(factory=dict, init=False)
+    _waiting: dict[tuple[bytes, _Why], list[Done]] = field(factory=dict, init=False)
     _log = Logger(namespace="layer8.relay.links")
 
     def reach(self, node: bytes, endpoints: Collection[str], done: Done) -> None:
-        """Give a link to a node for a circuit of our own."""
-        self._reach(node, endpoints, done, ours=True)
+        """Give a link to a node that the user has named, wherever it is."""
+        self._reach((node, _Why.NAMED), endpoints, done)
+
+    def reach_said(self, node: bytes, endpoints: Collection[str], done: Done) -> None:
+        """Give a link for a circuit of our own to a node that is where it says itself: nowhere private."""
+        self._reach((node, _Why.SAID), endpoints, done)
 
     def reach_for(self, node: bytes, endpoints: Collection[str], done: Done) -> None:
         """Give a link to a node for somebody else's circuit: what it says must not lead us anywhere private."""
-        self._reach(node, endpoints, done, ours=False)
+        self._reach((node, _Why.OTHERS), endpoints, done)
+
+    async def prove(self, node: bytes, endpoints: Collection[str]) -> bool:
+        """Say whether a node is at one of its addresses; that it has a link with us does not say so."""
+        there = self.links.get(node)
+        for text in [one for one in endpoints if not one.startswith(VIA)][:DIALS]:
+            try:
+                found, host = await self._guarded(text)
+                if there is not None and there.address.host == host:
+                    return True
+                await self.carriers.dial(found, node, again=True)
+            except NoLink as error:
+                if error.peer != node:
+                    continue  # by Noise a second link is refused before anybody has said who he is
+            except (NoWay, TimedOut, Unavailable, ConfigError):
+                continue
+            return True
+        return False
 
     def meet(self, at: At, done: Callable[[bytes | Reason], None]) -> None:
         """Dial an address whose owner is unknown; `done` gets the id that it has shown."""
@@ -76,22 +110,27 @@ class Neighbours:
             pass
         done(found)
 
-    def _reach(self, node: bytes, endpoints: Collection[str], done: Done, *, ours: bool) -> None:
+    def _reach(self, what: tuple[bytes, _Why], endpoints: Collection[str], done: Done) -> None:
+        node, why = what
         there = self.links.get(node)
         if there is not None:
             done(there)
-            return
-        waiting = self._waiting.setdefault((node, ours), [])
-        waiting.append(done)
-        if len(waiting) == 1:
-            self._tasks.start("dial", self._dial(node, tuple(endpoints), ours=ours))
+        elif what in self._waiting:
+            self._waiting[what].append(done)
+        elif why is _Why.OTHERS and sum(one is why for _, one in self._waiting) >= DIALS_FOR_OTHERS:
+            done(Reason.LIMIT)
+        else:
+            self._waiting[what] = [done]
+            self._tasks.start("dial", self._dial(what, tuple(endpoints)))
 
-    async def _dial(self, node: bytes, endpoints: tuple[str, ...], *, ours: bool) -> None:
+    async def _dial(self, what: tuple[bytes, _Why], endpoints: tuple[str, ...]) -> None:
+        node, why = what
         found: Link | Reason = Reason.UNREACHABLE
         try:
             for text in [one for one in endpoints if not one.startswith(VIA)][:DIALS]:
                 try:
-                    found = await self._link(text, node, ours=ours)
+                    where = text if why is _Why.NAMED else (await self._guarded(text))[0]
+                    found = await self.carriers.dial(where, node)
                     break
                 except NoLink as error:
                     found = ENDS.get(error.reason, Reason.UNREACHABLE)
@@ -103,18 +142,14 @@ class Neighbours:
             found = Reason.INTERNAL
             raise
         finally:
-            for done in self._waiting.pop((node, ours), []):
+            for done in self._waiting.pop(what, []):
                 done(found)
 
-    async def _link(self, text: str, node: bytes, *, ours: bool) -> Link:
+    async def _guarded(self, text: str) -> tuple[str, str]:
+        """Give an endpoint of the one address that was looked up and may be dialled, and that; raises `NoWay`."""
         where = dialled(text)
-        host, port = where.words["host"], where.port
-        if not ours:
-            address = (await self._checked(host, port))[0]
-            if address != host:
-                text = text.replace(f":{host}:", f":{_quoted(address)}:", 1)
-        link: Link = await self.carriers.dial(text, node)
-        return link
+        host: str = (await self._checked(where.words["host"], where.port))[0]
+        return f"tcp:{_quoted(host)}:{where.port}:link={kind(text, TLS)}", host
 
     # What links tell: `layer8.relay.links.User`.
 

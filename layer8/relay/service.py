@@ -27,7 +27,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from layer8.config.network import RelayConfig
-from layer8.core.errors import StorageError, Unavailable
+from layer8.core.errors import StorageError
 from layer8.core.network import Network
 from layer8.core.roles import Answers
 from layer8.crypto.descriptor import Descriptor, Role
@@ -35,7 +35,7 @@ from layer8.crypto.keys import NodeKey
 from layer8.crypto.ntor import SeenX, relay_answer
 from layer8.net.tasks import TaskSet
 from layer8.relay.carrier import Carriers, kind
-from layer8.relay.circuit import Circuit, Circuits, State, choose_terms
+from layer8.relay.circuit import Circuit, Circuits, State, Way, choose_terms
 from layer8.relay.client import Client
 from layer8.relay.credit import Credit
 from layer8.relay.database import Database
@@ -129,7 +129,7 @@ class Relay(Service):
             self.paths,
             self.database,
             self.guards,
-            self.neighbours.reach,
+            self._reach,
             self.neighbours.meet,
             wall,
             config.hops,
@@ -206,11 +206,7 @@ class Relay(Service):
 
     async def proves(self, descriptor: Descriptor) -> bool:
         """Dial a stranger's addresses, none that an exit would not, and say whether it has shown its identity there."""
-        try:
-            await self.filling.link(descriptor.identity, descriptor.endpoints, ours=False)
-        except Unavailable:
-            return False
-        return True
+        return await self.neighbours.prove(descriptor.identity, descriptor.endpoints)
 
     def startService(self) -> None:
         """Listen, and begin to keep circuits ready; raises Unavailable."""
@@ -315,10 +311,11 @@ class Relay(Service):
         return advertised or (() if self.network.ruled else self.listening)
 
     def _gateways(self) -> Sequence[bytes]:
-        """Give the neighbours by whom others reach us if nobody can dial us: whom we have dialled, guards last."""
+        """Give those whom we have dialled, by whom others reach us if they cannot dial us; guards if nobody else."""
         guards = self.guards.ids()
         dialled = [link.peer for link in self.links if link.dialled and link.peer is not None]
-        return sorted(dialled, key=lambda one: (one in guards, one))[:GATEWAYS]
+        others = [one for one in dialled if one not in guards]
+        return sorted(others or dialled)[:GATEWAYS]
 
     def _moved(self) -> None:
         """Say by whom we are reached now, if we are reached by others."""
@@ -350,6 +347,11 @@ class Relay(Service):
                 self.means.turn.end()
 
         deferToThreadPool(self.reactor, self.reactor.getThreadPool(), work).addBoth(tell)
+
+    def _reach(self, node: bytes, endpoints: tuple[str, ...], done: Callable[[Way | Reason], None]) -> None:
+        """Give a link to the first hop of a circuit; what strangers say of themselves leads nowhere private."""
+        reach = self.neighbours.reach if node in self.database.pins else self.neighbours.reach_said
+        reach(node, endpoints, done)
 
     def _learn(self, peer: bytes, descriptor: bytes) -> None:
         """Take what a neighbour says of itself."""

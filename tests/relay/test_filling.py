@@ -189,13 +189,13 @@ class InboxTests(FillingCase):
         self.assertTrue(sent.new and sent.ms > 0)
         self.assertEqual([letter.text for letter in there.inbox.letters], [b"hello", b"signed"])
         self.assertEqual([letter.sender for letter in there.inbox.letters], [b"", client.key.node_id])
-        third = await client.inbox.send(id_text(there.key.node_id), "again")
+        third = await client.inbox.send(id_text(there.key.node_id), "again", client.key)
         self.assertEqual((third.new, third.circuit), (False, again.circuit))
         self.assertEqual(one.inbox.letters + two.inbox.letters, [])
         circuit = client.pool.circuits[third.circuit]
         self.assertEqual(len(circuit.path), 3)
         circuit.close()
-        self.assertTrue((await client.inbox.send(id_text(there.key.node_id), "anew")).new)
+        self.assertTrue((await client.inbox.send(id_text(there.key.node_id), "anew", client.key)).new)
         self.assertEqual(len(there.inbox.letters), 4)
 
     async def test_it_survives_a_restart(self) -> None:

@@ -194,5 +194,6 @@ class TrackerTests(PoolCase):
         for command in (16, 18, 18, 17, 18):
             done: list[Any] = []
             Deferred.fromCoroutine(filling._asking(node.identity)(command, b"", (20,))).addBoth(done.append)  # type: ignore[arg-type]
-            self.until(lambda done=done: done)
+            while not done:
+                self.assertTrue(self.net.clock.step())
         self.assertFalse(notes.came[18] & (notes.came[16] | notes.came[17]))
