@@ -9,6 +9,7 @@ from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
 from twisted.web.server import Site
 
+from layer8.config.network import SocksConfig
 from tests.interop.daemons import RUN, folder, missing
 from tests.interop.stage import MIB, Nginx, pattern, sha256
 from tests.socks.net import Net
@@ -89,6 +90,33 @@ class CurlTests(TestCase):
         self.assertEqual(ran.code, 0, ran.text)
         self.assertEqual([sha256(home / str(n)) for n in range(1, 101)], [self.sums["1k"]] * 100)
         self.assertEqual(len(self.net.circuits), 1)
+
+    async def test_addresses_and_names_that_lead_nowhere(self) -> None:
+        await self.begin()
+        ran = await self.net.curl("--fail", f"http://127.0.0.1:{self.nginx.plain}/1k")
+        self.assertEqual((ran.code, len(ran.out), self.net.asked), (0, 1024, []), ran.text)
+        ran = await self.net.curl(f"http://nowhere.example.org:{self.nginx.plain}/")
+        self.assertEqual((ran.code, b"(4)" in ran.err), (97, True), ran.text)  # CURLE_PROXY: host unreachable
+        ran = await self.net.curl("http://blog.l8.alt/")
+        self.assertEqual((ran.code, b"(240)" in ran.err), (97, True), ran.text)
+        self.assertEqual(self.net.asked, ["nowhere.example.org"])
+
+    async def test_proxies_that_it_is_not(self) -> None:
+        await self.begin()
+        for kind, code, said in (("http", 0, b"501"), ("socks4a", 97, b"000")):
+            ran = await self.net.run(
+                "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "-x", f"{kind}://127.0.0.1:{self.net.port}",
+                f"{self.web}/1k",
+            )  # fmt: skip
+            self.assertEqual((ran.code, ran.out), (code, said), ran.text)
+
+    async def test_unix_socket(self) -> None:
+        path = folder(self) / "socks"
+        self.nginx, self.sums = site()
+        self.net = await Net.start(self, names=NAMES, socks=SocksConfig(listen=(f"unix:{path}",)))
+        url = f"http://web.example.org:{self.nginx.plain}/1k"
+        ran = await self.net.run("curl", "-sS", "--fail", "-x", f"socks5h://localhost{path}", url)
+        self.assertEqual((ran.code, len(ran.out)), (0, 1024), ran.text)
 
     async def test_users_never_share_a_circuit(self) -> None:
         await self.begin()

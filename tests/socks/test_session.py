@@ -1,14 +1,23 @@
 """The conversation before the bytes are a stream's: every turn it can take, however it is cut, whatever comes."""
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.session import Close, Effect, Send, Tell
+from layer8.socks.server import Door, Table, Ways
 from layer8.socks.session import REQUEST_TIME, Socks, Wanted
 from layer8.socks.wire import REQUEST_MOST, Login, Request, reply
 from layer8.testing.playbook import Lost, Playbook, Received, Wait
+from tests.relay.exit_peers import Stream
 
+HELLO = b"\x05\x01\x00"
+LOGIN = b"\x05\x01\x02\x01\x01u\x01p"
 NOBODY = Login(b"", b"")
 TARGET = b"\x03\x0bexample.org\x01\xbb"
 CONNECT = b"\x05\x01\x00" + TARGET
@@ -38,6 +47,13 @@ def run(data: bytes, cuts: list[int] | None = None, password: str = "") -> tuple
             else:
                 done.append(effect)
     return said, done, early
+
+
+class Opens:
+    """A client of the network that takes everything."""
+
+    def open(self, *args: Any, **more: Any) -> Stream:
+        return Stream()
 
 
 class SessionTests(SynchronousTestCase):
@@ -158,3 +174,23 @@ class SessionTests(SynchronousTestCase):
                 closed += isinstance(effect, Close)
             self.assertLessEqual(len(session._data), REQUEST_MOST)
         self.assertLessEqual(asked + closed, 1)
+
+    @given(st.lists(st.binary(max_size=300), max_size=6), st.sampled_from((b"", HELLO, HELLO + CONNECT, LOGIN)))
+    def test_any_noise_at_the_port(self, pieces: list[bytes], start: bytes) -> None:
+        clock: Any = Clock()
+        client: Any = Opens()
+        table = Table(clock.seconds)
+        door = Door(clock, "here", Ways(client), table)
+        transport: Any = StringTransport(peerAddress=IPv4Address("TCP", "127.0.0.1", 4000))
+        transport.setTcpNoDelay = transport.setTcpKeepAlive = lambda enabled: None
+        transport.abortConnection = transport.loseWriteConnection = transport.loseConnection
+        clock.listenUDP = lambda *args, **more: transport
+        transport.stopListening = lambda: None
+        protocol: Any = door.buildProtocol(None)
+        protocol.makeConnection(transport)
+        for piece in (start, *pieces):
+            protocol.dataReceived(piece)
+        door.close()
+        protocol.connectionLost()
+        clock.advance(1000.0)
+        self.assertEqual((len(table), self.flushLoggedErrors(), clock.getDelayedCalls()), (0, [], []))
