@@ -270,6 +270,23 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         part="network",
+        party="tracker",
+        learns="which relays publish themselves, and that somebody behind a last hop asks for relays",
+        hidden="who asks, and that a relay that publishes itself asks too",
+        tests=(
+            "privacy.test_asking_views.TrackerTests.test_who_asks",
+            "relay.test_filling.TrackerTests.test_once_relays_are_known_a_tracker_does_not_see_who_asks",
+        ),
+    ),
+    Row(
+        part="network",
+        party="neighbour that is asked for peers",
+        learns="that its neighbour wants to know more nodes",
+        hidden="what for: which of them it uses, and for which targets",
+        tests=("privacy.test_asking_views.PeerTests.test_what_for",),
+    ),
+    Row(
+        part="network",
         party="observer of one link",
         learns="that two nodes speak, and when and how much, in multiples of 2048 bytes, padding among them",
         hidden="which circuits there are, and everything that is said",

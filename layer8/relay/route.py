@@ -4,7 +4,7 @@ LISTEN  `1000`, `localhost:1000`, or an endpoint string such as `tcp:1000:interf
 HOP     `rand` or `*`
         a node's id, 8 or more letters of it, or its alias, in brackets or not
         `HOST:PORT` of a node; `HOST` with a dot in it for port 9000
-        `via:N`: a hop that goes on through N peers of its own
+        `via:N`, last: the hop before it goes on through N peers of its own
         `ADDRESS.l8.alt`, a hidden service, last
 TARGET  `HOST:PORT`
         `internet`: whatever a SOCKS client asks for
@@ -57,7 +57,7 @@ class At:
 
 @frozen
 class Via:
-    """A hop of our choice that goes on through `count` peers of its own choice."""
+    """The hop before goes on through `count` peers of its own choice; the last of a path."""
 
     count: int
 
