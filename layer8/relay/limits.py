@@ -15,6 +15,7 @@ CIRC_WINDOW: Final = 512  # data cells under way in one direction of a circuit: 
 STREAM_WINDOW: Final = 256  # data cells under way in one direction of a stream
 ACK_EVERY: Final = 32  # data cells
 STALLED: Final = 4096  # data cells of one circuit that its sinks have not taken yet: 8 MiB, then no more ACKs
+PROCESS_STALLED: Final = 65_536  # such cells of all circuits, 128 MiB; beyond it the circuit that has most goes
 LINGERING: Final = 1024  # numbers of closed streams that a circuit remembers
 BURST: Final = 64  # data cells that a circuit makes before its link is asked whether it is full: 128 KiB
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
+from weakref import WeakSet
 
 from attrs import define, field, frozen
 
@@ -38,6 +39,7 @@ from layer8.relay.limits import (
     BURST,
     CIRC_WINDOW,
     LINGERING,
+    PROCESS_STALLED,
     STALLED,
     STREAM_WINDOW,
     STREAMS_PER_CIRC,
@@ -92,6 +94,19 @@ class Cancels(Protocol):
         """Let it not happen; it has not happened yet."""
 
 
+@define(eq=False)
+class Stalled:
+    """The data cells that slow sinks of all circuits keep: PROCESS_STALLED, and for more the fullest circuit dies."""
+
+    cells: int = field(default=0, init=False)
+    ends: WeakSet[Streams] = field(factory=WeakSet, init=False, repr=False)
+
+    def relieve(self) -> None:
+        """End circuits until there is room."""
+        while self.cells > PROCESS_STALLED:
+            max(self.ends, key=lambda streams: streams.stalled).overflow()
+
+
 @frozen
 class Means:
     """What a node lends to all of its circuits. `later` is a reactor's `callLater`, `chance` gives random bytes."""
@@ -100,6 +115,7 @@ class Means:
     clock: Callable[[], float]  # monotonic seconds
     later: Callable[[float, Callable[[], None]], Cancels]
     chance: Callable[[int], bytes]
+    stalled: Stalled = field(factory=Stalled)
 
 
 class End(Protocol):
@@ -114,6 +130,9 @@ class End(Protocol):
 
     def control(self, command: int, stream: int, data: bytes, more: bool, early: bool) -> None:
         """Take a message that is not a stream's; may raise `RemoteProtocolError`."""
+
+    def close(self, reason: Destroy) -> None:
+        """End the circuit: its streams are told by `Streams.lost`."""
 
 
 @define(eq=False)
@@ -130,7 +149,7 @@ class Streams:
     drained: Callable[[], None] | None = field(default=None, init=False)  # called when the last stream has gone
     _window: int = field(default=CIRC_WINDOW, init=False)  # data cells that may leave
     _acked: int = field(default=0, init=False)  # data cells received that we have acknowledged
-    _stalled: int = field(default=0, init=False)  # data cells that paused sinks keep
+    stalled: int = field(default=0, init=False)  # data cells that sinks keep who give no credit for them
     _expected: deque[bytes] = field(factory=deque, init=False)  # tags that acknowledgements have to echo
     _owed: deque[bytes] = field(factory=deque, init=False)  # tags that we have to echo
     _out: list[bytes] = field(factory=list, init=False)
@@ -240,6 +259,7 @@ class Streams:
         if self.dead:
             return
         self.dead = True
+        self._stall(-self.stalled)
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
@@ -249,6 +269,10 @@ class Streams:
         self._out.clear()
         for stream in live:
             self._tell_closed(stream, why)
+
+    def overflow(self) -> None:
+        """End the circuit: of all it keeps most."""
+        self._end.close(Destroy.LIMIT)
 
     def push(self, messages: list[bytes]) -> None:
         """Send whole messages that are no stream's at the end of the turn."""
@@ -314,7 +338,7 @@ class Streams:
         """Give the far end credit for what the sink has taken."""
         if stream.paused or stream.closed or not (stream.opened or stream.mine):
             return
-        self._stalled -= stream.owed // ACK_EVERY * ACK_EVERY
+        self._stall(-(stream.owed // ACK_EVERY * ACK_EVERY))
         while stream.owed >= ACK_EVERY:
             stream.owed -= ACK_EVERY
             if not (stream.heard_end or stream.last):
@@ -334,8 +358,12 @@ class Streams:
                 self._refuse(number, Reason.PROTOCOL)
             return
         count = len(pieces)
+        before = stream.owed // ACK_EVERY
         stream.owed += count
-        self._stalled += count
+        if stream.owed // ACK_EVERY > before:
+            self._stall((stream.owed // ACK_EVERY - before) * ACK_EVERY)
+            if self.dead:
+                return
         if stream.owed > STREAM_WINDOW:
             raise RemoteProtocolError("data beyond the stream's window")
         if stream.heard_end:
@@ -426,8 +454,19 @@ class Streams:
         if stream.said_end and not stream.closed:
             self._finish(stream, Reason.DONE)
 
+    def _stall(self, cells: int) -> None:
+        """Count what is kept, in whole credits: less than one of a stream is kept wherever there are streams."""
+        if not cells:
+            return
+        everybody = self._means.stalled
+        self.stalled += cells
+        everybody.cells += cells
+        everybody.ends.add(self)
+        if everybody.cells > PROCESS_STALLED:
+            everybody.relieve()
+
     def _acknowledge(self) -> None:
-        while self._owed and self._stalled < STALLED:
+        while self._owed and self.stalled < STALLED:
             self._acked += ACK_EVERY
             self.say(Command.ACK, 0, self._owed.popleft())
 
@@ -482,7 +521,7 @@ class Streams:
         """Let go of a stream whose end was said or heard."""
         del self.live[stream.number]
         self._waiting.pop(stream, None)
-        self._stalled -= stream.owed
+        self._stall(-(stream.owed // ACK_EVERY * ACK_EVERY))
         self.forget(stream.number)
         self._tell_closed(stream, reason)
         if self._owed:

@@ -128,6 +128,10 @@ class PlainEnd:
     def control(self, command: int, stream: int, data: bytes, more: bool, early: bool) -> None:
         self.others.append((command, stream, data, more, early))
 
+    def close(self, reason: Destroy) -> None:
+        self.broken = reason.name
+        self.streams.lost(reason)
+
     def take(self, messages: list[bytes]) -> None:
         tags = [(self.heard + at).to_bytes(TAG, "big") for at in range(1, len(messages) + 1)]
         self.heard += len(messages)

@@ -7,6 +7,7 @@ import weakref
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.config.network import RelayConfig
@@ -14,12 +15,14 @@ from layer8.core.roles import Asker
 from layer8.crypto.keys import NodeKey, id_text
 from layer8.relay.filling import Filling
 from layer8.relay.inbox import Inbox
-from layer8.relay.limits import CLOSED_KEPT
+from layer8.relay.limits import ACK_EVERY, CLOSED_KEPT, PROCESS_STALLED, STALLED, STREAM_WINDOW, STREAMS_PER_CIRC
 from layer8.relay.link import Why
 from layer8.relay.pool import Need
-from layer8.relay.wire import Cell, Command, Destroy, cell, handshake_body, message
+from layer8.relay.stream import Streams
+from layer8.relay.wire import DATA, Cell, Command, Destroy, cell, handshake_body, message
 from tests.relay.links import Pair, Taken
 from tests.relay.pools import PoolCase
+from tests.relay.slots import Ends, means
 from tests.relay.test_circuit import NetworkCase
 
 
@@ -197,3 +200,42 @@ class TrackerTests(PoolCase):
             while not done:
                 self.assertTrue(self.net.clock.step())
         self.assertFalse(notes.came[18] & (notes.came[16] | notes.came[17]))
+
+
+class StalledTests(SynchronousTestCase):
+    def test_streams_that_are_between_two_credits_stall_nobody(self) -> None:
+        ends = Ends()
+        pairs = [ends.pair() for _ in range(STREAMS_PER_CIRC)]
+        for _ in range(ACK_EVERY - 1):
+            for near, _, _, _ in pairs:
+                near.write(b"x")
+            ends.settle()
+        for near, _, _, _ in pairs:
+            near.write(b"y")
+        ends.settle()
+        self.assertEqual({told.all for _, _, _, told in pairs}, {b"x" * (ACK_EVERY - 1) + b"y"})
+        self.assertEqual((ends.exit.streams.stalled, ends.exit.means.stalled.cells), (0, 0))
+
+    def test_what_all_circuits_together_keep_for_slow_sinks_has_an_end(self) -> None:
+        """Who lets an exit send to somebody who does not read, on circuit after circuit, fills its memory."""
+        clock = Clock()
+        shared = means(clock)
+        circuits = []
+        for number in range(PROCESS_STALLED // STALLED + 3):
+            ends = Ends(clock, accept=bool(number % 2))
+            ends.exit.means = shared
+            ends.exit.streams = Streams(ends.exit, shared, ends._asked)
+            circuits.append(ends)
+            for _ in range(STALLED // STREAM_WINDOW + 2):
+                near, _ = ends.open()
+                ends.settle()
+                ends.streams[-1].pause()
+                near.write(bytes(STREAM_WINDOW * DATA))
+            ends.settle()
+            self.assertLessEqual(shared.stalled.cells, PROCESS_STALLED)
+        broken = [ends.exit.broken for ends in circuits]
+        self.assertIn("LIMIT", broken)
+        self.assertEqual(broken[-1], "")
+        for ends in circuits:
+            ends.exit.streams.lost(Destroy.NONE)
+        self.assertEqual(shared.stalled.cells, 0)
