@@ -1,4 +1,4 @@
-"""`layer8 demo`: a proxy server, an agent and a small web service in one process, visited as a real client would."""
+"""`layer8 demo`: a network of relays, then a proxy server with an agent, in one process, used as anybody would."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from typing import Any, Protocol
 import click
 from attrs import define, field, frozen
 
+from layer8.cli.demo_network import Network, NetworkFacts
 from layer8.cli.output import json_option
 from layer8.core.errors import Layer8Error, TimedOut, Unavailable
 
 HOST = "hello.test"
 """What the page is published as; .test is nobody's (RFC 2606)."""
+RELAYS = 6
+"""Relays of the network, the exit among them."""
 START_TIME = 10.0
 """Seconds until the agent has subscribed; it takes a hundredth of that."""
 LOG_TIME = 3.0
@@ -91,42 +94,58 @@ class Facts:
 
 @click.command()
 @click.option("--once", is_flag=True, help="Leave after the fetches: 0 if both were right, else 1.")
+@click.option(
+    "--relays", type=click.IntRange(3, 32), default=RELAYS, show_default=True, help="Relays, the exit included."
+)
 @json_option
 @click.pass_context
-def demo(ctx: click.Context, once: bool, as_json: bool) -> int:
-    """Run a server, an agent and a web service on loopback, and visit a page through them over HTTP and HTTPS."""
+def demo(ctx: click.Context, once: bool, relays: int, as_json: bool) -> int:
+    """Run a network of relays on loopback and fetch a page through three of them; then publish one by a proxy server.
+
+    Everything is in this process and on 127.0.0.1, and gone when it ends.
+    """
     from layer8.cli.demo_web import WebService
 
-    return play(WebService, once=once, as_json=as_json, verbose=ctx.ensure_object(dict).get("verbose", False))
+    verbose = ctx.ensure_object(dict).get("verbose", False)
+    return play(WebService, once=once, as_json=as_json, verbose=verbose, relays=relays)
 
 
-def play(serve: MakeService, *, once: bool, as_json: bool, verbose: bool = False) -> int:
+def play(serve: MakeService, *, once: bool, as_json: bool, verbose: bool = False, relays: int = RELAYS) -> int:
     """Play the demo with a web service and give the exit code; raises Layer8Error if a fetch failed."""
     from layer8.cli.run import on_reactor, show_log
 
     if not verbose:
         show_log("error")
     with tempfile.TemporaryDirectory(prefix="layer8-demo-") as folder:
-        return on_reactor(lambda reactor: _main(reactor, Path(folder), serve, once, as_json))
+        return on_reactor(lambda reactor: _main(reactor, Path(folder), serve, relays, once, as_json))
 
 
-async def _main(reactor: Any, folder: Path, serve: MakeService, once: bool, as_json: bool) -> int:
+async def _main(reactor: Any, folder: Path, serve: MakeService, relays: int, once: bool, as_json: bool) -> int:
     from twisted.internet.defer import CancelledError, Deferred
 
-    from layer8.cli.demo_show import show, waiting
+    from layer8.cli.demo_show import show, show_network, waiting
 
+    network = Network(reactor, folder, relays)
     stage = Stage(reactor, folder, serve)
     try:
-        with waiting("starting" if not as_json else ""):
+        with waiting("starting a network" if not as_json else ""):
+            await network.open()
+            failure = await network.fetch()
+        route = network.facts()
+        if not as_json:
+            show_network(route)
+        if failure is not None:
+            raise failure
+        with waiting("starting a proxy server" if not as_json else ""):
             await stage.open()
-            # The server would read its configuration again on SIGHUP. Here it means that the terminal is gone.
+            # Daemons would read their configuration again on SIGHUP. Here it means that the terminal is gone.
             signal.signal(signal.SIGHUP, lambda _number, _frame: reactor.callFromThread(reactor.stop))
             failure = await stage.fetch()
         facts = stage.facts()
         if as_json:
-            click.echo(json.dumps(_document(facts, failure)))
+            click.echo(json.dumps(_document(facts, route, failure)))
         else:
-            show(facts, once or failure is not None)
+            show(facts, route, once or failure is not None)
         sys.stdout.flush()
         if failure is not None:
             raise failure
@@ -136,6 +155,7 @@ async def _main(reactor: Any, folder: Path, serve: MakeService, once: bool, as_j
         return 0
     finally:
         await stage.close()
+        await network.close()
 
 
 @define(eq=False)
@@ -316,11 +336,15 @@ class Stage:
             await self._service.close()
 
 
-def commands(facts: Facts) -> list[tuple[str, str]]:
+def commands(facts: Facts, route: NetworkFacts) -> list[tuple[str, str]]:
     """Give what to try next: a word about it, and the command."""
     here = f"LAYER8_HOME={shlex.quote(facts.folder)} {shlex.quote(_program())}"
     http, https = facts.http, facts.https
+    host, _, port = route.debug.rpartition(":")
     return [
+        ("that page, or any of this machine, by the network", f"curl --socks5-hostname {route.socks} {route.page}"),
+        ("its debug port", f"printf 'list circuits\\ntest\\nhelp\\n' | nc -N {host} {port}"),
+        ("its circuits", f"{here} circuits"),
         ("the page over HTTP", f"curl --resolve {facts.host}:{http}:127.0.0.1 http://{facts.host}:{http}/"),
         (
             "the page over HTTPS",
@@ -344,7 +368,7 @@ def _program() -> str:
     return "layer8"
 
 
-def _document(facts: Facts, failure: Layer8Error | None) -> dict[str, Any]:
+def _document(facts: Facts, route: NetworkFacts, failure: Layer8Error | None) -> dict[str, Any]:
     from attrs import asdict
 
     from layer8.cli.demo_show import learned
@@ -354,8 +378,9 @@ def _document(facts: Facts, failure: Layer8Error | None) -> dict[str, Any]:
     return {
         "ok": failure is None,
         "error": None if failure is None else str(failure),
+        "network": asdict(route),
         **found,
         "fetches": fetches,
         "learned": [{"who": who, "learned": what, "not": hidden} for who, what, hidden in learned(facts)],
-        "next": [{"what": what, "command": command} for what, command in commands(facts)],
+        "next": [{"what": what, "command": command} for what, command in commands(facts, route)],
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import click
 
 from layer8.cli.demo import Facts, Journey, commands
+from layer8.cli.demo_network import Fetch, NetworkFacts
 from layer8.cli.output import coloured, columns
 
 
@@ -23,9 +24,18 @@ def waiting(what: str) -> AbstractContextManager[object]:
     return status
 
 
-def show(facts: Facts, leaving: bool) -> None:
-    """Draw everything; `leaving` leaves out what only works while the demo is up."""
-    lines = list(_lines(facts, leaving))
+def show_network(route: NetworkFacts) -> None:
+    """Draw how the page came through the network."""
+    _print(_network_lines(route))
+
+
+def show(facts: Facts, route: NetworkFacts, leaving: bool) -> None:
+    """Draw the proxy's part; `leaving` leaves out what only works while the demo is up."""
+    _print(_lines(facts, route, leaving))
+
+
+def _print(drawn: Iterable[tuple[str, str]]) -> None:
+    lines = list(drawn)
     if not coloured():
         for line, _ in lines:
             click.echo(line)
@@ -38,7 +48,55 @@ def show(facts: Facts, leaving: bool) -> None:
         console.print(Text(line, style=style))
 
 
-def _lines(facts: Facts, leaving: bool) -> Iterator[tuple[str, str]]:
+def _network_lines(route: NetworkFacts) -> Iterator[tuple[str, str]]:
+    yield (
+        f"{route.relays} relays and {route.trackers} trackers run in this process, network {route.network} "
+        f"(a circuit after {route.ready_ms} ms).",
+        "bold",
+    )
+    fetch = route.fetch
+    if fetch is not None:
+        yield "", ""
+        yield f"{fetch.url}  by {fetch.program}, through the network", "bold cyan"
+        for line in columns([list(row) for row in circuit(route, fetch)]):
+            yield f"  {line}", ""
+        verdict = "byte for byte what the page is" if fetch.right else "NOT what the page is"
+        yield f"  {fetch.size:,} bytes, {verdict}", "green" if fetch.right else "bold red"
+        yield "", ""
+        yield "Who learned what", "bold cyan"
+        for line in columns([[who, what, f"not {hidden}"] for who, what, hidden in network_learned(fetch)]):
+            yield f"  {line}", ""
+    yield "", ""
+
+
+def circuit(route: NetworkFacts, fetch: Fetch) -> Iterator[tuple[str, str, str]]:
+    """Give the stations: who, what each relay itself says of its two neighbours, how long it took to add."""
+    yield "visitor", f"asks the SOCKS port {route.socks} for the page", ""
+    for hop in fetch.hops:
+        seen = (
+            f"has {hop.before} on one side and {hop.after} on the other" if hop.agrees else "knows of NO such circuit"
+        )
+        yield "   |", "", ""
+        yield hop.name, f"{hop.node} at {hop.address.removeprefix('tcp:')}: {seen}", _ms(hop.ms)
+    yield "   |", "", ""
+    yield "page", "answers", ""
+    yield "   |", "", ""
+    yield "visitor", f"has the first byte after {_ms(fetch.first_ms)}, everything after", _ms(fetch.total_ms)
+
+
+def network_learned(fetch: Fetch) -> list[tuple[str, str, str]]:
+    """Give who learned what of the fetch, and what not: party, learned, hidden."""
+    first, *between, last = fetch.hops
+    rows = [(f"{first.name}, the guard", f"your address, {first.after}, when and how much", "the page and the exit")]
+    rows += [(f"{hop.name}, the middle", f"{hop.before} and {hop.after}", "you and the page") for hop in between]
+    told = f"{last.before}, the page and, as it is plain HTTP, its content"
+    rows.append((f"{last.name}", told, "you and the guard"))
+    rows.append(("trackers", "who relays, and that somebody asked for relays", "for which page"))
+    rows.append(("page", "the exit's address", "yours"))
+    return rows
+
+
+def _lines(facts: Facts, route: NetworkFacts, leaving: bool) -> Iterator[tuple[str, str]]:
     yield f"A server, an agent and a web service run in this process (ready in {facts.ready_ms} ms).", "bold"
     for journey in facts.journeys:
         yield "", ""
@@ -56,7 +114,7 @@ def _lines(facts: Facts, leaving: bool) -> Iterator[tuple[str, str]]:
         return
     yield "", ""
     yield "Try next, in another terminal", "bold cyan"
-    for what, command in commands(facts):
+    for what, command in commands(facts, route):
         yield f"  # {what}", "dim"
         yield f"  {command}", ""
     yield "", ""

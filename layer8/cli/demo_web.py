@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from twisted.internet.address import IPv4Address
@@ -46,7 +48,7 @@ class WebService:
 
     def open(self) -> None:
         """Listen."""
-        plain, secure = (_site(_Page(self, scheme)) for scheme in ("http", "https"))
+        plain, secure = (site(Page(partial(self._answer, scheme))) for scheme in ("http", "https"))
         over_tls = TLSMemoryBIOFactory(TlsServer(self.identity, ("http/1.1",)), False, secure)
         self._ports = [self._reactor.listenTCP(0, site, interface=LOOPBACK) for site in (plain, over_tls)]
         self.http_port, self.https_port = (cast(IPv4Address, port.getHost()).port for port in self._ports)
@@ -57,6 +59,10 @@ class WebService:
         for port in ports:
             await maybeDeferred(port.stopListening)
 
+    def _answer(self, scheme: str) -> bytes:
+        self.answered += 1
+        return self.page(scheme)
+
     def page(self, scheme: str) -> bytes:
         """Give the page as it is sent."""
         return _PAGE.format(scheme=scheme.upper(), marker=self.marker).encode()
@@ -66,24 +72,26 @@ class WebService:
         return hashlib.sha256(self.page(scheme)).hexdigest()
 
 
-class _Page(Resource):
+class Page(Resource):
+    """One page, whatever the path."""
+
     isLeaf = True
 
-    def __init__(self, service: WebService, scheme: str) -> None:
+    def __init__(self, give: Callable[[], bytes]) -> None:
+        """`give` makes the page."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._service = service
-        self._scheme = scheme
+        self._give = give
 
     def render_GET(self, request: Request) -> bytes:
-        """Give the page, whatever the path."""
-        self._service.answered += 1
+        """Give the page."""
         request.setHeader("content-type", "text/html; charset=utf-8")
-        return self._service.page(self._scheme)
+        return self._give()
 
 
-def _site(page: Resource) -> Site:
-    site = Site(page)
-    site.noisy = False
+def site(page: Resource) -> Site:
+    """Serve a page without a word in any log."""
+    served = Site(page)
+    served.noisy = False
     # Twisted's own access log would have the address of whoever asks.
-    site.log = lambda request: None  # type: ignore[method-assign]
-    return site
+    served.log = lambda request: None  # type: ignore[method-assign]
+    return served

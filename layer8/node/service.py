@@ -74,8 +74,8 @@ class Node(Service):
         self.metrics = RelayMetrics(self.rows)
         for rows in (self.rows, InboxRows(self.relay.inbox, frame.key)):
             frame.table.add(rows)
-        self.tracker = None if not tracker else serve_tracker(frame, self.relay, self.storage)
-        ask_trackers(frame, self.relay, lambda: self._frame.source.loaded.config.tracker.ask)
+        self.tracker = None if not tracker else serve_tracker(self.relay, self.storage, frame.table)
+        ask_trackers(self.relay, config.tracker.ask, frame.table)
         self._guard(config.relay)
         self.socks: SocksServer | None = None
         if socks is not None and socks.listen:

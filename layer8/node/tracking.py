@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from attrs import define
 
-from layer8.control.frame import Frame
 from layer8.control.service import wall_clock
+from layer8.control.table import Table
 from layer8.crypto.descriptor import LISTED, Descriptor, Role
 from layer8.crypto.keys import NodeKey
 from layer8.net.storage import Storage
@@ -20,28 +18,31 @@ from layer8.tracker.service import Listed, Tracker
 from layer8.tracker.wire import GetRelays
 
 
-def serve_tracker(frame: Frame, relay: Relay, storage: Storage) -> Tracker:
+def serve_tracker(relay: Relay, storage: Storage, table: Table | None = None) -> Tracker:
     """Let a node list relays for those who ask by a circuit; before it starts, `Tracker.load` reads the last list."""
     index = Index(relay.network, relay.chance, allows)
 
     def changed(listed: Listed) -> None:
-        frame.table.publish("tracker.changed", listed)
+        if table is not None:
+            table.publish("tracker.changed", listed)
 
-    tracker = Tracker(index, relay.proves, storage, relay.tasks, frame.reactor, wall_clock, changed)
+    tracker = Tracker(index, relay.proves, storage, relay.tasks, relay.reactor, wall_clock, changed)
     relay.serve(tracker, Role.TRACKER)
-    frame.table.add(ListRows(index))
+    if table is not None:
+        table.add(ListRows(index))
     return tracker
 
 
-def ask_trackers(frame: Frame, relay: Relay, count: Callable[[], int]) -> None:
+def ask_trackers(relay: Relay, count: int, table: Table | None = None) -> None:
     """Let a node publish itself by the trackers that it knows, and ask `count` of them for relays."""
 
     def sources() -> list[Source]:
         return [Source(identity, ask) for identity, ask in relay.trackers()]
 
-    trackers = Trackers(sources, relay.database, relay.network, relay.chance, frame.reactor, wall_clock, count=count())
+    trackers = Trackers(sources, relay.database, relay.network, relay.chance, relay.reactor, wall_clock, count)
     relay.ask_lists(_Lists(trackers, relay.key))
-    frame.table.add(TrackerRows(trackers, relay.key, lambda: relay.descriptor))
+    if table is not None:
+        table.add(TrackerRows(trackers, relay.key, lambda: relay.descriptor))
 
 
 @define(eq=False)

@@ -69,6 +69,7 @@ class Filling:
     _seconds: Callable[[], float]
     lists: Lists | None = field(default=None, init=False)
     _asked: dict[bytes, float] = field(factory=dict, init=False)  # neighbours, by PEX
+    _young: tuple[int, float] = field(default=(0, 0.0), init=False)  # so many live relays are known, and since when
     _failed: dict[bytes, float] = field(factory=dict, init=False)  # dials
     _lists_at: float = field(default=0.0, init=False)
     _pause: float = field(default=ASK_AGAIN[0], init=False)
@@ -172,8 +173,12 @@ class Filling:
             return
         now = self._seconds()
         # Networks of tests are a minute old, and whoever is asked there knows more with every second.
-        again = SAME if self._database.network.ruled or live >= FEW else AGAIN_YOUNG
-        self._asked = {one: at for one, at in self._asked.items() if now - at < again}
+        # It is asked less and less as nothing new comes.
+        young = not self._database.network.ruled and live < FEW
+        if live != self._young[0]:
+            self._young = live, now
+        again = max(AGAIN_YOUNG, now - self._young[1]) if young else SAME
+        self._asked = {one: at for one, at in self._asked.items() if now - at < min(again, SAME)}
         linked = {link.peer for link in self._links if link.peer is not None}
         fresh = [one for one in linked - self._asked.keys() if self._database.get(one) is not None]
         await _all(self._peers(one) for one in sorted(fresh)[:DIALS])

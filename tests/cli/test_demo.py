@@ -60,6 +60,33 @@ class DemoCase(SynchronousTestCase):
 
 
 class OnceTests(DemoCase):
+    def test_a_route_through_three_relays_is_drawn(self) -> None:
+        found = self.run_demo("--once")
+        self.assertEqual((found.returncode, found.stderr), (0, ""))
+        drawn = found.stdout.partition("Who learned what")[0]
+        self.assertRegex(drawn, r"(?m)^http://127\.0\.0\.1:\d+/  by \w+, through the network$")
+        hops = re.findall(r"(?m)^  (\S+) +\w{8} at 127\.0\.0\.1:\d+: has (.+) on one side and (.+) on the other", drawn)
+        self.assertEqual(len(hops), 3, drawn)
+        names = ["a client without a name", *(name for name, _, _ in hops), "the page"]
+        self.assertEqual(names[-2], "exit")
+        for place, (_, before, after) in enumerate(hops, 1):
+            self.assertEqual((before, after), (names[place - 1], names[place + 1]))
+        self.assertIn("byte for byte what the page is", drawn)
+
+    def test_what_each_relay_says_itself(self) -> None:
+        """The hops are those of the client, `agrees` is what each relay finds in its own table of circuits."""
+        found = self.run_demo("--once", "--json", "--relays", "3", no_proxy="127.0.0.1", all_proxy="http://127.0.0.1:9")
+        self.assertEqual((found.returncode, found.stderr), (0, ""))
+        network = json.loads(found.stdout)["network"]
+        fetch = network["fetch"]
+        self.assertEqual((network["relays"], network["trackers"]), (3, 2))
+        self.assertEqual((fetch["status"], fetch["right"]), (200, True))
+        self.assertEqual([hop["agrees"] for hop in fetch["hops"]], [True] * 3)
+        self.assertEqual(len({hop["node"] for hop in fetch["hops"]}), 3)
+        self.assertGreater(min(hop["ms"] for hop in fetch["hops"]), 0)
+        for where in (network["socks"], network["debug"], *(hop["address"] for hop in fetch["hops"])):
+            self.assertIn("127.0.0.1:", where)
+
     def test_both_fetches_are_drawn(self) -> None:
         if shutil.which("curl") is None:
             raise SkipTest("needs the package curl")
@@ -80,6 +107,7 @@ class OnceTests(DemoCase):
         self.assertEqual((found.returncode, found.stderr), (0, ""))
         fetches = json.loads(found.stdout)["fetches"]
         self.assertEqual([fetch["program"] for fetch in fetches], ["python", "python"])
+        self.assertEqual(json.loads(found.stdout)["network"]["fetch"]["program"], "python")
         self.assertEqual([fetch["right"] for fetch in fetches], [True, True])
         self.assertEqual(self.left(), [])
 
@@ -102,7 +130,11 @@ class OnceTests(DemoCase):
             before = time.monotonic()
             self.run_demo("--once")
             best = min(best, time.monotonic() - before)
-        self.assertLess(best, 2.0)
+        self.assertLess(best, 10.0)
+
+    def test_the_first_page_is_there_within_5_s(self) -> None:
+        found = [json.loads(self.run_demo("--once", "--json").stdout)["network"] for _ in range(2)]
+        self.assertLess(min(one["ready_ms"] + one["fetch"]["total_ms"] for one in found), 5000)
 
 
 class BrokenTests(DemoCase):
@@ -190,7 +222,7 @@ class StayingTests(DemoCase):
             self.assertEqual(len(self.left()), 1)
             daemon.send_signal(number)
             out, err = daemon.communicate(timeout=PATIENCE)
-            self.assertEqual((daemon.returncode, out, err), (0, "", ""))
+            self.assertEqual((daemon.returncode, out, err), (0, "", ""), err)
             self.assertEqual(self.left(), [])
             # Nobody is left in its session.
             self.assertRaises(ProcessLookupError, os.killpg, daemon.pid, 0)
@@ -200,7 +232,7 @@ class StayingTests(DemoCase):
             raise SkipTest("needs the package curl")
         _, text = self.begin()
         found = dict(re.findall(r"(?m)^  # (.+)\n  (.+)$", text))
-        self.assertEqual(len(found), 8)
+        self.assertEqual(len(found), 11)
 
         def command(what: str) -> str:
             line = found[what]
@@ -213,6 +245,12 @@ class StayingTests(DemoCase):
                 words, env=self.environ, capture_output=True, text=True, check=True, timeout=PATIENCE
             ).stdout
 
+        network = output("that page, or any of this machine, by the network")
+        self.assertIn("It came a long way", network)
+        talk = output("its debug port")
+        self.assertRegex(talk, r"(?m)^\d+ +open +\w{8}>\w{8}>\w{8} ")
+        self.assertEqual(len(re.findall("(?m)^ok$", talk)), 3, talk)
+        self.assertRegex(output("its circuits"), r"(?m)^\d+ +open +\w{8}>\w{8}>\w{8} ")
         self.assertIn("This page came over HTTP,", output("the page over HTTP"))
         self.assertIn("This page came over HTTPS,", output("the page over HTTPS"))
         self.assertIn("proxy  well", output("how the server is"))
@@ -225,6 +263,21 @@ class StayingTests(DemoCase):
         found["published here"] = found["published here"].replace(" 8000 ", f" {serve(self, answer)} ") + " --check"
         self.assertIn("200 OK after", output("published here"))
 
+    def test_memory_and_ports(self) -> None:
+        daemon, _ = self.begin()
+        status = Path(f"/proc/{daemon.pid}/status").read_text()
+        found = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert found is not None
+        self.assertLess(int(found[1]), 200 * 1024)
+        sockets = {os.readlink(path) for path in Path(f"/proc/{daemon.pid}/fd").iterdir() if path.is_symlink()}
+        listening = []
+        for line in [*Path("/proc/net/tcp").read_text().splitlines()[1:], *_lines6()]:
+            words = line.split()
+            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
+                listening.append(words[1].partition(":")[0])
+        self.assertGreater(len(listening), 10)
+        self.assertEqual(set(listening), {"0100007F"})
+
     def test_no_secret_and_no_address_of_the_visitor_in_what_is_left_to_read(self) -> None:
         self.begin()
         folder = next(self.folder.iterdir())
@@ -233,6 +286,11 @@ class StayingTests(DemoCase):
         self.assertNotIn("127.0.0.1", log)
         self.assertEqual([path.name for path in folder.rglob("*.secret")], [])
         self.assertEqual(folder.stat().st_mode & 0o077, 0)
+
+
+def _lines6() -> list[str]:
+    path = Path("/proc/net/tcp6")
+    return path.read_text().splitlines()[1:] if path.exists() else []
 
 
 class DrawingTests(SynchronousTestCase):
