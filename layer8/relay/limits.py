@@ -17,7 +17,7 @@ ACK_EVERY: Final = 32  # data cells
 STALLED: Final = 4096  # data cells of one circuit that its sinks have not taken yet: 8 MiB, then no more ACKs
 PROCESS_STALLED: Final = 65_536  # such cells of all circuits, 128 MiB; beyond it the circuit that has most goes
 LINGERING: Final = 1024  # numbers of closed streams that a circuit remembers
-BURST: Final = 64  # data cells that a circuit makes before its link is asked whether it is full: 128 KiB
+BURST: Final = 64  # data cells that a circuit makes at a time, and waits for when it has run out of credit: 128 KiB
 
 CIRC_QUEUE: Final = 640  # cells of a circuit on one link: window and control; more kills the circuit
 PROCESS_QUEUE: Final = 32_768  # cells that wait on all links, 64 MiB; beyond it the fullest circuit goes
@@ -41,6 +41,7 @@ CIRC_LIFE: Final = 86_400.0  # seconds
 
 EXIT_CONNECTS: Final = 100.0  # streams and new UDP destinations a second and circuit
 EXIT_CONNECTS_BURST: Final = 500
+EXIT_OPEN: Final = 8192  # connections and UDP sockets of an exit in all, or half of the descriptors that it may have
 EXIT_SAME_DEST: Final = 64  # connections of one circuit to one destination at a time
 CIRC_BYTES: Final = 10 * 1024**3  # of one circuit through an exit
 UDP_DESTS: Final = 25  # destinations of one circuit at a time: no scanner

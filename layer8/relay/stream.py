@@ -401,14 +401,15 @@ class Streams:
             if not self._expected or self._expected.popleft() != data:
                 raise RemoteProtocolError("an acknowledgement of what was not sent")
             self._window += ACK_EVERY
-            self.room()
+            if self._window >= BURST:  # more is on its way, and long runs cost all hops less
+                self.room()
             return
         stream = self.live.get(number)
         if stream is not None:
             stream.credit += ACK_EVERY
             if stream.credit > STREAM_WINDOW or data:
                 raise RemoteProtocolError("credit for what was not sent")
-            if stream.waits:
+            if stream.waits and stream.credit >= BURST:
                 self.ready(stream)
 
     def _connect(self, number: int, data: bytes) -> None:

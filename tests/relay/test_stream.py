@@ -312,6 +312,23 @@ class WindowTests(SynchronousTestCase):
         self.ends.settle()
         self.assertEqual([len(told.all) for told in self.ends.sinks], [(STREAM_WINDOW - 1) * DATA] * 3)
 
+    def test_out_of_credit(self) -> None:
+        """Who has run out waits for a long run."""
+        near, _, far, told = self.ends.pair()
+        far.pause()
+        near.write(bytes((STREAM_WINDOW + 100) * DATA))
+        self.ends.settle()
+        far.resume()
+        self.assertEqual(near.credit, 0)
+        self.ends.carry(1)
+        self.ends.clock.advance(0)
+        self.assertEqual((near.credit, self.ends.client.slot.sent), (ACK_EVERY, []))
+        self.ends.carry(1)
+        self.ends.clock.advance(0)
+        self.assertEqual((near.credit, len(self.ends.client.slot.sent)), (0, 2 * ACK_EVERY))
+        self.ends.settle()
+        self.assertEqual(len(told.all), (STREAM_WINDOW + 100) * DATA)
+
     def test_streams_take_turns(self) -> None:
         streams = [self.ends.open()[0] for _ in range(4)]
         self.ends.settle()
