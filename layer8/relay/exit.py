@@ -22,6 +22,7 @@ from layer8.relay.limits import (
     CIRC_BYTES,
     EXIT_CONNECTS,
     EXIT_CONNECTS_BURST,
+    EXIT_OPEN,
     EXIT_SAME_DEST,
     UDP_DESTS,
     UDP_IDLE,
@@ -320,10 +321,29 @@ _Where = tuple[int, str, int]  # stream, address, port
 
 
 @define(eq=False)
+class Sockets:
+    """What all circuits together have open at an exit: without it one of them could leave the links no descriptors."""
+
+    most: int = EXIT_OPEN
+    open: int = field(default=0, init=False)
+
+    def take(self) -> None:
+        """Count one more; raises `LimitExceeded`."""
+        if self.open >= self.most:
+            raise LimitExceeded("EXIT_OPEN", self.most)
+        self.open += 1
+
+    def give(self, count: int = 1) -> None:
+        """Count so many less."""
+        self.open -= count
+
+
+@define(eq=False)
 class Account:
     """What one circuit has had of an exit; times are monotonic seconds."""
 
     _at: float
+    sockets: Sockets = field(factory=Sockets)
     _tokens: float = field(default=float(EXIT_CONNECTS_BURST), init=False)
     _open: dict[str, int] = field(factory=dict, init=False)
     _far: dict[_Where, _Far] = field(factory=dict, init=False)
@@ -342,10 +362,12 @@ class Account:
         """Count a connection that is about to be dialled; raises `LimitExceeded`."""
         if self._open.get(address, 0) >= EXIT_SAME_DEST:
             raise LimitExceeded("EXIT_SAME_DEST", EXIT_SAME_DEST)
+        self.sockets.take()
         self._open[address] = self._open.get(address, 0) + 1
 
     def closed(self, address: str) -> None:
         """Forget a connection that is over, or was never made."""
+        self.sockets.give()
         left = self._open[address] - 1
         if left:
             self._open[address] = left

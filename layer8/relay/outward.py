@@ -10,6 +10,7 @@ elsewhere the second time, or a rewritten packet, gains nothing. Nothing here is
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Callable, Coroutine, Iterable
 from time import monotonic
@@ -23,8 +24,9 @@ from twisted.internet.interfaces import IReactorTime
 from layer8.core.address import canonical, is_address
 from layer8.core.errors import LimitExceeded
 from layer8.net.lookup import KEPT, Asking, Lookups
-from layer8.relay.exit import EXIT_TIME, Account, Guard, LanTargets, NoWay, Policy, resolvable, target
+from layer8.relay.exit import EXIT_TIME, Account, Guard, LanTargets, NoWay, Policy, Sockets, resolvable, target
 from layer8.relay.flow import Stream
+from layer8.relay.limits import EXIT_OPEN
 from layer8.relay.outward_tcp import Connection, Once, reason_of
 from layer8.relay.outward_udp import Association
 from layer8.relay.wire import Address, Opened, Proto, Reason
@@ -61,6 +63,7 @@ class Outward:
     seconds: Callable[[], float] = monotonic
     interfaces: tuple[str, str] = ("0.0.0.0", "::")
     counts: Counts = field(factory=Counts, init=False)
+    sockets: Sockets = field(factory=lambda: Sockets(_descriptors()), init=False)
 
     @lookups.default
     def _lookups(self) -> Lookups:
@@ -72,7 +75,7 @@ class Outward:
 
     def account(self) -> Account:
         """Open the account of a new circuit."""
-        return Account(self.seconds())
+        return Account(self.seconds(), self.sockets)
 
     async def dial(self, host: str, port: int, account: Account, identity: bytes | None = None) -> Connection:
         """Connect to what a circuit asked for; it reads nothing before `Connection.start`. Raises `NoWay`.
@@ -230,6 +233,12 @@ class LocalAddresses:
         if not isinstance(address, str) or not is_address(address):
             return False
         return address in self._also or (_is_source(address) if self._any else _can_bind(address))
+
+
+def _descriptors() -> int:
+    """Give EXIT_OPEN, or half of the descriptors that this process may have: links need some, too."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return EXIT_OPEN if soft == resource.RLIM_INFINITY else min(EXIT_OPEN, soft // 2)
 
 
 def _forget(asking: list[Asking | None]) -> None:

@@ -137,7 +137,12 @@ class Association:
         found = self._sockets.get(version)
         if found is None:
             interface = self._outward.interfaces[version == 6]
-            found = self._outward.reactor.listenUDP(0, _Heard(self), interface, maxPacketSize=UDP_MOST + 1)
+            self._account.sockets.take()
+            try:
+                found = self._outward.reactor.listenUDP(0, _Heard(self), interface, maxPacketSize=UDP_MOST + 1)
+            except error.CannotListenError:
+                self._account.sockets.give()
+                raise
             self._sockets[version] = found
             if self._held:
                 found.stopReading()
@@ -159,6 +164,7 @@ class Association:
             self._idle.cancel()
         for one in self._sockets.values():
             one.stopListening()
+        self._account.sockets.give(len(self._sockets))
         self._sockets.clear()
         if self._stream is not None:
             self._account.forget(self._stream.number)

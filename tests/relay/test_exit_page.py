@@ -24,6 +24,7 @@ class Page(SynchronousTestCase):
         for name, module, text in (
             ("EXIT_CONNECTS", limits, "{:g}/s, burst " + str(limits.EXIT_CONNECTS_BURST)),
             ("EXIT_SAME_DEST", limits, "{}"),
+            ("EXIT_OPEN", limits, "{}"),
             ("EXIT_TIME", rules, "{:g} s"),
             ("UDP_DESTS", limits, "{}"),
             ("UDP_UNANSWERED", limits, "{}"),

@@ -13,8 +13,10 @@ from layer8.core.errors import Unavailable
 from layer8.net.tasks import TaskSet
 from layer8.relay.exit import NoWay
 from layer8.relay.neighbours import DIALS_FOR_OTHERS, Neighbours
-from layer8.relay.wire import Reason
+from layer8.relay.wire import Reason, datagram
+from tests.relay.exit_peers import Stream
 from tests.relay.nodes import NodesCase
+from tests.relay.test_outward_udp import UdpCase
 
 PUBLIC = "93.184.216.34"
 
@@ -137,3 +139,27 @@ class GatewayTests(NodesCase):
         self.assertEqual(list(dark._gateways()), peers[2:])
         dark.guards.ids = lambda: frozenset(peers)  # type: ignore[method-assign]
         self.assertEqual(list(dark._gateways()), sorted(peers))
+
+
+class ExitTests(UdpCase):
+    async def test_circuits_together_leave_descriptors_for_links(self) -> None:
+        """Each may have 256 streams, and a neighbour 4096 circuits."""
+        self.exit.sockets.most = 2
+        target, far = self.target(), self.far()
+        one = await self.exit.dial("127.0.0.1", target.port, self.account)
+        made = await self.open()
+        made.data([datagram(far.at, b"1")])
+        other = self.exit.account()
+        self.assertEqual(await self.no_way(self.exit.dial("127.0.0.1", target.port, other)), Reason.LIMIT)
+        second = await self.exit.associate("", 0, other)
+        self.begin(second, Stream())
+        second.data([datagram(far.at, b"2")])
+        self.assertEqual(self.exit.counts.dropped, 1)
+        one.give_up()
+        await self.until(lambda: self.exit.sockets.open == 1)
+        second.data([datagram(far.at, b"3")])
+        await self.until(lambda: far.hear() == 2)
+        for each in (made, second):
+            each.closed(Reason.DONE)
+        self.assertEqual(self.exit.sockets.open, 0)
+        await self.until(lambda: target.accept())
