@@ -126,7 +126,9 @@ class RelayConfig:
         check=_lan_targets,
     )
     lan: bool = option(False, doc="Find peers on the local network by a link-local beacon.", hot=False)
-    link: Literal["tls", "noise"] = option("tls", doc="How links are secured that are taken where `listen` does not say.")
+    link: Literal["tls", "noise"] = option(
+        "tls", doc="How links are secured where `listen` does not say."
+    )
     network: str = option("main", doc="Nodes of networks with different names never talk to each other.", hot=False)
     hops: int = option(3, doc="Hops of a circuit.", check=accept.between(1, 8))
     guards: int = option(2, doc="First hops that are kept for months.", check=accept.between(1, 16))
@@ -139,6 +141,9 @@ class RelayConfig:
     snapshot_keys: tuple[str, ...] = option(
         (), doc="Keys whose holders sign lists of relays; empty: no such list is used.", check=_each(parse_id)
     )
+    snapshot_file: str = option(
+        "", doc="Such a list, relative to the state folder; it is read again when it changes.", example="relays.signed"
+    )
     snapshot_need: int = option(1, doc="How many of snapshot_keys have to agree.", check=accept.between(1, 64))
     drain_s: int = option(30, doc="How long circuits may go on at the end.", check=accept.between(0, 86400), unit="s")
 
@@ -150,6 +155,8 @@ class RelayConfig:
             yield "peers", f"at most {PEERS}"
         if len(self.advertise) > ADVERTISED:
             yield "advertise", f"a descriptor has at most {ADVERTISED} addresses"
+        if self.snapshot_keys and not self.snapshot_file:
+            yield "snapshot_keys", "they need a snapshot_file"
         if self.snapshot_keys and self.snapshot_need > len(self.snapshot_keys):
             yield "snapshot_need", "more than there are snapshot_keys"
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from os import urandom
+from pathlib import Path
 from random import SystemRandom
 from time import monotonic
 from typing import Any, Final
@@ -27,13 +28,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from layer8.config.network import RelayConfig
-from layer8.core.errors import StorageError
+from layer8.core.errors import RemoteProtocolError, StorageError
 from layer8.core.network import Network
 from layer8.core.roles import Answers
 from layer8.crypto.descriptor import Descriptor, Role
-from layer8.crypto.keys import NodeKey
+from layer8.crypto.keys import NodeKey, parse_id
 from layer8.crypto.ntor import SeenX, relay_answer
 from layer8.net.tasks import TaskSet
+from layer8.relay import snapshot
 from layer8.relay.carrier import Carriers, kind
 from layer8.relay.circuit import Circuit, Circuits, State, Way, choose_terms
 from layer8.relay.client import Client
@@ -81,15 +83,18 @@ class Relay(Service):
         wall: Callable[[], float],
         keys: OnionKeys | None = None,
         memory: Memory | None = None,
+        home: Path | None = None,
         seconds: Callable[[], float] = monotonic,
     ) -> None:
-        """Put the parts together; nothing listens yet."""
+        """Put the parts together; nothing listens yet. `home` is where files are that options name."""
         self.reactor = reactor
         self.key = key
         self.config = config
         self.network = Network(config.network)
         self.keys = keys or OnionKeys(None)
         self.memory = memory
+        self._home = home or Path()
+        self._listed: frozenset[bytes] | None = None  # relays on a signed list, if the user wants one
         self.wall = wall
         self.seconds = seconds
         self.chance = SystemRandom()
@@ -106,7 +111,14 @@ class Relay(Service):
         self.guards = Guards(self.database, self.chance, config.guards)
         self.layer2 = SecondHops(self.database, self.chance)
         self.aliases: dict[str, bytes] = {}
-        self.paths = Paths(self.database, self.guards, self.chance, layer2=self.layer2, aliases=self.aliases)
+        self.paths = Paths(
+            self.database,
+            self.guards,
+            self.chance,
+            layer2=self.layer2,
+            aliases=self.aliases,
+            snapshot=lambda: self._listed,
+        )
         self.neighbours = Neighbours(self.tasks, self._addresses, learn=self._learn, pin=self._pin)
         self.links = Links(key.node_id, self.neighbours, prefixes=self.network.ruled, most=LINKS)
         ground = Ground(
@@ -215,6 +227,7 @@ class Relay(Service):
         self.keys.load(self.wall())
         if self.memory is not None:
             self._remember(self.memory.load(self.database, self.guards, self.layer2, self.wall()))
+        self._read_list()
         if self.config.relay:
             self._listen()
             if not self.network.ruled:
@@ -257,7 +270,22 @@ class Relay(Service):
             for _ in range(round(SAVE / COUNT)):
                 await deferLater(self.reactor, COUNT)
                 self._count()
+            self._read_list()
             await self._save()
+
+    def _read_list(self) -> None:
+        """Read the list that chosen people have signed; while there is no good one, no relay is drawn."""
+        config, before = self.config, self._listed
+        self._listed = frozenset() if config.snapshot_keys else None
+        if config.snapshot_keys:
+            keys = [parse_id(text) for text in config.snapshot_keys]
+            try:
+                file = (self._home / config.snapshot_file).read_bytes()
+                self._listed = snapshot.read(file, keys, config.snapshot_need, self.network, self.wall())
+            except (OSError, RemoteProtocolError) as error:
+                self._log.warn("no good list of relays: {why}", event="relay.no_list", why=str(error))
+        if self._listed != before:
+            self.database.version += 1
 
     async def _save(self) -> None:
         if self.memory is None:

@@ -136,11 +136,11 @@ class Trackers:
         asked = self._chance.sample(known, min(count, len(known)))
         waiting = [Deferred.fromCoroutine(one(source)) for source in asked]
         try:
-            return [await each for each in waiting]
+            return [await answer for answer in waiting]
         except CancelledError:
-            for each in waiting:
-                each.addErrback(lambda failure: failure.trap(CancelledError))
-                each.cancel()
+            for answer in waiting:
+                answer.addErrback(lambda failure: failure.trap(CancelledError))
+                answer.cancel()
             raise
 
 

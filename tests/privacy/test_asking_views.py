@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import define
+from attrs import define, field
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.network import Network as Name
@@ -30,10 +30,10 @@ class Read:
 
     _node: Node
     _role: Any
+    commands: frozenset[int] = field(init=False)
 
-    @property
-    def commands(self) -> frozenset[int]:
-        return frozenset(self._role.commands)
+    def __attrs_post_init__(self) -> None:
+        self.commands = self._role.commands
 
     def asked(self, asker: Asker, command: int, data: bytes, now: float) -> None:
         self._node.view.add(data, asker.binding, asker.neighbour or b"nameless")

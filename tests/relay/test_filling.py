@@ -10,12 +10,14 @@ from layer8.crypto.descriptor import Role
 from layer8.crypto.keys import NodeKey, id_text
 from layer8.net.sqlite import Database as File
 from layer8.node.tracking import ask_trackers, serve_tracker
-from layer8.relay.client import Need, Reason
+from layer8.relay import snapshot
+from layer8.relay.client import Need, NoPath, Reason
 from layer8.relay.memory import SCHEMA, Memory
 from layer8.relay.pool import Circuit
 from layer8.relay.service import Relay
 from layer8.testing.storage import InlineStorage
 from layer8.tracker.service import Tracker
+from layer8.tracker.wire import GetRelays, Track
 from tests.relay.nodes import LOOPBACK, OPEN, NodesCase
 
 
@@ -78,11 +80,11 @@ class NeighbourTests(FillingCase):
         relays = [self.relay() for _ in range(4)]
         wanting = self.relay(links=3)
         self.introduce(wanting, *relays)
-        await self.until(lambda: len(wanting.links) >= 3)
+        await self.until(lambda: len(list(wanting.links)) >= 3)
         (lost, *_) = list(wanting.links)
         gone = next(node for node in relays if node.key.node_id == lost.peer)
         await gone.stopService()
-        await self.until(lambda: len(wanting.links) >= 3 and wanting.links.get(gone.key.node_id) is None)
+        await self.until(lambda: len(list(wanting.links)) >= 3 and wanting.links.get(gone.key.node_id) is None)
 
 
 class TrackerTests(FillingCase):
@@ -126,25 +128,22 @@ class TrackerTests(FillingCase):
         for one in (first, *relays):
             assert one.descriptor is not None
             client.database.learn(one.descriptor, b"s" * 32, now)
-        nameless = {id(link) for link in first.links if link.peer is None}
         asked: list[bytes | None] = []
-        role = first.circuits.roles[18]
+        role: Any = first.circuits.roles[Track.GET_RELAYS]
         real = role.asked
 
         def note(asker: Any, command: int, data: bytes, at: float) -> None:
-            if command == 18:
+            if command == Track.GET_RELAYS:
                 asked.append(asker.neighbour)
             real(asker, command, data, at)
 
-        role.asked = note  # type: ignore[method-assign]
-        client.guards.restore(())
+        role.asked = note
         client.startService()
         client.pool.spares = 0
         asked.clear()
         _, ask = client.trackers()[0]
-        await ask(18, b"\x05\0\0\0\0", (19,))
+        await ask(Track.GET_RELAYS, GetRelays(5, 0, 0).encode(), (Track.RELAY_LIST,))
         self.assertTrue(asked and None not in asked)
-        del nameless
 
 
 class MemoryTests(FillingCase):
@@ -179,6 +178,28 @@ class MemoryTests(FillingCase):
         await self.until(lambda: len(client.database) == 3)
         self.assertEqual(len((await client.client.build(Need(port=80))).path), 3)
         del leaving, middle
+
+
+class SnapshotTests(FillingCase):
+    async def test_only_relays_on_the_signed_list_are_drawn(self) -> None:
+        signer, home = NodeKey.make(), self.path()
+        home.mkdir()
+        relays = [*(self.relay() for _ in range(3)), self.exit()]
+        ids = [one.key.node_id for one in relays[1:]]
+        config = {"network": "test-nodes", "relay": False, "listen": (), "hops": 3}
+        config |= {"snapshot_keys": (id_text(signer.node_id),), "snapshot_file": "list"}
+        client = self.node(NodeKey.make(), config, start=False, home=home)
+        client.startService()
+        self.introduce(*relays, client)
+        with self.assertRaises(NoPath):
+            await client.client.build(Need(port=80))
+        now = wall_clock()
+        unsigned = snapshot.write(ids, client.network, now, now + 1000)
+        (home / "list").write_bytes(snapshot.sign(unsigned, signer))
+        client._read_list()
+        for _ in range(6):
+            circuit = await client.client.build(Need(port=80))
+            self.assertEqual({one.identity for one in circuit.path}, set(ids))
 
 
 class InboxTests(FillingCase):
