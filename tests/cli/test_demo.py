@@ -173,7 +173,7 @@ class BrokenTests(DemoCase):
         )
         self.assertRegex(found.stderr, r"\Alayer8: https://hello\.test:\d+/: status 200 and \d+ bytes")
         self.assertIn("NOT what the service sent", found.stdout)
-        self.assertEqual(found.stdout.count("byte for byte"), 1)
+        self.assertEqual(found.stdout.count("byte for byte what the service sent"), 1)
 
     def test_another_certificate_than_the_service_has(self) -> None:
         """The visitor believes one certificate alone: a server in the middle that ended TLS would be noticed."""
@@ -215,6 +215,8 @@ class StayingTests(DemoCase):
             if "Ctrl-C" in line:
                 return daemon, text
         self.fail(f"the demo has ended: {daemon.communicate()[1]}")
+
+    maxDiff = None
 
     def test_ends_clean(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
