@@ -161,8 +161,9 @@ class Descriptor:
 
     @cached_property
     def far(self) -> frozenset[str]:
-        """The /16 and /32 networks, of which no two hops of a path may share one."""
-        return frozenset(networks(one)[1] for one in self.addresses) or self._nowhere
+        """The /16 and /32 networks, of which no two hops of a path may share one; for a name, its last two labels."""
+        far = frozenset(networks(one)[1] for one in self.addresses)
+        return far or frozenset(".".join(one.split(".")[-2:]) for one in self._nowhere)
 
     def related(self, other: Descriptor) -> bool:
         """Say whether both name each other as family."""

@@ -16,7 +16,7 @@ from attrs import define, field, frozen
 from layer8.core.errors import RemoteProtocolError
 from layer8.core.network import Network
 from layer8.core.place import Crowd
-from layer8.crypto.descriptor import CLOCK, DAY, LISTED, Descriptor
+from layer8.crypto.descriptor import CLOCK, DAY, LISTED, Descriptor, Role
 from layer8.crypto.keys import id_text
 from layer8.relay.limits import PEERS_AFTER, PEERS_KEPT
 
@@ -25,6 +25,7 @@ ACQUAINTED: Final = 24 * 3600.0  # seconds that we know a node before it may be 
 SOURCES_NEEDED: Final = 2  # independent ones, for a guard
 SOURCES: Final = 8  # that are remembered of one node
 BAD_MOST: Final = 3  # bad descriptors within a day, then nothing more is taken from that source for a day
+BAD_TRIES: Final = 3  # failures of a node that has never worked, after which others may have its place
 BLAMED: Final = 1024  # sources whose bad descriptors are counted
 SPEED_SHARE: Final = 0.25  # of the newest measurement in the average
 MAKE_ROOM: Final = 60.0  # seconds between two looks for what can be dropped
@@ -305,13 +306,25 @@ class Database:
         return not self.network.ruled or self._crowd.room(descriptor.near, descriptor.far)
 
     def _make_room(self, descriptor: Descriptor, now: float) -> bool:
-        """Drop what has expired and never carried anything, if that is needed; nothing else makes room."""
+        """Drop what never carried anything and has expired or failed, if that is needed; nothing else makes room."""
+        if not self._reachable(descriptor):
+            return False
         if len(self._peers) < PEERS_KEPT and self._has_room(descriptor):
             return True
         if now - self._looked >= MAKE_ROOM:
             self._looked = now
-            self._drop(lambda peer: peer.descriptor.expires <= now and not peer.good and peer.identity not in self.pins)
+            self._drop(lambda peer: not peer.good and peer.identity not in self.pins and self._useless(peer, now))
         return len(self._peers) < PEERS_KEPT and self._has_room(descriptor)
+
+    def _useless(self, peer: Peer, now: float) -> bool:
+        return peer.descriptor.expires <= now or peer.bad >= BAD_TRIES
+
+    def _reachable(self, descriptor: Descriptor) -> bool:
+        """Tell whether anybody could go through a node: what says nothing of that costs its maker no network."""
+        if not self.network.ruled or descriptor.identity in self.pins:
+            return True
+        there = bool(descriptor.endpoints) or any(gateway in self._peers for gateway in descriptor.via)
+        return there and bool(descriptor.roles & Role.RELAY)
 
     def _drop(self, which: Callable[[Peer], bool]) -> None:
         for peer in [one for one in self if which(one)]:

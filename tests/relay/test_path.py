@@ -110,7 +110,8 @@ class RuleTests(EasyWork):
 
     def test_only_relays_that_can_be_dialled(self) -> None:
         known = vetted(range(3))
-        add(known, 5, roles=Role.TRACKER)
+        add(known, 5)
+        known.learn(told(5, serial=2, roles=Role.TRACKER), node(9001), NOW)
         add(known, 6, endpoints=(), via=(node(1),))
         with self.assertRaises(NoPath):
             paths(known).choose(Want(hops=4), NOW)
@@ -313,6 +314,7 @@ class GatewayTests(EasyWork):
         self.assertEqual(ids(self.chosen.choose(Want(route=route), NOW)), [node(3), node(50)])
 
     def test_no_gateway(self) -> None:
+        self.known.pin(node(51))
         self.known.learn(told(51, endpoints=(), via=(node(70),)), node(9001), NOW)
         with self.assertRaisesRegex(NoPath, "gateway"):
             self.chosen.choose(Want(last=node(51)), NOW)
