@@ -69,4 +69,4 @@ BAD_TIME: Final = 60.0  # seconds
 CLOSED_KEPT: Final = 16_384  # numbers of circuits closed within BAD_TIME, whose last cells are no offence
 CONTROL_MOST: Final = CIRCS_PER_LINK + 64  # cells beside the circuits' own that a link owes to a peer who does not read
 EWMA_HALF: Final = 10.0  # seconds in which a circuit's volume counts half
-QUANTUM: Final = 8  # cells of one circuit before another has its turn: one TLS record
+QUANTUM: Final = 32  # cells of one circuit before another has its turn: long runs are cheap at the next node

@@ -314,13 +314,16 @@ class Out:
             place = heappop(heap)[2]
             if not place.queued:
                 continue
-            text = place.queue.popleft()
-            if len(text) > QUANTUM * CELL:
-                place.queue.appendleft(text[QUANTUM * CELL :])
-                text = text[: QUANTUM * CELL]
-            taken.append(text)
-            size += len(text)
-            cells = len(text) // CELL
+            cells = 0
+            while place.queue and cells < QUANTUM:
+                text = place.queue.popleft()
+                most = (QUANTUM - cells) * CELL
+                if len(text) > most:
+                    place.queue.appendleft(text[most:])
+                    text = text[:most]
+                taken.append(text)
+                cells += len(text) // CELL
+            size += cells * CELL
             place.queued -= cells
             place.volume += cells * scale / place.payer.weight
             place.link.cells_out += cells

@@ -98,8 +98,8 @@ class QueueTests(SynchronousTestCase):
         self.pair.settle()
         wire = Narrow(self.pair)
         busy.send(Cell.RELAY, cells(100))
-        quiet.send(Cell.RELAY, cells(QUANTUM * 4))
-        self.assertEqual(wire.take(1)[: QUANTUM * 4], [quiet.circ] * QUANTUM * 4)
+        quiet.send(Cell.RELAY, cells(QUANTUM * 2))
+        self.assertEqual(wire.take(1)[: QUANTUM * 2], [quiet.circ] * QUANTUM * 2)
 
     def test_volume_halves(self) -> None:
         busy, fresh, _ = self.slots
