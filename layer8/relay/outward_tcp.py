@@ -22,11 +22,12 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from layer8.relay.exit import Account
-from layer8.relay.limits import T_LINGER
+from layer8.relay.limits import ACK_EVERY, BURST, T_LINGER
 from layer8.relay.turn import StreamLike
-from layer8.relay.wire import Reason
+from layer8.relay.wire import DATA, DATA_TAGGED, Reason
 
-WRITE_MOST: Final = 1 << 20  # bytes that may wait for a slow target, beyond the transport's own 64 KiB
+READ: Final = BURST // ACK_EVERY * ((ACK_EVERY - 1) * DATA + DATA_TAGGED)  # bytes that fill BURST cells
+WRITE_MOST: Final = 1 << 20  # bytes that may wait for a slow target, beyond the transport's own READ
 
 _UNREACHABLE = frozenset(
     (
@@ -43,7 +44,7 @@ _UNREACHABLE = frozenset(
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
 class Connection(TwistedProtocol):
-    """A TCP connection to a target, as the `Sink` of a stream: 64 KiB a read, both halves end by themselves."""
+    """A TCP connection to a target, as the `Sink` of a stream: BURST full cells a read, both halves end by themselves."""
 
     transport: Any  # ITCPTransport
 
@@ -124,6 +125,7 @@ class Connection(TwistedProtocol):
         self._made = True
         self.transport.setTcpNoDelay(True)
         self.transport.setTcpKeepAlive(True)
+        self.transport.bufferSize = READ
         self.transport.pauseProducing()
         self.tell(None)
 
