@@ -124,6 +124,11 @@ myst_substitutions = {
         f"options_proxy_{name}": table(click_options("proxy", name))
         for name in ("register", "update", "show", "list", "revoke", "rotate")
     },
+    **{
+        f"options_{name}": table(click_options(name))
+        for name in ("up", "socks", "tunnel", "circuits", "relays", "send", "inbox")
+    },
+    **{f"options_layer8_{role}": table(twistd_options(role)) for role in ("relay", "tracker", "node")},
     "options_layer8_proxy": table(twistd_options("proxy")),
     "options_layer8_agent": table(twistd_options("agent")),
 }

@@ -24,8 +24,9 @@ from tests.cli.test_expose import ExposeCase, Running
 from tests.interop.daemons import Proxy, folder
 from tests.names import ROOT
 
-PAGES = ("coming-from", "reference", "operate", "tour")
+PAGES = ("coming-from", "network", "reference", "operate", "tour")
 PIN = "A" * 43
+IDENT = f"{'a' * 52}@"
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 # A line with one of these says how a command is written, not what to type.
 PATTERN = re.compile(r"\[options\]|\b(COMMAND|LOCAL|HOST|NAME|DIR)\b|\.\.\.")
@@ -79,7 +80,7 @@ class ReadTests(SynchronousTestCase):
         seen = 0
         for name in PAGES:
             for line in commands(page(name)):
-                words = shlex.split(line.replace("PIN", PIN), comments=True)
+                words = shlex.split(line.replace("PIN", PIN).replace("ID@", IDENT), comments=True)
                 seen += 1
                 try:
                     self.read(words)
@@ -113,11 +114,11 @@ class ReadTests(SynchronousTestCase):
         made = conf()
         known: dict[str, set[str]] = {}
         for command in (
-            "expose",
+            *("expose", "up", "socks", "tunnel", "circuits", "relays", "send", "inbox"),
             *(f"proxy {name}" for name in made.layer8_command.get_command(None, "proxy").commands),
         ):
             known[f"layer8 {command}"] = self.options(made.click_options(*command.split()))
-        for role in ("proxy", "agent"):
+        for role in ("proxy", "agent", "relay", "tracker", "node"):
             known[f"twistd layer8-{role}"] = self.options(made.twistd_options(role))
         text = page("reference")
         parts = re.split(r"^###? (.+)$", text, flags=re.MULTILINE)

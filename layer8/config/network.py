@@ -126,12 +126,10 @@ class RelayConfig:
         check=_lan_targets,
     )
     lan: bool = option(False, doc="Find peers on the local network by a link-local beacon.", hot=False)
-    link: Literal["tls", "noise"] = option(
-        "tls", doc="How links are secured where `listen` does not say."
-    )
+    link: Literal["tls", "noise"] = option("tls", doc="How links are secured where `listen` does not say.")
     network: str = option("main", doc="Nodes of networks with different names never talk to each other.", hot=False)
     hops: int = option(3, doc="Hops of a circuit.", check=accept.between(1, 8))
-    guards: int = option(2, doc="First hops that are kept for months.", check=accept.between(1, 16))
+    guards: int = option(2, doc="First hops that are kept for months.", check=accept.between(1, 16), hot=False)
     links: int = option(12, doc="Links that a relay keeps.", check=accept.between(1, 2048))
     credit: bool = option(True, doc="Serve those first who relay for us.")
     peer_hub: bool = option(False, doc="Take four times as many links, and introduce peers to each other.")
@@ -166,7 +164,9 @@ class TrackerConfig:
     """Lists of relays, for those who ask by a circuit."""
 
     enabled: bool = option(False, doc="Answer as a tracker (`twistd layer8-tracker` always does).", hot=False)
-    ask: int = option(3, doc="How many trackers are asked, and their answers merged.", check=accept.between(1, 16))
+    ask: int = option(
+        3, doc="How many trackers are asked, and their answers merged.", check=accept.between(1, 16), hot=False
+    )
 
 
 @frozen

@@ -68,6 +68,8 @@ class Node(Service):
             wall=wall_clock,
             keys=OnionKeys(frame.home / ONION_KEYS),
             memory=self.memory,
+            home=frame.home,
+            home=frame.home,
         )
         frame.debug.open = not self.relay.network.ruled
         self.rows = RelayRows(self.relay, frame.table)
@@ -141,6 +143,8 @@ class Node(Service):
             listen=old.listen,
             relay=old.relay,
             lan=old.lan,
+            link=old.link,
+            guards=old.guards,
             network=old.network,
         )
         policy, targets = Policy.parse(fresh.exit), LanTargets.parse(fresh.lan_targets)
