@@ -537,7 +537,9 @@ class Link:
                 if not self._pulse.pong(body[:TOKEN], now):
                     self._offence(now)
             case Cell.NOTICE if circ == 0:
-                self._owner.noticed(self, body[0], now)
+                self._offence(now)  # a few are good, as many as there are bad cells are none
+                if not self.ended and body[0] in Notice._value2member_map_:
+                    self._owner.noticed(self, body[0], now)
             case _:
                 self._offence(now)
 

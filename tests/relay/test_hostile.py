@@ -15,11 +15,19 @@ from layer8.core.roles import Asker
 from layer8.crypto.keys import NodeKey, id_text
 from layer8.relay.filling import Filling
 from layer8.relay.inbox import Inbox
-from layer8.relay.limits import ACK_EVERY, CLOSED_KEPT, PROCESS_STALLED, STALLED, STREAM_WINDOW, STREAMS_PER_CIRC
+from layer8.relay.limits import (
+    ACK_EVERY,
+    BAD_CELLS,
+    CLOSED_KEPT,
+    PROCESS_STALLED,
+    STALLED,
+    STREAM_WINDOW,
+    STREAMS_PER_CIRC,
+)
 from layer8.relay.link import Why
 from layer8.relay.pool import Need
 from layer8.relay.stream import Streams
-from layer8.relay.wire import DATA, Cell, Command, Destroy, cell, handshake_body, message
+from layer8.relay.wire import DATA, Cell, Command, Destroy, Notice, cell, handshake_body, message
 from tests.relay.links import Pair, Taken
 from tests.relay.pools import PoolCase
 from tests.relay.slots import Ends, means
@@ -88,6 +96,16 @@ class ClosedLinkTests(SynchronousTestCase):
         pair.acceptor.close(Why.ASKED, pair.time.now)
         pair.acceptor.received(cell(0x80000007, Cell.CREATE, handshake_body(1, b"hello")), pair.time.now)
         self.assertEqual((pair.watches[1].takers, pair.acceptor.circuits), ([], 0))
+
+    def test_a_neighbour_raises_no_alerts_without_end(self) -> None:
+        pair = Pair()
+        for _ in range(3 * BAD_CELLS):
+            pair.dialler.received(cell(0, Cell.NOTICE, bytes((Notice.TRIED,))), pair.time.now)
+            pair.acceptor.received(cell(0, Cell.NOTICE, bytes((77,))), pair.time.now)
+        for watch in pair.watches:
+            self.assertLessEqual(sum(event[0] == "noticed" for event in watch.events), BAD_CELLS)
+        self.assertNotIn(("noticed", 77), pair.watches[1].events)
+        self.assertEqual((pair.dialler.ended, pair.acceptor.ended), (True, True))
 
     def test_strangers_cannot_make_two_relays_part(self) -> None:
         """More circuits than a relay remembers end in a minute: what crosses their ends is no offence then."""
