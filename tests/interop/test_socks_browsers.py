@@ -39,6 +39,19 @@ class Trap(DatagramProtocol):
         self.asked += [str(query.name) for query in message.queries]
 
 
+def trapped(home: Path) -> tuple[str, ...]:
+    """Give the command that runs a program with the trap as its resolver."""
+    (home / "resolv.conf").write_text(f"nameserver {TRAP}\noptions timeout:1 attempts:1\n")
+    (home / "nsswitch.conf").write_text("hosts: files dns\n")
+    return mounted(home, "resolv.conf", "nsswitch.conf")
+
+
+def mounted(home: Path, *names: str) -> tuple[str, ...]:
+    """Give the command that runs a program with files of `home` in the place of those in /etc."""
+    mounts = " && ".join(f"mount --bind {home / name} {Path('/etc', name).resolve()}" for name in names)
+    return ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
+
+
 class BrowserTests(TestCase):
     skip = missing(nginx="nginx", unshare="util-linux") or (
         None if os.geteuid() == 0 else "needs root, for port 53 and a resolv.conf of its own"
@@ -56,13 +69,7 @@ class BrowserTests(TestCase):
         self.trap = Trap()
         port = self.net.reactor.listenUDP(53, self.trap, interface=TRAP)
         self.addCleanup(port.stopListening)
-        home = folder(self)
-        (home / "resolv.conf").write_text(f"nameserver {TRAP}\noptions timeout:1 attempts:1\n")
-        (home / "nsswitch.conf").write_text("hosts: files dns\n")
-        mounts = " && ".join(
-            f"mount --bind {home / name} {Path('/etc', name).resolve()}" for name in ("resolv.conf", "nsswitch.conf")
-        )
-        return ("unshare", "--mount", "sh", "-c", f'{mounts} && exec "$@"', "sh")
+        return trapped(folder(self))
 
     async def everything(self, start: Callable[..., Any]) -> None:
         prefix = await self.begin()

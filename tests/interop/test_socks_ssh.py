@@ -16,45 +16,50 @@ from tests.socks.net import Net, Ran
 SIZE = 4 * MIB
 
 
-class SshTests(TestCase):
-    skip = missing(sshd="openssh-server", ssh="openssh-client", nc="netcat-openbsd")
-    timeout = 120
-
-    def server(self, port: int) -> None:
-        """Start an sshd of our own for whoever runs the tests."""
-        self.home = folder(self)
-        for name in ("host", "user"):
-            subprocess.run(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.home / name)], check=True, timeout=30
-            )
-        (self.home / "authorized").write_bytes((self.home / "user.pub").read_bytes())
-        (self.home / "sshd.conf").write_text(f"""
+def start_sshd(case: TestCase, port: int) -> Path:
+    """Start an sshd of our own for whoever runs the tests; gives the folder of its keys."""
+    home = folder(case)
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(home / name)], check=True, timeout=30)
+    (home / "authorized").write_bytes((home / "user.pub").read_bytes())
+    (home / "sshd.conf").write_text(f"""
 Port {port}
 ListenAddress 127.0.0.1
-HostKey {self.home}/host
+HostKey {home}/host
 PidFile none
-AuthorizedKeysFile {self.home}/authorized
+AuthorizedKeysFile {home}/authorized
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 UsePAM no
 StrictModes no
 PermitRootLogin yes
 """)
-        if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what sshd separates its privileges in
-        words = [str(found("sshd")), "-D", "-e", "-f", str(self.home / "sshd.conf")]
-        Program.start(self, "sshd", words, self.home, ready=lambda _: answers(port))
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # what sshd separates its privileges in
+    words = [str(found("sshd")), "-D", "-e", "-f", str(home / "sshd.conf")]
+    Program.start(case, "sshd", words, home, ready=lambda _: answers(port))
+    return home
+
+
+def ssh_words(home: Path) -> tuple[str, ...]:
+    """Give the command that logs in there, without its target."""
+    return (
+        "ssh", "-F", "none", "-i", str(home / "user"), "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
+        "-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={home}/known", "-o", "LogLevel=ERROR",
+        "-l", getpass.getuser(),
+    )  # fmt: skip
+
+
+class SshTests(TestCase):
+    skip = missing(sshd="openssh-server", ssh="openssh-client", nc="netcat-openbsd")
+    timeout = 120
 
     async def ssh(self, *words: str, said: bytes = b"") -> Ran:
-        return await self.net.run(
-            "ssh", "-F", "none", "-i", str(self.home / "user"), "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
-            "-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={self.home}/known", "-o", "LogLevel=ERROR",
-            "-l", getpass.getuser(), *words, said=said,
-        )  # fmt: skip
+        return await self.net.run(*ssh_words(self.home), *words, said=said)
 
     async def test_through_netcat(self) -> None:
         port = free_port()
-        self.server(port)
+        self.home = start_sshd(self, port)
         self.net = await Net.start(self, names={"shell.example.org": "127.0.0.1"})
         proxy = f"ProxyCommand={found('nc')} -X 5 -x 127.0.0.1:{self.net.port} %h %p"
         body = os.urandom(SIZE)
@@ -67,7 +72,7 @@ PermitRootLogin yes
     async def test_through_a_tunnel_into_a_local_network(self) -> None:
         """G46: `2222>[hash]>192.168.0.2:22`."""
         port = free_port()
-        self.server(port)
+        self.home = start_sshd(self, port)
         self.net = await Net.start(self, lan=f"127.0.0.1:{port}")
         node = id_text(self.net.relays[0].key.node_id)
         row = await self.net.tunnels.open(f"0>[{node}]>127.0.0.1:{port}")
