@@ -25,6 +25,7 @@ from layer8.relay.stream import ENDS
 from layer8.relay.wire import Destroy, Reason
 
 VIA: Final = "via:"
+IN_USE: Final = "our identity is in use"
 DIALS: Final = 3  # addresses of one node that are tried
 DIALS_FOR_OTHERS: Final = 256  # nodes that are dialled at a time because a stranger says so
 
@@ -134,6 +135,8 @@ class Neighbours:
                     break
                 except NoLink as error:
                     found = ENDS.get(error.reason, Reason.UNREACHABLE)
+                    if error.why is Why.IN_USE:
+                        self.alert(IN_USE, node)
                 except TimedOut:
                     found = Reason.TIMEOUT
                 except (NoWay, Unavailable, ConfigError):
@@ -170,7 +173,7 @@ class Neighbours:
     def noticed(self, link: Link, notice: int, now: float) -> None:
         """Tell whoever looks after this node."""
         self.alert(
-            {1: "our identity is in use", 2: "somebody tried our identity", 3: "clocks differ"}.get(notice, ""),
+            {1: IN_USE, 2: "somebody tried our identity", 3: "clocks differ"}.get(notice, ""),
             link.peer,
         )
 

@@ -328,6 +328,27 @@ class GatewayTests(ServiceCase):
         self.assertFalse(link.dialled)
 
 
+class IdentityTests(ServiceCase):
+    """G55: one identity, twice."""
+
+    async def test_the_newcomer_is_refused_and_the_holder_told(self) -> None:
+        key = NodeKey.make()
+        hub = self.relay()
+        told: dict[str, list[str]] = {"holder": [], "newcomer": [], "hub": []}
+        hub.neighbours.alert = lambda what, peer: told["hub"].append(what)
+        peers = (f"{id_text(hub.key.node_id)}@{hub.listening[0]}",)
+        for name in ("holder", "newcomer"):
+            node = self.relay(key=key, peers=peers)
+            node.neighbours.alert = lambda what, peer, name=name: told[name].append(what)  # type: ignore[misc]
+            await self.until(lambda: hub.links.get(key.node_id))
+        link = hub.links.get(key.node_id)
+        await self.until(lambda: all(told.values()))
+        self.assertIs(hub.links.get(key.node_id), link)
+        self.assertEqual(told["holder"][0], "somebody tried our identity")
+        self.assertEqual(told["newcomer"][0], "our identity is in use")
+        self.assertEqual(told["hub"][0], "a neighbour's identity came twice")
+
+
 class RoleTests(ServiceCase):
     async def test_a_descriptor_says_what_a_node_does(self) -> None:
         leaving = self.exit(peer_hub=True)
