@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Annotated
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from layer8.control.access import Caller
 from layer8.control.errors import Forbidden, InvalidParams, NoCapacity, NotFound
@@ -18,12 +18,13 @@ from layer8.socks.server import Row, Table
 from layer8.socks.tunnels import Opened, Tunnels
 
 OPERATE = "operate"
+ADMIN = "admin"
 PATH_MOST = 2048  # characters
 
 
 @frozen
 class Shown:
-    """`full` shows addresses, targets and exact counts, to who may operate this node."""
+    """`full` shows addresses, targets and exact counts, to administrators."""
 
     full: bool = False
 
@@ -101,8 +102,8 @@ class SocksRows:
     @method("socks.clients", role="read")
     async def clients(self, caller: Caller, params: Shown) -> ClientRows:
         """List the programs that use SOCKS ports and tunnels."""
-        if params.full and not caller.may(OPERATE):
-            raise Forbidden(OPERATE)
+        if params.full and not caller.may(ADMIN):
+            raise Forbidden(ADMIN)
         now = self._seconds()
         return ClientRows(tuple(_client(row, now, params.full) for table in self._clients for row in table))
 
@@ -118,8 +119,9 @@ class SocksRows:
 
     @method("tunnel.list", role="read")
     async def tunnels(self, caller: Caller) -> TunnelRows:
-        """List the tunnels that are open."""
-        return TunnelRows(tuple(map(_tunnel, self._tunnels)))
+        """List the tunnels that are open; where they lead, to those who may open some."""
+        rows = map(_tunnel, self._tunnels)
+        return TunnelRows(tuple(rows if caller.may(OPERATE) else (evolve(row, path="") for row in rows)))
 
     @method("tunnel.close", role=OPERATE, errors=(NotFound,))
     async def close(self, caller: Caller, params: TunnelNumber) -> Nothing:

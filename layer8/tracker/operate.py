@@ -19,6 +19,7 @@ from layer8.tracker.service import Listed
 from layer8.tracker.wire import GetRelays, Status
 
 PAGE: Final = 50  # rows
+ADMIN: Final = "admin"
 ROLES: Final[Mapping[str, int]] = {role.name.lower(): int(role) for role in Role if role.name}
 
 
@@ -48,7 +49,7 @@ class Wanted:
 
 @frozen
 class RelayRow:
-    """What a relay says of itself, and which trackers say so."""
+    """What a relay says of itself, and which trackers say so; its addresses for administrators only."""
 
     node: str
     roles: tuple[str, ...]
@@ -110,7 +111,8 @@ class TrackerRows:
                 newest, told = found.get(one.identity, (one, []))
                 later = one if one.serial > newest.serial else newest
                 found[one.identity] = later, [*told, id_text(tracker)]
-        return Relays(tuple(_row(one, tuple(told)) for one, told in found.values()))
+        full = caller.may(ADMIN)
+        return Relays(tuple(_row(one, tuple(told), full=full) for one, told in found.values()))
 
 
 class ListRows:
@@ -128,15 +130,15 @@ class ListRows:
         """List the relays that this tracker lists."""
         after = parse_id(params.cursor) if params.cursor else b""
         rows = [one for one in self._index if one.identity > after]
-        page = tuple(_row(one) for one in rows[: params.limit])
+        page = tuple(_row(one, full=caller.may(ADMIN)) for one in rows[: params.limit])
         return Relays(page, page[-1].node if len(rows) > len(page) else None)
 
 
-def _row(one: Descriptor, trackers: tuple[str, ...] = ()) -> RelayRow:
+def _row(one: Descriptor, trackers: tuple[str, ...] = (), *, full: bool) -> RelayRow:
     return RelayRow(
         node=id_text(one.identity),
         roles=tuple(name for name, bit in ROLES.items() if one.roles & bit),
-        endpoints=(*one.endpoints, *(f"via:{id_text(gateway)}" for gateway in one.via)),
+        endpoints=(*one.endpoints, *(f"via:{id_text(gateway)}" for gateway in one.via)) if full else (),
         exits=one.exits.decode("ascii", "replace"),
         expires=one.expires,
         trackers=trackers,

@@ -222,7 +222,8 @@ class RowTests(TunnelCase):
         path = f"0>rand>rand>echo.example.org:{self.port}"
         opened = await self.call("tunnel.open", path=path)
         self.assertEqual((opened["tunnel"], opened["path"], opened["kept"]), (1, path, False))
-        self.assertEqual(await self.call("tunnel.list", "read"), {"tunnels": [opened]})
+        self.assertEqual(await self.call("tunnel.list"), {"tunnels": [opened]})
+        self.assertEqual(await self.call("tunnel.list", "read"), {"tunnels": [opened | {"path": ""}]})
         await self.echoes(self.dial(int(opened["listening"][0].split(":")[1])))
         await self.call("tunnel.close", tunnel=1)
         self.assertEqual(await self.call("tunnel.list", "read"), {"tunnels": []})
@@ -243,7 +244,9 @@ class RowTests(TunnelCase):
         program = await self.joined(login(b"alice", b"geheim"))
         program.say(bytes(100_001))
         await self.net.until(lambda: len(self.targets.all[0].got) == 100_001)
-        ((row,), (full,)) = [(await self.call("socks.clients", full=full))["clients"] for full in (False, True)]
+        ((row,), (full,)) = [
+            (await self.call("socks.clients", "admin", full=full))["clients"] for full in (False, True)
+        ]
         (circuit,) = self.net.circuits
         for shown in (row, full):
             self.assertEqual((shown["client"], shown["state"], shown["circuit"]), (1, "open", circuit.number))
@@ -254,7 +257,7 @@ class RowTests(TunnelCase):
             ("127.0.0.1", f"echo.example.org:{self.port}", 100_001, 0),
         )
         with self.assertRaises(Forbidden):
-            await self.call("socks.clients", "read", full=True)
+            await self.call("socks.clients", "operate", full=True)
         program.sock.close()
         self.targets.all[0].transport.loseConnection()
         await self.net.until(lambda: not len(self.net.socks.clients))

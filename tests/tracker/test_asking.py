@@ -164,12 +164,13 @@ class RowTests(EasyWork):
         sources = [Source(one.identity, one.ask) for one in self.there]
         asked = Trackers(lambda: sources, self.known, MAIN, random.Random(1), Clock(), lambda: NOW)
         self.own: Descriptor | None = told(50)
+        self.roles = ("read", "operate", "admin")
         self.table = Table(lambda: NOW)
         self.table.add(TrackerRows(asked, key(50), lambda: self.own))
         self.table.add(ListRows(self.there[0].index))
 
     def call(self, name: str, **params: Any) -> Any:
-        return run(self.table.call(caller("read", "operate"), name, params))
+        return run(self.table.call(caller(*self.roles), name, params))
 
     def test_publish_and_unpublish(self) -> None:
         answer = self.call("tracker.publish")
@@ -214,6 +215,13 @@ class RowTests(EasyWork):
         self.assertRegex(page["relays"][-1]["endpoints"][0], "via:[a-z2-7]{52}$")
         with self.assertRaises(CallRefused):
             self.call("tracker.list", cursor="x")
+
+    def test_addresses_are_for_administrators(self) -> None:
+        self.roles = ("read", "operate")
+        for name in ("tracker.relays", "tracker.list"):
+            rows = self.call(name)["relays"]
+            self.assertTrue(rows)
+            self.assertEqual({tuple(row["endpoints"]) for row in rows}, {()})
 
     def test_the_event(self) -> None:
         self.assertEqual(ListRows.events[0].name, "tracker.changed")
