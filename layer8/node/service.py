@@ -69,7 +69,6 @@ class Node(Service):
             keys=OnionKeys(frame.home / ONION_KEYS),
             memory=self.memory,
             home=frame.home,
-            home=frame.home,
         )
         frame.debug.open = not self.relay.network.ruled
         self.rows = RelayRows(self.relay, frame.table)
