@@ -44,7 +44,7 @@ _UNREACHABLE = frozenset(
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
 class Connection(TwistedProtocol):
-    """A TCP connection to a target, as the `Sink` of a stream: BURST full cells a read, both halves end by themselves."""
+    """A TCP connection to a target, as the `Sink` of a stream: BURST full cells a read, each half ends by itself."""
 
     transport: Any  # ITCPTransport
 
