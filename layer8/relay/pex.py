@@ -6,7 +6,8 @@
    |<- PEX_PEERS  (len u16 | descriptor) * n --------|   n <= 10, which is below the 25 of any answer
 ```
 Half of an answer are nodes that are in use here at present, half are remembered ones. Whoever asks again within an hour
-gets the same answer, and all that have no name are one asker: nobody collects what we know. Guards are left out.
+gets the same answer, and all that have no name, or no descriptor that we know, are one asker: who wants to collect what
+we know needs many relays. Guards are left out.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ class Exchange:
         """Answer; raises `RemoteProtocolError` for what is no PEX_GET."""
         count = read_get(data)
         name = asker.neighbour or b""
+        if self._database.network.ruled and self._database.get(name) is None:
+            name = b""  # a name alone costs nothing; one with a descriptor has cost work
         at, raws = self._answers.get(name, (0.0, ()))
         if name not in self._answers or now - at >= self._same:
             self._answers.pop(name, None)

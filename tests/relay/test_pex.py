@@ -49,7 +49,10 @@ class ExchangeTests(EasyWork):
 
     def test_all_without_a_name_are_one(self) -> None:
         self.assertEqual(len({one for _ in range(20) for one in self.ask(None)}), 10)
-        self.assertGreater(len({one for who in range(20) for one in self.ask(node(500 + who))}), 30)
+        self.assertGreater(len({one for who in range(20) for one in self.ask(node(who))}), 30)
+
+    def test_names_that_cost_nothing_are_one_too(self) -> None:
+        self.assertEqual(len({one for who in range(20) for one in self.ask(node(500 + who))}), 10)
 
     def test_no_more_than_was_asked_for(self) -> None:
         self.assertEqual(self.ask(node(500), count=3), self.ask(node(500))[:3])
@@ -86,7 +89,7 @@ class ExchangeTests(EasyWork):
     def test_answers_are_kept_to_a_limit(self) -> None:
         self.patch(pex, "ASKERS", 5)
         for number in range(20):
-            self.ask(node(500 + number))
+            self.ask(node(number))
         self.assertEqual(len(self.exchange._answers), 5)
         self.exchange.gone(1)
 
