@@ -318,9 +318,11 @@ class BadInputTests(NetworkCase):
     def test_an_early_cell_from_behind(self) -> None:
         """It could carry a mark from an exit to a guard."""
         building = self.build()
-        circuit = next(iter(self.relays[2].circuits.all.values()))
-        circuit.slot.send(Cell.EARLY, [bytes(BODY)])
+        circuits = [next(iter(relay.circuits.all.values())) for relay in self.relays[:3]]
+        before = [one.cells_backward for one in circuits]
+        circuits[2].slot.send(Cell.EARLY, [bytes(BODY)])
         self.dies(building)
+        self.assertEqual([one.cells_backward for one in circuits], before)  # it gets no further than the middle
 
     def test_an_early_cell_of_the_guard(self) -> None:
         """Also one that it has sealed well."""

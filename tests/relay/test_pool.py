@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from layer8.crypto.keys import id_text
+from layer8.crypto.onion import CELLS_MAX
+from layer8.relay import pool
 from layer8.relay.guards import Guard, State
 from layer8.relay.limits import (
     BUILD_AT_ONCE,
@@ -11,11 +13,12 @@ from layer8.relay.limits import (
     CIRC_LIFE,
     SPARE_CIRCS,
     STREAMS_PER_CIRC,
+    T_HOP_LEAST,
     T_HOP_MOST,
 )
 from layer8.relay.origin import State as Origin
 from layer8.relay.path import NoPath
-from layer8.relay.pool import BUILD_TRIES, LOOK, PAUSE, WAITING, Need, NoCircuit
+from layer8.relay.pool import BUILD_TRIES, CELLS_ROOM, LOOK, PAUSE, WAITING, Need, NoCircuit
 from layer8.relay.route import At, Named, Rand, Route
 from layer8.relay.wire import Open, Proto, Reason
 from layer8.testing.network import Heard, Node
@@ -146,6 +149,29 @@ class AgeTests(PoolCase):
         self.net.settle(CIRC_IDLE + 2 * LOOK)
         self.assertEqual((one.origin.state, self.pool.rows()), (Origin.CLOSED, []))
 
+    def test_idle_is_counted_from_the_last_use(self) -> None:
+        self.patch(pool, "CIRC_DIRTY", 10 * CIRC_IDLE)  # or it would close for that, in the same second
+        one = self.get(PLAIN)
+        self.net.settle(CIRC_IDLE / 2)
+        self.assertIs(self.get(PLAIN), one)
+        self.net.settle(CIRC_IDLE - 2 * LOOK)
+        self.assertEqual(one.origin.state, Origin.OPEN)
+        self.net.settle(4 * LOOK)
+        self.assertEqual((one.origin.state, self.pool.rows()), (Origin.CLOSED, []))
+
+    def test_one_whose_layers_have_carried_nearly_all_they_may(self) -> None:
+        """It takes nothing new while there are still cells for what stands on it."""
+        one = self.get(PLAIN)
+        heard = Heard()
+        stream = one.origin.open(Open(Proto.TCP, *EXIT), heard)
+        self.heard(heard)
+        one.origin._backward[0].cells = CELLS_MAX - CELLS_ROOM
+        self.net.settle(2 * LOOK)
+        self.assertEqual(one.origin.state, Origin.DIRTY)
+        self.assertIsNot(self.get(PLAIN), one)
+        stream.write(b"still")
+        self.until(lambda: heard.all == b"still")
+
     def test_one_that_is_used_closes_after_a_day(self) -> None:
         one = self.get(PLAIN)
         heard = Heard()
@@ -208,6 +234,18 @@ class LimitTests(PoolCase):
         last = self.get(Need(key="last", port=80))
         self.assertAlmostEqual(last.origin.hop_time, 1.5 * times[len(times) * 4 // 5])
         self.assertTrue(1.5 < last.origin.hop_time < T_HOP_MOST, last.origin.hop_time)
+
+    def test_a_hop_has_a_second_and_a_half_at_least_and_ten_at_most(self) -> None:
+        self.small()
+        self.pool.start()
+        for key in range(5):
+            self.get(Need(key=key, port=80))
+        self.assertEqual(self.get(Need(key="quick", port=80)).origin.hop_time, T_HOP_LEAST)
+        self.pool._times.clear()
+        self.net.delay = 1.15  # the third hop takes 6.9 s, and 2.3 s more where there is no link yet
+        for key in range(5, 10):
+            self.get(Need(key=key, port=80))
+        self.assertEqual(self.get(Need(key="slow", port=80)).origin.hop_time, T_HOP_MOST)
 
 
 class FailureTests(PoolCase):
