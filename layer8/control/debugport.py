@@ -44,7 +44,8 @@ DEBUG_IDLE: Final = 3600.0  # seconds without a line
 OPERATE: Final = frozenset({"operate"})
 OPTION: Final = "debug.listen"
 
-_HTTP = re.compile(rb"[A-Z]+ \S+ HTTP/|[A-Z]+ / |Host:", re.IGNORECASE)
+_BROWSER = re.compile(rb"[A-Z]+ \S+ HTTP/|[A-Z]+ / |Host:|.*?[\0-\x08\x0b\x0c\x0e-\x1f]", re.IGNORECASE)
+"""HTTP; and TLS, in whose hello a page may have put lines of its own, as a session ticket."""
 
 
 def _none(words: Sequence[str]) -> Mapping[str, Any]:
@@ -156,7 +157,7 @@ class Talk(LineOnlyReceiver, TimeoutMixin):
         """Take a line; while a command runs it waits, and so does the peer."""
         if self._left:
             return
-        if self._first and _HTTP.match(line):
+        if self._first and _BROWSER.match(line):
             self._leave()
             return
         self._first = False

@@ -21,6 +21,7 @@ from attrs import frozen
 
 from layer8.core.address import HostPort, is_address
 from layer8.core.errors import ConfigError
+from layer8.relay.wire import HOST_MOST
 
 MAX_HOPS: Final = 8
 DEFAULT_PORT: Final = 9000
@@ -216,7 +217,7 @@ def _host_port(word: str) -> tuple[str, int]:
         found = HostPort.parse(word)
     except ConfigError as error:
         raise ConfigError(f"{word!r}: it has to be HOST:PORT ({error})") from None
-    if not _HOST.match(found.host):
+    if not _HOST.match(found.host) or len(found.host.encode()) > HOST_MOST:
         raise ConfigError(f"{word!r}: {found.host!r} is no host")
     return found.host, found.port
 

@@ -96,7 +96,9 @@ class TrackerRows:
 
     @method("tracker.unpublish", role="operate")
     async def unpublish(self, caller: Caller) -> Tolds:
-        """Have trackers forget this node."""
+        """Have trackers forget this node; one that is no relay does not say its name for that."""
+        if self._own() is None:
+            raise Refused("this node is no relay: nothing is published")
         return _tolds(await self._trackers.unpublish(self._key))
 
     @method("tracker.relays", role="operate")

@@ -189,6 +189,13 @@ class WhoTests(PortCase):
             told = await self.say(f"{first}\r\nHost: 127.0.0.1\r\n\r\nsend abc forged\r\n")
             self.assertEqual((told, self.rows.sent), ("", []))
 
+    async def test_tls_of_a_browser(self) -> None:
+        """A page may have lines of its own in its hello: the session ticket is what its server has given."""
+        for hello in ("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "\x16\x03\x01\x02"):
+            told = await self.say(f"{hello}\nsend abc forged\n")
+            self.assertEqual((told, self.rows.sent), ("", []))
+        self.assertEqual(await self.say("close\t3\r\n"), "ok\n")
+
     async def test_long_lines(self) -> None:
         self.assertEqual(await self.say("send abc " + "x" * DEBUG_LINE + "\nclose 3\n"), "")
         self.assertEqual(self.rows.sent, [])

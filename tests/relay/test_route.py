@@ -89,6 +89,10 @@ class RouteTests(SynchronousTestCase):
             error = self.assertRaises(ConfigError, parse_tunnel, text)
             self.assertIn(why, str(error), text)
 
+    def test_a_host_that_no_message_holds(self) -> None:
+        self.assertRaises(ConfigError, parse_tunnel, f"1000>rand>{'a' * 256}:80")
+        self.assertRaises(ConfigError, parse_tunnel, "1000>rand>" + 128 * "\u00fc" + ":80")
+
     def test_ways_and_routes(self) -> None:
         self.assertEqual(parse_way("rand>rand>internet"), (Route((Rand(), Rand())), Internet()))
         self.assertEqual(parse_way("internet"), (Route(), Internet()))

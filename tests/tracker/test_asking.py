@@ -182,8 +182,9 @@ class RowTests(EasyWork):
         """G27."""
         self.own = None
         before = [one.asked for one in self.there]
-        with self.assertRaises(CallRefused):
-            self.call("tracker.publish")
+        for name in ("tracker.publish", "tracker.unpublish"):
+            with self.assertRaises(CallRefused):
+                self.call(name)
         self.assertEqual([one.asked for one in self.there], before)
 
     def test_relays(self) -> None:
