@@ -8,7 +8,7 @@ from typing import Final
 
 from layer8.control.frame import Frame
 
-_PORT: Final = re.compile(r"(?:tcp6?|tls|ssl):(\d+)|:(\d+)$")
+_PORT: Final = re.compile(r"(?<!\\):(\d+)(?=:|$)")
 
 
 class Listeners:
@@ -28,4 +28,4 @@ class Listeners:
 
 def ports(line: str) -> set[int]:
     """Give the ports that a line of `Frame.listening` names."""
-    return {int(number) for found in _PORT.findall(line) for number in found if number}
+    return set(map(int, _PORT.findall(line)))

@@ -11,11 +11,14 @@ import tempfile
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from layer8.cli.demo import Facts, Journey
-from layer8.cli.demo_show import learned, way
+from layer8.cli.demo_network import Fetch, Hop, Network, NetworkFacts
+from layer8.cli.demo_show import circuit, learned, way
 from tests.cli.test_main import LAYER8
 from tests.interop.backend import serve
 
@@ -65,9 +68,9 @@ class OnceTests(DemoCase):
         self.assertEqual((found.returncode, found.stderr), (0, ""))
         drawn = found.stdout.partition("Who learned what")[0]
         self.assertRegex(drawn, r"(?m)^http://127\.0\.0\.1:\d+/  by \w+, through the network$")
-        hops = re.findall(r"(?m)^  (\S+) +\w{8} at 127\.0\.0\.1:\d+: has (.+) on one side and (.+) on the other", drawn)
+        hops = re.findall(r"(?m)^  (\S+) +\w{8} 127\.0\.0\.1:\d+ is between (.+) and (.+?)  +\+[\d.]+ ms$", drawn)
         self.assertEqual(len(hops), 3, drawn)
-        names = ["a client without a name", *(name for name, _, _ in hops), "the page"]
+        names = ["a client", *(name for name, _, _ in hops), "the page"]
         self.assertEqual(names[-2], "exit")
         for place, (_, before, after) in enumerate(hops, 1):
             self.assertEqual((before, after), (names[place - 1], names[place + 1]))
@@ -191,7 +194,7 @@ class BrokenTests(DemoCase):
         self.assertEqual((said["ok"], len(said["fetches"])), (False, 1))
 
 
-class StayingTests(DemoCase):
+class StayingCase(DemoCase):
     def begin(self) -> "tuple[subprocess.Popen[str], str]":
         daemon = subprocess.Popen(
             [*LAYER8, "demo"],
@@ -216,6 +219,8 @@ class StayingTests(DemoCase):
                 return daemon, text
         self.fail(f"the demo has ended: {daemon.communicate()[1]}")
 
+
+class StayingTests(StayingCase):
     maxDiff = None
 
     def test_ends_clean(self) -> None:
@@ -296,6 +301,33 @@ def _lines6() -> list[str]:
 
 
 class DrawingTests(SynchronousTestCase):
+    def test_a_relay_that_knows_of_no_such_circuit(self) -> None:
+        """The drawing follows the circuit's numbers from link to link through the relays' own tables."""
+        link = SimpleNamespace
+
+        def row(peer: bytes | None, number: int, onward: int, after: bytes | None) -> Any:
+            goes = link(circ=onward) if onward else None
+            return link(link=link(peer=peer), slot=link(circ=number), onward=goes, next=after)
+
+        def drawn(*rows: Any) -> list[bool]:
+            network = Network(None, Path(), 3)
+            relays = [link(key=link(short="x"), circuits=link(all={1: one})) for one in rows]
+            network.nodes = {
+                name: (name.decode(), relay) for name, relay in zip((b"a", b"b", b"c"), relays, strict=True)
+            }
+            path = [link(identity=name, endpoints=("tcp:127.0.0.1:1",)) for name in network.nodes]
+            return [hop.agrees for hop in network.hops(link(origin=link(slot=link(circ=5)), path=path, ms=(1, 1, 1)))]
+
+        first, second, last = row(None, 5, 6, b"b"), row(b"a", 6, 7, b"c"), row(b"b", 7, 0, None)
+        self.assertEqual(drawn(first, second, last), [True, True, True])
+        self.assertEqual(drawn(row(None, 5, 6, b"d"), second, last), [False, True, True])
+        self.assertEqual(drawn(first, row(b"a", 8, 7, b"c"), last), [True, False, False])
+        self.assertEqual(drawn(first, second, row(b"b", 7, 9, b"d")), [True, True, False])
+        hop = Hop("relay-1", "x", "tcp:127.0.0.1:1", 1.0, "a client", "exit", False)
+        fetch = Fetch("http://h/", "curl", 200, 5, True, 1.0, 2.0, 1, (hop,))
+        facts = NetworkFacts("demo-1", 6, 2, 1, "127.0.0.1:1", "127.0.0.1:2", "http://h/", "/tmp", fetch)
+        self.assertIn("knows of NO such circuit", list(circuit(facts, fetch))[2][1])
+
     def test_the_server_is_said_to_see_plain_content_only(self) -> None:
         journeys = [
             Journey(scheme, f"{scheme}://h/", 1, "curl", 200, 5, True, 0.1, 1.0, 2.0, 0, 3, 80, 700)

@@ -132,9 +132,13 @@ class NetworkTests(SynchronousTestCase):
         for place, name in ((1, "middle"), (0, "guard"), (2, "exit")):
             path = until("there is a circuit for pages, of relays that may be killed", self.killable, 20.0)
             self.by_id[path[place]].program.kill()
-            begun = time.monotonic()
-            until(f"pages come again without the {name}", lambda begun=begun: self.load.last > begun + 0.1, HEAL_S)
-            yield name, self.load.last - begun
+            yield name, self.heals(f"pages come again without the {name}")
+
+    def heals(self, what: str) -> float:
+        """Wait for a page that was asked for after now; give how long it took."""
+        begun = time.monotonic()
+        until(what, lambda: self.load.last > begun + 0.1, HEAL_S)
+        return self.load.last - begun
 
     def killable(self) -> list[str]:
         path = self.path()
