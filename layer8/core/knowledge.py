@@ -276,6 +276,7 @@ TABLE: tuple[Row, ...] = (
         tests=(
             "privacy.test_asking_views.TrackerTests.test_who_asks",
             "relay.test_filling.TrackerTests.test_once_relays_are_known_a_tracker_does_not_see_who_asks",
+            "relay.test_hostile.TrackerTests.test_who_publishes_is_not_seen_to_ask",
         ),
     ),
     Row(
@@ -287,10 +288,28 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         part="network",
+        party="recipient of messages (`layer8 send`)",
+        learns="the text, and who signs it if somebody does",
+        hidden="who sends one that nobody has signed, and that a signed one is of the same hand",
+        tests=("relay.test_hostile.InboxTests.test_a_nameless_message_does_not_come_by_the_circuit_of_a_signed_one",),
+    ),
+    Row(
+        part="network",
         party="observer of one link",
         learns="that two nodes speak, and when and how much, in multiples of 2048 bytes, padding among them",
         hidden="which circuits there are, and everything that is said",
         tests=("privacy.test_network_views.ObserverTests",),
+    ),
+    Row(
+        part="network",
+        party="program at the SOCKS port",
+        learns="what its targets answer, and of datagrams the address that has answered; a code where nobody does",
+        hidden="the path: every byte of its answers is that of any other path",
+        tests=(
+            "socks.test_server.AnswerTests.test_reasons_become_codes",
+            "socks.test_program.AnswerTests.test_answered_once_and_early_words_first",
+            "socks.test_datagrams.UdpTests.test_questions_by_name_and_by_address",
+        ),
     ),
     Row(
         part="network",
@@ -300,6 +319,8 @@ TABLE: tuple[Row, ...] = (
         tests=(
             "relay.test_circuit.TamperTests.test_cells_that_were_touched",
             "relay.test_circuit.TamperTests.test_a_relay_that_swaps_two_circuits",
+            "relay.test_hostile.ClosedCircuitTests.test_a_reason_is_no_mark_that_a_guard_sends_to_an_exit",
+            "relay.test_hostile.ClosedCircuitTests.test_a_reason_is_no_mark_that_an_exit_sends_to_a_guard",
         ),
     ),
     Row(

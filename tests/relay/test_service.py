@@ -20,7 +20,7 @@ from layer8.crypto.keys import NodeKey, id_text
 from layer8.relay.client import Need, NoCircuit, Open, Proto, Reason, parse_route
 from layer8.relay.link import Why
 from layer8.relay.service import Relay
-from tests.relay.nodes import Heard, NodesCase, way
+from tests.relay.nodes import OPEN, Heard, NodesCase, way
 
 MIB = 1 << 20
 
@@ -109,15 +109,25 @@ class StreamTests(ServiceCase):
         self.assertEqual((len(heard.all), hashlib.sha256(heard.all).digest()), (4 * MIB, target.said.digest()))
         self.assertEqual([word for word in heard.words if word not in ("hold", "go on")], ["opened", "ended", "closed"])
 
-    async def test_noise_links_carry_the_same(self) -> None:
-        nodes = [self.relay(link="noise"), self.relay(link="tls"), self.exit(link="noise"), self.client()]
-        self.introduce(*nodes)
-        port, _ = self.target()
-        heard = self.open(nodes[3].client, port)
+    async def test_links_of_one_circuit_by_tls_and_by_noise(self) -> None:
+        """G6: which carrier the next link has is of no matter to the circuit."""
+        kinds = ("noise", "tls", "noise")
+        one, two, leaving = (self.relay(link=kind, **(OPEN if place == 2 else {})) for place, kind in enumerate(kinds))
+        client = self.client()
+        self.introduce(one, two, leaving, client)
+        for node, kind in zip((one, two, leaving), kinds, strict=True):
+            assert node.descriptor is not None  # whoever dials by another kind than it says is not answered
+            self.assertEqual(node.descriptor.endpoints[0].endswith(":link=noise"), kind == "noise")
+        port, hearing = self.target(MIB)
+        heard = self.open(client.client, port, one, two, leaving)
         assert heard.stream is not None
+        heard.stream.write(bytes(MIB))
         heard.stream.end()
         await self.until(lambda: heard.reason)
-        self.assertEqual(len(heard.all), 5)
+        self.assertEqual(heard.reason, Reason.DONE)
+        (target,) = hearing.made
+        self.assertEqual(target.heard.digest(), hashlib.sha256(bytes(MIB)).digest())
+        self.assertEqual(hashlib.sha256(heard.all).digest(), target.said.digest())
 
     async def test_every_stream_of_a_link_that_is_cut_fails_in_the_same_turn(self) -> None:
         one, two, leaving, client = self.net()
@@ -270,9 +280,10 @@ class LanTests(ServiceCase):
         trusted = self.relay(key=key)
         home, client = self.relay(lan_targets={id_text(key.node_id): f"127.0.0.1:{port}"}), self.client()
         self.introduce(trusted, home, client)
-        heard = self.open(client.client, port, trusted, home, known=True)
-        await self.until(lambda: heard.reason)
-        self.assertEqual(heard.reason, Reason.POLICY)
+        for known in (True, False):  # whoever says who he is, and whoever says nothing
+            heard = self.open(client.client, port, trusted, home, known=known)
+            await self.until(lambda heard=heard: heard.words)  # type: ignore[misc]
+            self.assertEqual(heard.reason, Reason.POLICY)
 
 
 class DelegateTests(ServiceCase):
@@ -326,6 +337,25 @@ class GatewayTests(ServiceCase):
         link = gateway.links.get(dark.key.node_id)
         assert link is not None
         self.assertFalse(link.dialled)
+
+    async def test_two_that_nobody_can_dial_exchange_a_page_through_a_third(self) -> None:
+        """G2: neither of them listens; each has dialled the third."""
+        gateway, client = self.relay(), self.client()
+        peer = f"{id_text(gateway.key.node_id)}@{gateway.listening[0]}"
+        dark = self.exit(listen=(), peers=(peer,))
+        await self.until(lambda: dark.descriptor is not None and dark.descriptor.via)
+        self.introduce(gateway, client, dark)
+        port, hearing = self.target(MIB)
+        heard = self.open(client.client, port, dark)
+        assert heard.stream is not None
+        heard.stream.write(b"page?")
+        heard.stream.end()
+        await self.until(lambda: heard.reason)
+        self.assertEqual((heard.reason, len(hearing.made)), (Reason.DONE, 1))
+        self.assertEqual(hashlib.sha256(heard.all).digest(), hearing.made[0].said.digest())
+        (used,) = [one for one in client.pool.rows() if one.origin.streams.received]
+        self.assertEqual([one.identity for one in used.path], [gateway.key.node_id, dark.key.node_id])
+        self.assertEqual([client.listening, dark.listening, client.links.get(dark.key.node_id)], [(), (), None])
 
 
 class IdentityTests(ServiceCase):
