@@ -37,6 +37,7 @@ from layer8.relay.route import Named, Route
 from layer8.relay.wire import Reason
 
 LOOK: Final = 1.0  # seconds between looks at what is missing
+LOOK_YOUNG: Final = 0.25  # the same while less than FEW nodes are known
 FEW: Final = 20  # live relays, below which trackers are asked again soon and vetting does not rest
 ENOUGH: Final = 200  # live relays, from which on neighbours are not asked any more
 ASK_AGAIN: Final = (2.0, 60.0)  # seconds until trackers are asked again that did not answer, doubled each time
@@ -85,14 +86,16 @@ class Filling:
         for text in config.peers:
             self._database.pin(parse_peer(text)[0])
         self._lists_at = self._vet_at = self._seconds()
+        # Whoever does not answer when dialled must not keep us from asking those who do.
+        await _all([self._again(self._meet, self._dial), self._again(self._exchange, self._ask, self._vet)])
+
+    async def _again(self, *steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do these one after the other, for ever."""
         while True:
-            await self._meet()
-            await self._dial()
-            await self._exchange()
-            await self._ask()
-            await self._vet()
+            for step in steps:
+                await step()
             self._learned()
-            await deferLater(self._reactor, LOOK)
+            await deferLater(self._reactor, LOOK if len(self._database) >= FEW else LOOK_YOUNG)
 
     def trackers(self) -> list[tuple[bytes, Ask]]:
         """Give the trackers that are known, by the configuration or by their descriptors, and how to ask each."""
@@ -196,7 +199,9 @@ class Filling:
     async def _ask(self) -> None:
         """Ask trackers, if it is time."""
         now = self._seconds()
-        if self.lists is None or now < self._lists_at or not self.trackers():
+        if self.lists is None or now < self._lists_at:
+            return
+        if not any(self._database.get(identity) is not None for identity, _ in self.trackers()):
             return
         before = len(self._database)
         try:

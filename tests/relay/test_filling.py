@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from layer8.net.sqlite import Database as File
 from layer8.node.tracking import ask_trackers, serve_tracker
 from layer8.relay import snapshot
 from layer8.relay.client import Need, NoPath, Reason
+from layer8.relay.limits import T_LINK
 from layer8.relay.memory import SCHEMA, Memory
 from layer8.relay.pool import Circuit
 from layer8.relay.service import Relay
@@ -75,6 +77,20 @@ class NeighbourTests(FillingCase):
         self.assertEqual(len(circuit.path), 3)
         self.assertIsNone(hub.database.get(client.key.node_id))
         del others
+
+    async def test_a_peer_that_says_nothing_holds_nobody_up(self) -> None:
+        first, tracker = self.tracker()
+        relays = [self.asking((first,)) for _ in range(3)]
+        with socket.socket() as silent:  # takes connections, and says nothing
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            dead = f"{id_text(NodeKey.make().node_id)}@tcp:127.0.0.1:{silent.getsockname()[1]}"
+            client = self.asking((first,), relay=False, peers=(dead,))
+            begun = client.seconds()
+            await self.until(lambda: len(client.database) == 4)
+            self.assertLess(client.seconds() - begun, T_LINK)
+            await client.stopService()
+        del tracker, relays
 
     async def test_a_relay_keeps_as_many_links_as_it_wants(self) -> None:
         relays = [self.relay() for _ in range(4)]
