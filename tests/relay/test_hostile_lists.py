@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from layer8.relay.database import BAD_TRIES, MAKE_ROOM, Database, Learned
 from tests.descriptors import MAIN, NOW, EasyWork, node, told
 
@@ -13,7 +15,7 @@ class CrowdTests(EasyWork):
         super().setUp()
         self.database = Database(MAIN)
 
-    def learn(self, number: int, **more: object) -> Learned:
+    def learn(self, number: int, **more: Any) -> Learned:
         return self.database.learn(told(number, **more), A, NOW)
 
     def test_nodes_that_nobody_could_use_take_no_place(self) -> None:
