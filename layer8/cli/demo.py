@@ -167,7 +167,7 @@ class Stage:
     serve: MakeService
     journeys: list[Journey] = field(factory=list, init=False)
     ready_ms: int = field(default=0, init=False)
-    _begun: float = field(factory=time.monotonic, init=False)
+    _begun: float = field(default=0.0, init=False)
     _service: Any = field(default=None, init=False)
     _frame: Any = field(default=None, init=False)
     _server: Any = field(default=None, init=False)
@@ -180,6 +180,7 @@ class Stage:
 
     async def open(self) -> None:
         """Start all three and wait until the server may call the agent."""
+        self._begun = time.monotonic()
         self._service = self.serve(self.reactor, HOST)
         self._service.open()
         self.trust.write_bytes(self._service.identity.chain_pem)

@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -226,27 +226,35 @@ class Network:
         return max(used, key=lambda one: one.last)
 
     def hops(self, circuit: Any) -> tuple[Hop, ...]:
-        """Draw a circuit, and look at each of its relays whether it knows its two neighbours and has such a circuit."""
+        """Draw a circuit, and look at each of its relays whether it has the circuit between the same neighbours."""
         ids = [one.identity for one in circuit.path]
         names = [self.nodes[identity][0] for identity in ids]
         found = []
-        for index, identity in enumerate(ids):
-            name, relay = self.nodes[identity]
-            before = ids[index - 1] if index else None
+        for index, view in enumerate(self._views(circuit)):
+            name, relay = self.nodes[ids[index]]
+            before = names[index - 1] if index else "a client"
             after = ids[index + 1] if index + 1 < len(ids) else None
-            views = [(one.link.peer, one.next) for one in relay.circuits.all.values()]
             found.append(
                 Hop(
                     name=name,
                     node=relay.key.short,
                     address=circuit.path[index].endpoints[0],
                     ms=circuit.ms[index],
-                    before="a client without a name" if before is None else names[index - 1],
+                    before=before,
                     after="the page" if after is None else names[index + 1],
-                    agrees=(before, after) in views,
+                    agrees=view is not None and view.next == after,
                 )
             )
         return tuple(found)
+
+    def _views(self, circuit: Any) -> Iterator[Any]:
+        """Give what each relay's own table has of a circuit, by the number on the link before it; None: nothing."""
+        peer, number = None, circuit.origin.slot.circ
+        for hop in circuit.path:
+            rows = self.nodes[hop.identity][1].circuits.all.values()
+            view = next((row for row in rows if row.link.peer == peer and row.slot.circ == number), None)
+            yield view
+            peer, number = hop.identity, 0 if view is None or view.onward is None else view.onward.circ
 
     @property
     def socks_port(self) -> int:

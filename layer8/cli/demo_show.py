@@ -50,8 +50,8 @@ def _print(drawn: Iterable[tuple[str, str]]) -> None:
 
 def _network_lines(route: NetworkFacts) -> Iterator[tuple[str, str]]:
     yield (
-        f"{route.relays} relays and {route.trackers} trackers run in this process, network {route.network} "
-        f"(a circuit after {route.ready_ms} ms).",
+        f"Network {route.network}: {route.relays} relays, {route.trackers} trackers and a client "
+        f"(ready in {route.ready_ms} ms).",
         "bold",
     )
     fetch = route.fetch
@@ -62,6 +62,10 @@ def _network_lines(route: NetworkFacts) -> Iterator[tuple[str, str]]:
             yield f"  {line}", ""
         verdict = "byte for byte what the page is" if fetch.right else "NOT what the page is"
         yield f"  {fetch.size:,} bytes, {verdict}", "green" if fetch.right else "bold red"
+        yield (
+            "  Each relay says itself what it is between; the times are those of adding it.",
+            "dim",
+        )
         yield "", ""
         yield "Who learned what", "bold cyan"
         for line in columns([[who, what, f"not {hidden}"] for who, what, hidden in network_learned(fetch)]):
@@ -71,27 +75,25 @@ def _network_lines(route: NetworkFacts) -> Iterator[tuple[str, str]]:
 
 def circuit(route: NetworkFacts, fetch: Fetch) -> Iterator[tuple[str, str, str]]:
     """Give the stations: who, what each relay itself says of its two neighbours, how long it took to add."""
-    yield "visitor", f"asks the SOCKS port {route.socks} for the page", ""
+    yield "visitor", f"asks the SOCKS port {route.socks}", ""
     for hop in fetch.hops:
-        seen = (
-            f"has {hop.before} on one side and {hop.after} on the other" if hop.agrees else "knows of NO such circuit"
-        )
+        seen = f"is between {hop.before} and {hop.after}" if hop.agrees else "knows of NO such circuit"
         yield "   |", "", ""
-        yield hop.name, f"{hop.node} at {hop.address.removeprefix('tcp:')}: {seen}", _ms(hop.ms)
+        yield hop.name, f"{hop.node} {hop.address.removeprefix('tcp:')} {seen}", f"+{_ms(hop.ms)}"
     yield "   |", "", ""
     yield "page", "answers", ""
     yield "   |", "", ""
-    yield "visitor", f"has the first byte after {_ms(fetch.first_ms)}, everything after", _ms(fetch.total_ms)
+    yield "visitor", f"has the first byte after {_ms(fetch.first_ms)}, all after {_ms(fetch.total_ms)}", ""
 
 
 def network_learned(fetch: Fetch) -> list[tuple[str, str, str]]:
     """Give who learned what of the fetch, and what not: party, learned, hidden."""
     first, *between, last = fetch.hops
-    rows = [(f"{first.name}, the guard", f"your address, {first.after}, when and how much", "the page and the exit")]
-    rows += [(f"{hop.name}, the middle", f"{hop.before} and {hop.after}", "you and the page") for hop in between]
-    told = f"{last.before}, the page and, as it is plain HTTP, its content"
-    rows.append((f"{last.name}", told, "you and the guard"))
-    rows.append(("trackers", "who relays, and that somebody asked for relays", "for which page"))
+    rows = [(f"{first.name}, the guard", f"your address, {first.after}, when and how much", "the exit or the page")]
+    rows += [(f"{hop.name}, the middle", f"{hop.before} and {hop.after}", "you or the page") for hop in between]
+    told = f"{last.before}, the page, and over HTTP its content"
+    rows.append((f"{last.name}", told, "you or the guard"))
+    rows.append(("trackers", "who relays, and that you have joined", "what for"))
     rows.append(("page", "the exit's address", "yours"))
     return rows
 
