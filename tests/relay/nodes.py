@@ -70,9 +70,9 @@ class NodesCase(TestCase):
         self.addCleanup(self.stop)
 
     async def stop(self) -> None:
-        for node in reversed(self.nodes):
-            if node.running:
-                await node.stopService()
+        stopping = [node.stopService() for node in self.nodes if node.running]
+        for one in stopping:
+            await one
 
     async def nothing_left(self, before: set[str]) -> None:
         await self.until(lambda: set(RelayCase.descriptors()) <= before)
