@@ -28,11 +28,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from layer8.config.network import RelayConfig
-from layer8.core.errors import RemoteProtocolError, StorageError
+from layer8.core.errors import Layer8Error, RemoteProtocolError, StorageError
 from layer8.core.network import Network
 from layer8.core.roles import Answers
 from layer8.crypto.descriptor import Descriptor, Role
-from layer8.crypto.keys import NodeKey, parse_id
+from layer8.crypto.keys import NodeKey, id_text, parse_id
 from layer8.crypto.ntor import SeenX, relay_answer
 from layer8.net.tasks import TaskSet
 from layer8.relay import snapshot
@@ -56,8 +56,9 @@ from layer8.relay.onionkeys import OnionKeys
 from layer8.relay.outward import LocalAddresses, Outward
 from layer8.relay.path import Paths
 from layer8.relay.pex import SAME, Exchange
-from layer8.relay.pool import Pool
+from layer8.relay.pool import Need, Pool
 from layer8.relay.publishing import Lists, Publishing
+from layer8.relay.route import Named, Route
 from layer8.relay.securing import TLS, Security
 from layer8.relay.stream import Means, Stream
 from layer8.relay.turn import Turn
@@ -104,7 +105,7 @@ class Relay(Service):
         self.ports: set[int] = set()
         turn = Turn(lambda end: reactor.callLater(0, end))
         self.means = Means(turn, seconds, reactor.callLater, urandom)
-        guard = Guard(LocalAddresses(), self.ports, config.allow_loopback)
+        guard = Guard(LocalAddresses(), self.ports, config.allow_loopback and not self.network.ruled)
         lan = LanTargets.parse(config.lan_targets)
         self.outward = Outward(reactor, Policy.parse(config.exit), guard, lan, seconds=seconds)
         self.database = Database(self.network, key.node_id)
@@ -219,8 +220,24 @@ class Relay(Service):
         return self.filling.trackers()
 
     async def proves(self, descriptor: Descriptor) -> bool:
-        """Dial a stranger's addresses, none that an exit would not, and say whether it has shown its identity there."""
-        return await self.neighbours.prove(descriptor.identity, descriptor.endpoints)
+        """Say whether a stranger is where it says: at an address that an exit would dial, or behind a gateway."""
+        identity = descriptor.identity
+        if descriptor.endpoints:
+            return await self.neighbours.prove(identity, descriptor.endpoints)
+        if self.key.node_id in descriptor.via and self.links.get(identity) is not None:
+            return True
+        self.database.took(identity, [descriptor.raw], self.wall())
+        for gateway in descriptor.via:
+            if gateway != self.key.node_id and self.database.get(gateway) is not None:
+                try:
+                    circuit = await self.client.build(
+                        Need(route=Route((Named(id_text(gateway)), Named(id_text(identity)))))
+                    )
+                except Layer8Error:
+                    continue
+                circuit.close()
+                return True
+        return False
 
     def startService(self) -> None:
         """Listen, and begin to keep circuits ready; raises Unavailable."""
@@ -313,8 +330,8 @@ class Relay(Service):
         for own in self.pool.rows():
             self.credit.count(own.path[0].identity, now, for_me=own.fresh())
         for link in self.links:
-            if link.peer is not None and self.config.credit:
-                link.weight = self.credit.weight(link.peer)
+            if link.peer is not None:
+                link.weight = self.credit.weight(link.peer) if self.config.credit else 1.0
 
     def _pin(self, peer: bytes, address: str) -> None:
         """Remember a node that the user has named by its address."""

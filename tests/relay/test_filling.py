@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from layer8.control.service import wall_clock
-from layer8.crypto.descriptor import Role
+from layer8.crypto.descriptor import Role, make
 from layer8.crypto.keys import NodeKey, id_text
 from layer8.net.sqlite import Database as File
 from layer8.node.tracking import ask_trackers, serve_tracker
@@ -59,7 +59,7 @@ class FillingCase(NodesCase):
 
     def asking(self, trackers: tuple[Relay, ...], **more: Any) -> Relay:
         """Start a node that asks trackers."""
-        node = self.made(listen=LOOPBACK, trackers=tuple(map(named, trackers)), **more)
+        node = self.made(trackers=tuple(map(named, trackers)), **({"listen": LOOPBACK} | more))
         ask_trackers(node, 3)
         node.startService()
         return node
@@ -104,6 +104,10 @@ class NeighbourTests(FillingCase):
 
 
 class TrackerTests(FillingCase):
+    async def listed(self, tracker: Tracker, count: int) -> None:
+        """Wait until a tracker lists so many."""
+        await self.until(lambda: len(tracker.index) == count)
+
     async def test_relays_are_listed_found_and_forgotten(self) -> None:
         pair = [self.tracker() for _ in range(2)]
         trackers = tuple(relay for relay, _ in pair)
@@ -120,6 +124,27 @@ class TrackerTests(FillingCase):
         self.assertTrue({one.key.node_id for one in trackers} & peer.told)
         await relays[0].stopService()
         self.assertEqual([one.get(relays[0].key.node_id) for one in lists], [None, None])
+
+    async def test_a_node_behind_gateways_is_listed_and_one_that_only_says_so_is_not(self) -> None:
+        first, tracker = self.tracker()
+        gateway = self.relay()
+        self.introduce(first, gateway)
+        for peers, lists in (((named(gateway),), 1), ((named(first),), 2)):
+            dark = self.asking((first,), listen=(), peers=peers)
+            await self.listed(tracker, lists)
+            listed = tracker.index.get(dark.key.node_id)
+            assert listed is not None and dark.descriptor is not None
+            self.assertEqual(listed.endpoints, ())
+        false = make(
+            NodeKey.make(),
+            first.network,
+            onion_key=bytes(range(32)),
+            endpoints=(),
+            via=(gateway.key.node_id,),
+            now=wall_clock(),
+            serial=1,
+        )
+        self.assertFalse(await first.proves(false))
 
     async def test_a_change_is_published(self) -> None:
         first, tracker = self.tracker()
