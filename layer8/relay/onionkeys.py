@@ -9,7 +9,7 @@ from typing import Any, Final
 from attrs import define, field
 
 from layer8.core import bencode
-from layer8.core.errors import ConfigError, RemoteProtocolError
+from layer8.core.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from layer8.crypto.keyfile import read_private, write_private
 from layer8.crypto.ntor import OnionKey
 
@@ -35,7 +35,7 @@ class OnionKeys:
                 keys = [OnionKey.from_private(bytes(one)) for one in told[b"keys"]]
                 self._since = float(told[b"since"])
                 self._now, self._old = keys[0], keys[1] if len(keys) > 1 else None
-            except (RemoteProtocolError, KeyError, IndexError, TypeError, ValueError):
+            except (RemoteProtocolError, LocalProtocolError, KeyError, IndexError, TypeError, ValueError):
                 raise ConfigError(f"{self.path}: these are no onion keys; move the file away") from None
         if not self.turn(now) and self.path is not None and not self.path.exists():
             self._save()
