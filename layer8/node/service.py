@@ -91,7 +91,8 @@ class Node(Service):
     def _guard(self, config: RelayConfig) -> None:
         """Let circuits reach nothing that this process serves itself."""
         outward = self.relay.outward
-        outward.guard = Guard(outward.guard.own, Listeners(self._frame, self.relay.ports), config.allow_loopback)
+        loopback = config.allow_loopback and not self.relay.network.ruled  # a reload does not change the network
+        outward.guard = Guard(outward.guard.own, Listeners(self._frame, self.relay.ports), loopback)
 
     # As a service.
 

@@ -142,6 +142,7 @@ class _Build:
     again: int = 0  # other nodes tried for the present hop
     circuit: Circuit | None = None  # when it stands
     without: set[bytes] = field(factory=set)
+    ended: bool = False  # by us
 
     def begin(self) -> None:
         pool = self.pool
@@ -193,7 +194,7 @@ class _Build:
         try:
             self._extend(circuit, self.path[at])
         except LocalProtocolError:  # a hop has done something to it
-            circuit.close(Destroy.NONE)
+            self._end(circuit)
 
     def failed(self, circuit: Origin, reason: Reason) -> None:
         """Go on from the hop before with another node, if the user has not named this one."""
@@ -209,6 +210,11 @@ class _Build:
                 return
             except (NoPath, LocalProtocolError):
                 pass
+        self._end(circuit)
+
+    def _end(self, circuit: Origin) -> None:
+        """End it for what has been noted already."""
+        self.ended = True
         circuit.close(Destroy.NONE)
 
     def closed(self, circuit: Origin, reason: Destroy) -> None:
@@ -220,8 +226,13 @@ class _Build:
     def _broke(self, circuit: Origin, reason: Destroy) -> None:
         self.origin = None
         at = len(circuit.hops)
-        if at < len(self.path) and reason is not Destroy.NONE:
-            self.pool.database.failed(self.path[at].identity)
+        if not self.ended:
+            # Hops that stand may end a circuit, or keep the question to the next one: what they do must not be said of
+            # somebody else, or one of them could speak ill of all that it does not like.
+            first = max(at - 1, 0) if reason is Destroy.TIMEOUT else 0
+            for one in self.path[first : at + 1 if reason is Destroy.TIMEOUT else max(at, 1)]:
+                self.pool.database.failed(one.identity)
+        self.ended = False
         self._fell(self.path[min(at, len(self.path) - 1)].identity, Reason.UNREACHABLE)
 
     def _extend(self, circuit: Origin, node: Descriptor) -> None:
@@ -269,6 +280,7 @@ class Pool:
     hops: int = 3
     spares: int = SPARE_CIRCS
     changed: Callable[[Circuit, str], None] = lambda circuit, state: None
+    streamed: Callable[[Circuit | None, str], None] = lambda circuit, state: None
     stopped: bool = field(default=True, init=False)
     circuits: dict[int, Circuit] = field(factory=dict, init=False)
     failures: int = field(default=0, init=False)

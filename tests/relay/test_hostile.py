@@ -26,6 +26,7 @@ from layer8.relay.limits import (
 )
 from layer8.relay.link import Why
 from layer8.relay.pool import Need
+from layer8.relay.route import Named, Route
 from layer8.relay.stream import Streams
 from layer8.relay.wire import DATA, Cell, Command, Destroy, Notice, cell, handshake_body, message
 from tests.relay.links import Pair, Taken
@@ -127,6 +128,26 @@ class PoolTests(PoolCase):
         self.small()
         self.pool.start()
         self.addCleanup(self.pool.stop)
+
+    def test_a_guard_that_ends_circuits_speaks_ill_of_itself_alone(self) -> None:
+        """Else it could see to it that only those are used who work with it."""
+        self.pool.stop()
+        self.pool.start()
+        circuits = self.net.nodes["relay 0"].circuits
+
+        def end(*_: object) -> None:
+            for circuit in list(circuits.all.values()):
+                circuit.close(Destroy.PROTOCOL)
+
+        circuits.reach = end  # type: ignore[method-assign]
+        names = ("relay 0", "relay 1", "exit 0")
+        hops = tuple(Named(id_text(self.net.nodes[name].identity)) for name in names)
+        got = self.want(Need(route=Route(hops)))
+        self.until(lambda: got)
+        self.assertIsInstance(got[0], Exception)
+        bad = {name: self.database.get(self.net.nodes[name].identity).bad for name in names}  # type: ignore[union-attr]
+        self.assertGreater(bad["relay 0"], 0)
+        self.assertEqual((bad["relay 1"], bad["exit 0"]), (0, 0))
 
     def test_a_need_does_not_show_a_password(self) -> None:
         self.assertNotIn("hunter2", repr(self.get(Need(key=("tcp:1080", "user", "hunter2"), port=80))))
