@@ -19,6 +19,7 @@ from attrs import define, field, frozen
 from layer8.core.errors import LimitExceeded, RemoteProtocolError, Unavailable
 from layer8.core.roles import Asker
 from layer8.crypto.keys import NodeKey, verify
+from layer8.relay.circuit import Bucket
 from layer8.relay.client import Client, Need
 from layer8.relay.memory import INBOX, Letter
 from layer8.relay.pool import Circuit
@@ -27,6 +28,8 @@ from layer8.relay.wire import TEXT_MOST, Command, Text
 
 ANSWER_TIME: Final = 20.0  # seconds
 LETTERS: Final = 64  # of one circuit
+LETTER_RATE: Final = 20.0  # a second, of all circuits together: each is written down
+LETTER_BURST: Final = 200  # at once
 KEY: Final = "messages"  # what keeps circuits of messages apart from all others, with who signs them
 
 _SIGNED: Final = b"layer8/1 message\0"
@@ -60,6 +63,7 @@ class Inbox:
     letters: list[Letter] = field(factory=list, init=False)  # the newest last
     _known: set[bytes] = field(factory=set, init=False)
     _counts: dict[int, int] = field(factory=dict, init=False)  # of circuits
+    _bucket: Bucket = field(factory=lambda: Bucket(LETTER_RATE, LETTER_BURST), init=False)
 
     def restore(self, letters: Sequence[Letter]) -> None:
         """Take back what was kept."""
@@ -71,6 +75,8 @@ class Inbox:
         count = self._counts[asker.circuit] = self._counts.get(asker.circuit, 0) + 1
         if count > LETTERS:
             raise LimitExceeded("LETTERS", LETTERS)
+        if not self._bucket.take(now):
+            raise LimitExceeded("LETTER_RATE", round(LETTER_RATE))
         text = Text.read(data)
         if text.sender and not verify(
             text.sender, text.signature, self._signed(self._identity, text.number, text.text)

@@ -11,10 +11,11 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.config.network import RelayConfig
+from layer8.core.errors import LimitExceeded
 from layer8.core.roles import Asker
 from layer8.crypto.keys import NodeKey, id_text
 from layer8.relay.filling import Filling
-from layer8.relay.inbox import Inbox
+from layer8.relay.inbox import LETTER_BURST, Inbox
 from layer8.relay.limits import (
     ACK_EVERY,
     BAD_CELLS,
@@ -28,7 +29,8 @@ from layer8.relay.link import Why
 from layer8.relay.pool import Need
 from layer8.relay.route import Named, Route
 from layer8.relay.stream import Streams
-from layer8.relay.wire import DATA, Cell, Command, Destroy, Notice, cell, handshake_body, message
+from layer8.relay.wire import DATA, Cell, Command, Destroy, Notice, Text, cell, handshake_body, message
+from tests.descriptors import FakeAsker
 from tests.relay.links import Pair, Taken
 from tests.relay.pools import PoolCase
 from tests.relay.slots import Ends, means
@@ -188,6 +190,21 @@ class InboxTests(PoolCase):
         by = [self.sent(sender, id_text(node.identity), key) for key in (me, None, me, None, other)]
         self.assertEqual((by[0], by[1]), (by[2], by[3]))
         self.assertEqual(len({by[0], by[1], by[4]}), 3)
+
+    def test_so_many_letters_are_taken_however_many_circuits_bring_them(self) -> None:
+        nobody: Any = None
+        inbox = Inbox(bytes(32), self.net.mark, nobody, self.wall, self.net.clock.seconds, self.net.chance.randbytes)
+
+        def take(number: int, now: float) -> None:
+            inbox.asked(
+                FakeAsker(circuit=number), Command.MESSAGE, Text(number.to_bytes(16, "big"), b"x").encode(), now
+            )
+
+        for number in range(LETTER_BURST):
+            take(number, 1.0)
+        self.assertRaises(LimitExceeded, take, LETTER_BURST, 1.0)
+        take(LETTER_BURST + 1, 2.0)
+        self.assertEqual(len(inbox.letters), LETTER_BURST + 1)
 
     def sent(self, inbox: Inbox, to: str, key: NodeKey | None) -> int:
         done: list[Any] = []
