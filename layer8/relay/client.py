@@ -158,6 +158,7 @@ class Opening:
             return
         if isinstance(circuit, Exception):
             self._settled = True
+            self._pool.streamed(None, "failed")
             self.sink.closed(circuit.reason if isinstance(circuit, NoCircuit) else Reason.UNREACHABLE)
             return
         try:
@@ -184,6 +185,7 @@ class Opening:
         assert self._stream is not None
         self._settled = True
         self._early.clear()
+        self._pool.streamed(self.circuit, "open")
         self._stream.sink = self.sink
         self.sink.opened(opened)
         if self._held and not self._stream.held:
@@ -209,6 +211,7 @@ class Opening:
             self.begin()
         else:
             self._settled = True
+            self._pool.streamed(circuit, "failed")
             self.sink.closed(reason)
 
     def hold(self) -> None:

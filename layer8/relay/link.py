@@ -423,10 +423,8 @@ class Link:
         self.close(Why.SLOW, self._ground.seconds(), abort=True)
 
     def _say_hello(self) -> None:
-        network, identity, signature = self._ground.network, *self._proof
-        wall = int(self._ground.wall())
-        descriptor = self._ground.descriptor()
-        hello = Hello((VERSION,), CELL, network, 0, wall, self.address, identity, signature, descriptor)
+        our = self._ground
+        hello = Hello((VERSION,), CELL, our.network, 0, int(our.wall()), self.address, *self._proof, our.descriptor())
         self._out.say(cell(0, Cell.HELLO, hello.encode()))
 
     def _greet(self, data: bytes, now: float) -> bytes:

@@ -266,7 +266,7 @@ class CircuitEvent:
 
 @frozen
 class StreamEvent:
-    """A program's stream is asked for, is open, or has failed."""
+    """A program's stream is open, or has failed; `circuit` is 0 where there was none for it."""
 
     circuit: int
     state: str
@@ -335,6 +335,7 @@ class RelayRows:
         parts.neighbours.changed = self._link
         parts.neighbours.alert = self._alert
         parts.pool.changed = self._circuit
+        parts.pool.streamed = self._stream
 
     @method("relay.links", role="read")
     async def links(self, caller: Caller, params: Look) -> LinkRows:
@@ -529,9 +530,8 @@ class RelayRows:
     def _alert(self, what: str, peer: bytes | None) -> None:
         self._table.publish("relay.alert", Alert(what, "" if peer is None else short(peer)))
 
-    def stream(self, circuit: int, state: str) -> None:
-        """Tell of a program's stream."""
-        self._table.publish("relay.stream", StreamEvent(circuit, state))
+    def _stream(self, circuit: Circuit | None, state: str) -> None:
+        self._table.publish("relay.stream", StreamEvent(0 if circuit is None else circuit.number, state))
 
 
 class InboxRows:

@@ -15,6 +15,8 @@ from layer8.core.errors import Layer8Error
 from layer8.net.process import Process
 from layer8.node.listeners import ports
 from layer8.node.service import DATABASE, ONION_KEYS, Node
+from layer8.relay.client import Open, Proto, Reason
+from layer8.relay.operate import LinkEvent
 from tests.interop.daemons import folder
 
 CONFIG = """
@@ -45,6 +47,31 @@ class Text:
 
     def reload(self) -> Loaded:
         return self.loaded
+
+
+class Heard:
+    """A sink that remembers why its stream ended."""
+
+    def __init__(self) -> None:
+        self.reasons: list[Reason] = []
+
+    def opened(self, opened: object) -> None:
+        pass
+
+    def data(self, pieces: list[bytes]) -> None:
+        pass
+
+    def ended(self) -> None:
+        pass
+
+    def closed(self, reason: Reason) -> None:
+        self.reasons.append(reason)
+
+    def hold(self) -> None:
+        pass
+
+    def go_on(self) -> None:
+        pass
 
 
 class NodeCase(TestCase):
@@ -149,6 +176,25 @@ class RowTests(NodeCase):
         names = {family.name for family in node.metrics.families()}
         self.assertTrue(names >= {"layer8_relay_links", "layer8_relay_circuits", "layer8_relay_cells_total"})
 
+    async def test_events(self) -> None:
+        nodes = await self.crowd()
+        node = nodes[2]
+        told: list[tuple[str, Any]] = []
+        self.patch(node._frame.table, "publish", lambda name, data: told.append((name, data)))
+        await self.until_built(node)
+        self.assertIn(("relay.circuit", "open"), {(name, data.state) for name, data in told if name == "relay.circuit"})
+        await self.until(lambda: any(one.need is None for one in node.relay.pool.rows()))
+        heard = Heard()
+        stream = node.relay.client.open(Open(Proto.TCP, "127.0.0.1", 9), heard)
+        await self.until(lambda: heard.reasons)
+        self.assertIn(("relay.stream", "failed"), [(name, data.state) for name, data in told if name == "relay.stream"])
+        stream.close()
+        await self.stop(nodes[0])
+        short = nodes[0].relay.key.short
+        await self.until(lambda: ("relay.link", LinkEvent(short, "closed")) in told)
+        node.relay.neighbours.alert("a neighbour's identity came twice", nodes[1].relay.key.node_id)
+        self.assertEqual(told[-1][1].node, nodes[1].relay.key.short)
+
     async def until_built(self, node: Node) -> Any:
         for _ in range(20):
             try:
@@ -216,9 +262,14 @@ class LifeTests(NodeCase):
         node.wind_down(1)
         for other in others:
             other.relay.pool.spares = 0
-            for circuit in other.relay.pool.rows():
-                circuit.close()
-        await self.until(lambda: not node.connections())
+
+        def quiet() -> bool:
+            for other in others:
+                for circuit in other.relay.pool.rows():
+                    circuit.close()
+            return not node.connections()
+
+        await self.until(quiet)
         await Deferred.fromCoroutine(node.drain())
         node.resume()
         await self.until(lambda: list(node.relay.links))
