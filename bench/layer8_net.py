@@ -6,9 +6,10 @@ import contextlib
 import importlib.util
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import define, field, frozen
 from twisted.internet.defer import Deferred, DeferredList, TimeoutError
@@ -22,6 +23,8 @@ from layer8.config.state import node_key
 from layer8.control.client import Client, connect
 from layer8.core.errors import Layer8Error
 from layer8.relay.securing import TLS
+
+T = TypeVar("T")
 
 NETWORK = "test-bench"
 UP_S = 60.0
@@ -169,6 +172,21 @@ class Layer8Net:
         except Layer8Error as problem:
             raise DidNotStart(f"{self.name}: {problem}") from None
 
+    def crowd(self, circuits: int) -> tuple[int, float]:
+        """Have one relay build circuits through a second to a third: how many, and the bytes of the second with them.
+
+        A client has no name, so its links carry too few.
+        """
+        origin, through, end = self._nodes[1:4]
+        path = f"{through.node_id}>{end.node_id}"
+        try:
+            numbers = in_reactor(lambda reactor: _keep(reactor, origin.socket, path, circuits))
+            memory = float(self.chain[self._nodes.index(through)].memory("Rss"))
+            in_reactor(lambda reactor: _close(reactor, origin.socket, numbers))
+        except Layer8Error as problem:
+            raise DidNotStart(f"{self.name}: {problem}") from None
+        return len(numbers), memory
+
     def end(self) -> None:
         """End every process."""
         for child in reversed(self.chain):
@@ -176,32 +194,60 @@ class Layer8Net:
 
 
 async def _builds(reactor: Any, url: str, wanted: int, at_once: int) -> list[float | None]:
-    """Over one control connection, with `at_once` workers that each build one after the other."""
-    client = await connect(reactor, url)
-    found: list[float | None] = []
-    begun = iter(range(wanted))
+    """Build circuits and close each as soon as it stands."""
 
-    async def work() -> None:
-        for _ in begun:
-            found.append(await _build(reactor, client))
+    async def work(client: Client) -> float | None:
+        since = time.monotonic()
+        number = await _build(reactor, client, PATH)
+        if number is None:
+            return None
+        seconds = time.monotonic() - since
+        with contextlib.suppress(Layer8Error):
+            await client.call("relay.close", {"circuit": number})
+        return seconds
+
+    return await _together(reactor, url, [work] * wanted, at_once)
+
+
+async def _keep(reactor: Any, url: str, path: str, wanted: int) -> list[int]:
+    """Build circuits, and give the numbers of those that stand."""
+    found = await _together(reactor, url, [lambda client: _build(reactor, client, path)] * wanted, 20)
+    return [number for number in found if number is not None]
+
+
+async def _close(reactor: Any, url: str, numbers: list[int]) -> None:
+    await _together(reactor, url, [partial(_end, number=number) for number in numbers], 20)
+
+
+async def _end(client: Client, number: int) -> None:
+    with contextlib.suppress(Layer8Error):
+        await client.call("relay.close", {"circuit": number})
+
+
+async def _together(reactor: Any, url: str, works: Iterable[Callable[[Client], Awaitable[T]]], at_once: int) -> list[T]:
+    """Do things over one control connection, with `at_once` workers that each do one after the other."""
+    client = await connect(reactor, url)
+    found: list[T] = []
+    begun = iter(works)
+
+    async def worker() -> None:
+        for work in begun:
+            found.append(await work(client))
 
     try:
-        await DeferredList([Deferred.fromCoroutine(work()) for _ in range(at_once)], fireOnOneErrback=True)
+        await DeferredList([Deferred.fromCoroutine(worker()) for _ in range(at_once)], fireOnOneErrback=True)
     finally:
         client.close()
     return found
 
 
-async def _build(reactor: Any, client: Client) -> float | None:
-    since = time.monotonic()
+async def _build(reactor: Any, client: Client, path: str) -> int | None:
+    """Build one circuit; its number, None if it failed."""
     try:
-        built = await Deferred.fromCoroutine(_call(client, "relay.build", {"path": PATH})).addTimeout(BUILD_S, reactor)
+        built = await Deferred.fromCoroutine(_call(client, "relay.build", {"path": path})).addTimeout(BUILD_S, reactor)
     except (Layer8Error, TimeoutError):
         return None
-    seconds = time.monotonic() - since
-    with contextlib.suppress(Layer8Error):
-        await client.call("relay.close", {"circuit": built["circuit"]})
-    return seconds
+    return int(built["circuit"])
 
 
 async def _call(client: Client, method: str, params: dict[str, Any]) -> Any:

@@ -56,6 +56,9 @@ class Peer(Protocol):
     def builds(self, wanted: int, at_once: int) -> list[float | None]:
         """Build circuits of three hops and close them: seconds for each, None for one that failed."""
 
+    def crowd(self, circuits: int) -> tuple[int, float] | None:
+        """Have so many circuits pass one relay: how many did, and its memory with them; None: not tried here."""
+
     def end(self) -> None:
         """End the processes."""
 
@@ -83,6 +86,9 @@ class Direct:
     def builds(self, wanted: int, at_once: int) -> list[float | None]:
         """There are no circuits."""
         raise NoLoad("there are no circuits")
+
+    def crowd(self, circuits: int) -> None:
+        """There are no circuits."""
 
     def end(self) -> None:
         """Nothing to end."""
@@ -136,6 +142,9 @@ def percentile(values: Sequence[float], share: float) -> float:
     """The nearest rank, for example 0.95."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
+
+CROWD = 1000
+"""Circuits that pass one relay while its memory is looked at."""
 
 Taken = tuple[int, dict[str, float | None]]
 """How many things were measured, and what by name; None is left out."""
@@ -195,6 +204,16 @@ def _builds(name: str, wanted: int, at_once: int, turn: Turn) -> Taken:
     }
 
 
+def _crowd(turn: Turn) -> Taken:
+    found = turn.peer.crowd(CROWD)
+    if found is None:
+        return 0, {}
+    circuits, memory = found
+    if circuits < CROWD:
+        raise NoLoad(f"{circuits} of {CROWD} circuits")
+    return circuits, {"crowd.relay": memory / MIB}
+
+
 def _warm(turn: Turn) -> Taken:
     (user,) = users = turn.load.users(1)
     turn.load.warm(users)
@@ -232,6 +251,7 @@ FIGURES = (
     Figure("sixteen", "stream", partial(_several, "sixteen", 16, 96 * MIB)),
     Figure("build", "build", partial(_builds, "build", 150, 1)),
     Figure("twenty", "build", partial(_builds, "twenty", 200, 20)),
+    Figure("crowd", "build", _crowd),
     Figure("warm", "web", _warm),
     Figure("new", "web", _new),
     Figure("small", "web", _small),
@@ -306,6 +326,7 @@ LAYOUTS = (
         "At rest: memory (RSS), MiB, and processor time",
         (
             Column("idle.relay", "relay idle", True),
+            Column("crowd.relay", "relay with 1000 circuits", True),
             Column("idle.client", "client idle", True),
             Column("idle.cpu", "all idle, CPU-ms per s", True),
             Column("after.relay", "relay after the run", True),
@@ -360,6 +381,7 @@ GATES = (
     Gate("first byte, warm circuit, p95, ms", "warm.p95", 10, lower=True),
     Gate("1 KiB GETs per second, warm circuits", "small.rate", 500),
     Gate("relay memory, idle, MiB", "idle.relay", 60, lower=True),
+    Gate("relay memory, 1000 circuits, MiB", "crowd.relay", 120, lower=True),
 )
 GATE_HEAD = ["layer8, or layer8 over the other", "measured", "gate", "verdict"]
 

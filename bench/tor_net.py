@@ -198,6 +198,9 @@ class TorNet:
         with Control.dial(self._nodes[-1].control) as control:
             return control.builds(wanted, at_once)
 
+    def crowd(self, circuits: int) -> None:
+        """Not tried: Tor's relays build no circuits on demand, and a client refuses to keep so many."""
+
     def end(self) -> None:
         """End every process."""
         for child in reversed(self.chain):
