@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import LocalProtocolError
-from layer8.relay.limits import ACK_EVERY, CIRC_WINDOW, LINGERING, STALLED, STREAM_WINDOW, STREAMS_PER_CIRC, T_STREAM
+from layer8.relay.limits import (
+    ACK_EVERY,
+    BURST,
+    CIRC_WINDOW,
+    LINGERING,
+    STALLED,
+    STREAM_WINDOW,
+    STREAMS_PER_CIRC,
+    T_STREAM,
+)
 from layer8.relay.stream import State
 from layer8.relay.wire import (
     DATA,
@@ -328,6 +337,46 @@ class WindowTests(SynchronousTestCase):
         self.assertEqual((near.credit, len(self.ends.client.slot.sent)), (0, 2 * ACK_EVERY))
         self.ends.settle()
         self.assertEqual(len(told.all), (STREAM_WINDOW + 100) * DATA)
+
+    def test_out_of_a_circuits_credit(self) -> None:
+        """The same where it is the circuit that has run out."""
+        streams = [self.ends.open()[0] for _ in range(3)]
+        self.ends.settle()
+        for near in streams:
+            near.write(bytes(STREAM_WINDOW * DATA))
+        while self.ends.clock_busy():
+            self.ends.clock.advance(0)
+        self.assertEqual(self.ends.client.streams._window, 0)
+        gone, self.ends.client.slot.sent = self.ends.client.slot.sent, []
+        self.ends.exit.take([body for _, body in gone])
+        self.ends.clock.advance(0)
+        acks = [body for _, body in self.ends.exit.slot.sent if read_head(body)[:2] == (Command.ACK, 0)]
+        self.assertEqual(len(acks), CIRC_WINDOW // ACK_EVERY)
+        self.ends.client.take(acks[:1])
+        self.ends.clock.advance(0)
+        self.assertEqual(self.ends.client.slot.sent, [])
+        self.ends.client.take(acks[1:2])
+        self.ends.clock.advance(0)
+        self.assertEqual(len(self.ends.client.slot.sent), BURST)
+
+    def test_a_turn_has_a_burst(self) -> None:
+        """After so many cells it is asked again whether the link is full."""
+        near, _, _, told = self.ends.pair()
+        near.write(bytes(3 * BURST * DATA))
+        sizes: list[int] = []
+        while self.ends.clock_busy():
+            self.ends.client.streams.flush()
+            sizes.append(len(self.ends.client.slot.sent))
+            if len(sizes) == 2:
+                self.ends.client.slot.full = True
+                break
+        self.assertEqual(sizes, [BURST, 2 * BURST])
+        self.ends.clock.advance(0)
+        self.assertEqual(len(self.ends.client.slot.sent), 2 * BURST)
+        self.ends.client.slot.full = False
+        self.ends.client.streams.room()
+        self.ends.settle()
+        self.assertEqual(len(told.all), 3 * BURST * DATA)
 
     def test_streams_take_turns(self) -> None:
         streams = [self.ends.open()[0] for _ in range(4)]

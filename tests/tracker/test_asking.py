@@ -17,7 +17,7 @@ from layer8.crypto.keys import id_text
 from layer8.relay.database import Database
 from layer8.tracker.asking import Answer, Source, Trackers
 from layer8.tracker.index import Index
-from layer8.tracker.limits import ASK_TIME
+from layer8.tracker.limits import ASK_TIME, TRACKERS
 from layer8.tracker.operate import ListRows, TrackerRows
 from layer8.tracker.service import Listed
 from layer8.tracker.wire import GetRelays, Status, Track, Unpublish, ok
@@ -101,6 +101,11 @@ class AskingTests(EasyWork):
         assert peer is not None
         self.assertEqual(set(peer.sources), set(found))
         self.assertEqual(len(self.known), 4)
+
+    def test_so_many_are_told_at_a_time(self) -> None:
+        there = [Tracker(number) for number in range(TRACKERS + 4)]
+        answers = run(self.trackers(*there).publish(told(1)))
+        self.assertEqual((len(answers), sum(one.asked for one in there)), (TRACKERS, TRACKERS))
 
     def test_those_that_fail_are_left_out(self) -> None:
         dead = Dead(12)

@@ -100,14 +100,24 @@ class PublishTests(EasyWork):
         self.assertIsNone(made.judge(told(1, serial=2, now=NOW + 61), NOW + 61))
 
     def test_until_it_expires(self) -> None:
-        made = listing(told(1), told(2, now=NOW + 600))
+        second = told(2, now=NOW + 20)
+        made = listing(told(1), second)
         later = NOW + DESC_LIFE
-        self.assertEqual(made.sample(GetRelays(), later), [told(2, now=NOW + 600).raw])
+        self.assertEqual(made.sample(GetRelays(), later), [second.raw])
         self.assertEqual(made.prune(later), [key(1).node_id])
         self.assertEqual(len(made), 1)
-        self.assertEqual(made.prune(later + PRUNE_EVERY / 2), [])
-        self.assertEqual(len(made.prune(later + 700)), 1)
-        self.assertEqual(made.sample(GetRelays(), later), [])
+        soon = later + PRUNE_EVERY - 1  # it has expired, and nobody looks before a minute is over
+        self.assertEqual((made.prune(soon), len(made), made.sample(GetRelays(), soon)), ([], 1, []))
+        self.assertEqual((made.prune(later + PRUNE_EVERY), len(made)), ([key(2).node_id], 0))
+
+    def test_those_that_are_remembered_as_gone_have_an_end(self) -> None:
+        self.patch(index, "TRACKER_RELAYS", 3)
+        made = listing()
+        for number in range(5):
+            made.enlist(told(number), NOW)
+            made.remove(Unpublish.make(key(number), MAIN, NOW), NOW)
+        self.assertEqual(list(made._gone), [key(number).node_id for number in (2, 3, 4)])
+        self.assertIs(made.judge(told(4), NOW), Status.OLDER)
 
     def test_restore(self) -> None:
         made = Index(MAIN, random.Random(1), web)

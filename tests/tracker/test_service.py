@@ -17,6 +17,7 @@ from layer8.net.storage import Change
 from layer8.net.tasks import TaskSet
 from layer8.relay.memory import SCHEMA
 from layer8.testing.storage import InlineStorage
+from layer8.tracker import service
 from layer8.tracker.index import Index
 from layer8.tracker.limits import ASKS, DIAL_TIME, DIALS
 from layer8.tracker.service import Listed, Tracker
@@ -148,6 +149,12 @@ class TrackerTests(EasyWork):
         self.ask(Track.GET_RELAYS, GetRelays(1).encode(), asker)
         with self.assertRaises(RemoteProtocolError):
             self.ask(Track.GET_RELAYS, b"\x1a\0\0\0\0")
+
+    def test_circuits_are_counted_up_to_a_limit(self) -> None:
+        self.patch(service, "CIRCUITS", 3)
+        for circuit in (1, 2, 3, 1, 4):
+            self.ask(Track.GET_RELAYS, GetRelays(1).encode(), FakeAsker(circuit=circuit))
+        self.assertEqual(self.tracker._asks, {3: 1, 1: 2, 4: 1})  # whoever has said nothing for longest is forgotten
 
     def test_a_restart(self) -> None:
         """What was listed is there, until it expires."""
