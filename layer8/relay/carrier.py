@@ -300,7 +300,7 @@ class Carriers:
 
     def accept(self, kind: str, host: str) -> Carrier | None:
         """Give the carrier of a connection that has come, or None: there are as many as there may be."""
-        if not self.links.admits(host):
+        if not self.links.admits(host) or not self.links.welcomes(host, self._ground.seconds()):
             return None
         return self._carrier(self._security.accepting(kind), self._accepted, named=True)
 

@@ -25,6 +25,8 @@ LINK_HIGH: Final = 128 * 1024  # bytes of a link's output that pause its circuit
 LINK_LOW: Final = 32 * 1024  # bytes that let them go on
 LINKS: Final = 2048
 LINKS_PER_PREFIX: Final = 16  # per /24 or /48: one network cannot take the table
+LINK_RATE: Final = 10.0  # connections a second of one /24 or /48: each costs us a handshake
+LINK_BURST: Final = 64  # at once
 CIRCS_PER_LINK: Final = 4096
 CIRCS_NAMELESS: Final = 64  # a nameless link is one user
 

@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from layer8.relay.limits import LINKS, LINKS_PER_PREFIX, T_LINK
+from layer8.relay.limits import LINK_BURST, LINK_RATE, LINKS, LINKS_PER_PREFIX, T_LINK
 from layer8.relay.link import Link, State, Why
 from layer8.relay.slots import Place
 from layer8.relay.wire import Notice
 
 PREFIX_4: Final = 24  # bits
 PREFIX_6: Final = 48
+COMERS: Final = 4096  # networks whose connections are counted
 
 
 class User(Protocol):
@@ -52,6 +53,7 @@ class Links:
         self._by_peer: dict[bytes, Link] = {}
         self._by_prefix: Counter[str] = Counter()
         self._probing: set[bytes] = set()
+        self._comers: dict[str, tuple[float, float]] = {}  # what a network has left, and when; who came last is last
         self._draining = False
 
     def __len__(self) -> int:
@@ -72,6 +74,18 @@ class Links:
         if self._draining or len(self._all) >= self._most:
             return False
         return not self._prefixes or self._by_prefix[prefix(host)] < LINKS_PER_PREFIX
+
+    def welcomes(self, host: str, now: float) -> bool:
+        """Say whether somebody may come from this address: not too many have lately, who stay or not."""
+        if not self._prefixes:
+            return True
+        key = prefix(host)
+        left, at = self._comers.pop(key, (float(LINK_BURST), now))
+        left = min(left + (now - at) * LINK_RATE, float(LINK_BURST))
+        self._comers[key] = (left - 1 if left >= 1 else left), now
+        while len(self._comers) > COMERS:
+            del self._comers[next(iter(self._comers))]
+        return left >= 1
 
     def add(self, link: Link) -> None:
         """Count a link that has just been made."""

@@ -20,12 +20,15 @@ from layer8.relay.limits import (
     ACK_EVERY,
     BAD_CELLS,
     CLOSED_KEPT,
+    LINK_BURST,
+    LINK_RATE,
     PROCESS_STALLED,
     STALLED,
     STREAM_WINDOW,
     STREAMS_PER_CIRC,
 )
 from layer8.relay.link import Why
+from layer8.relay.links import COMERS, Links
 from layer8.relay.pool import Need
 from layer8.relay.route import Named, Route
 from layer8.relay.stream import Streams
@@ -109,6 +112,22 @@ class ClosedLinkTests(SynchronousTestCase):
             self.assertLessEqual(sum(event[0] == "noticed" for event in watch.events), BAD_CELLS)
         self.assertNotIn(("noticed", 77), pair.watches[1].events)
         self.assertEqual((pair.dialler.ended, pair.acceptor.ended), (True, True))
+
+    def test_connections_that_come_and_go_at_once(self) -> None:
+        """Each costs a handshake, and none of them is ever one of sixteen at a time."""
+        user: Any = None
+        links = Links(bytes(32), user)
+        self.assertEqual(
+            [links.welcomes(f"192.0.2.{one}", 1.0) for one in range(LINK_BURST + 2)].count(True), LINK_BURST
+        )
+        self.assertTrue(links.welcomes("198.51.100.1", 1.0))
+        self.assertFalse(links.welcomes("192.0.2.1", 1.0 + 0.5 / LINK_RATE))
+        self.assertTrue(links.welcomes("192.0.2.1", 1.0 + 2 / LINK_RATE))
+        for number in range(COMERS + 5):
+            links.welcomes(f"2001:db8:{number:x}::1", 2.0)
+        self.assertEqual(len(links._comers), COMERS)
+        free = Links(bytes(32), user, prefixes=False)
+        self.assertTrue(all(free.welcomes("127.0.0.1", 1.0) for _ in range(2 * LINK_BURST)))
 
     def test_strangers_cannot_make_two_relays_part(self) -> None:
         """More circuits than a relay remembers end in a minute: what crosses their ends is no offence then."""
