@@ -9,6 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from attrs import define
@@ -17,6 +18,7 @@ from twisted.internet.threads import deferToThread
 from twisted.names import dns
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from layer8.cli.ask import ask
 from layer8.socks.wire import read_datagram
 from layer8.testing.browser import Chromium, Firefox
 from tests.cli.test_main import LAYER8
@@ -242,6 +244,7 @@ class CommandTests(SynchronousTestCase):
         assert node is not None
 
         def heard_of() -> bool:
+            ask(Path(demo().home, "run", "node.sock"), "tracker.relays", {}, seconds=PATIENCE)
             known = json.loads(layer8("relays", "--full", "--json"))["relays"]
             return any(row["node"] == node[1] for row in known)
 
