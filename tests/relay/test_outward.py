@@ -212,6 +212,15 @@ class FaultTests(ExitCase):
         self.assertEqual(list(self.account._open), ["127.0.0.3"])
         made.closed(Reason.DONE)
 
+    async def test_four_addresses_are_tried_and_no_more(self) -> None:
+        target = self.target("127.0.0.6")
+        five = [f"127.0.0.{number}" for number in range(2, 7)]
+        way = self.no_way(self.exit.dial("a.test", target.port, self.account))
+        self.assertIs(await self.answered(way, *five), Reason.REFUSED)
+        made = await self.answered(self.exit.dial("b.test", target.port, self.account), *five[1:])
+        self.assertEqual(made.address, "127.0.0.6")
+        made.closed(Reason.DONE)
+
     def hole(self) -> int:
         """A port that never answers: its queue is full, and the kernel drops what comes."""
         hole = socket.socket()

@@ -18,6 +18,7 @@ from layer8.control.service import wall_clock
 from layer8.crypto.descriptor import Role
 from layer8.crypto.keys import NodeKey, id_text
 from layer8.relay.client import Need, NoCircuit, Open, Proto, Reason, parse_route
+from layer8.relay.limits import PAD_LEAST, PAD_MOST
 from layer8.relay.link import Why
 from layer8.relay.service import Relay
 from tests.relay.nodes import OPEN, Heard, NodesCase, way
@@ -377,6 +378,18 @@ class IdentityTests(ServiceCase):
         self.assertEqual(told["holder"][0], "somebody tried our identity")
         self.assertEqual(told["newcomer"][0], "our identity is in use")
         self.assertEqual(told["hub"][0], "a neighbour's identity came twice")
+
+
+class PaddingTests(ServiceCase):
+    async def test_an_idle_link_is_padded_by_draws_of_the_page(self) -> None:
+        one, client = self.relay(), self.client()
+        self.introduce(one, client)
+        await client.client.build(Need(route=way(one)))
+        for node in (one, client):
+            draws = [node.carriers._ground.pad() for _ in range(300)]
+            self.assertTrue(PAD_LEAST <= min(draws) < 2.5 < 8.5 < max(draws) <= PAD_MOST, (min(draws), max(draws)))
+            (link,) = node.links
+            self.assertLess(link.deadline() or 1e9, node.seconds() + PAD_MOST + 0.1)
 
 
 class RoleTests(ServiceCase):
