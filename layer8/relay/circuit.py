@@ -29,6 +29,7 @@ from layer8.crypto.onion import RATCHET, Layer, layer, relay_backward, relay_for
 from layer8.relay.limits import (
     CIRC_LIFE,
     CIRC_WINDOW,
+    CIRCUITS,
     EARLY_CELLS,
     HANDSHAKE_BURST,
     HANDSHAKE_RATE,
@@ -152,6 +153,7 @@ class Circuits:
     roles: dict[int, Answers] = field(factory=dict, init=False)  # by command
     all: dict[int, Circuit] = field(factory=dict, init=False)
     _number: int = field(default=0, init=False)
+    _of: dict[Way, dict[int, Circuit]] = field(factory=dict, init=False)  # by the link that they came by
     _buckets: dict[Way, Bucket] = field(factory=dict, init=False)
     _queue: deque[tuple[Circuit, bytes]] = field(factory=deque, init=False)
     _busy: int = field(default=0, init=False)
@@ -174,13 +176,25 @@ class Circuits:
             return
         self._number += 1
         circuit = self.all[self._number] = Circuit(self, self._number, link, slot, now)
+        self._of.setdefault(link, {})[circuit.number] = circuit
         slot.taker = circuit
+        if len(self.all) > CIRCUITS:
+            most = max(self._of.values(), key=len)
+            next(iter(most.values())).close(Destroy.LIMIT)
         if self._alarm is None:
             self._alarm = self.means.later(AGE_STEP, self._age)
         if len(self._queue) >= HANDSHAKES:
             self._queue.popleft()[0].close(Destroy.LIMIT)
         self._queue.append((circuit, handshake))
         self._work()
+
+    def forget(self, circuit: Circuit) -> None:
+        """Take out a circuit that has ended."""
+        del self.all[circuit.number]
+        rest = self._of[circuit.link]
+        del rest[circuit.number]
+        if not rest:
+            del self._of[circuit.link]
 
     def lost(self, link: Way) -> None:
         """Forget a link; its circuits are told by their slots."""
@@ -376,7 +390,7 @@ class Circuit:
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED
-        del self.owner.all[self.number]
+        self.owner.forget(self)
         self._quiet()
         self.slot.close(_known(reason))
         if self.onward is not None:

@@ -28,6 +28,7 @@ LINKS_PER_PREFIX: Final = 16  # per /24 or /48: one network cannot take the tabl
 LINK_RATE: Final = 10.0  # connections a second of one /24 or /48: each costs us a handshake
 LINK_BURST: Final = 64  # at once
 CIRCS_PER_LINK: Final = 4096
+CIRCUITS: Final = 32_768  # of others at a relay, some 300 MB; beyond it the oldest one of the link that has most goes
 CIRCS_NAMELESS: Final = 64  # a nameless link is one user
 
 HANDSHAKES: Final = 256  # that wait for the worker, the oldest dropped: CPU is the first limit of such systems

@@ -14,6 +14,7 @@ from layer8.config.network import RelayConfig
 from layer8.core.errors import LimitExceeded
 from layer8.core.roles import Asker
 from layer8.crypto.keys import NodeKey, id_text
+from layer8.relay import circuit
 from layer8.relay.filling import Filling
 from layer8.relay.inbox import LETTER_BURST, Inbox
 from layer8.relay.limits import (
@@ -52,6 +53,19 @@ class ClosedCircuitTests(NetworkCase):
         gc.collect()
         self.assertEqual([one() for one in kept], [None] * 3)
 
+    def test_who_has_most_circuits_makes_room_when_there_are_too_many(self) -> None:
+        """Names are free, and each may have 4096 circuits on its link."""
+        self.patch(circuit, "CIRCUITS", 12)
+        mine = self.build(2)
+        greedy = self.net.client("greedy")
+        theirs = [self.net.build(greedy, self.relays[0]) for _ in range(20)]
+        self.net.settle()
+        self.assertEqual(len(self.relays[0].circuits.all), 12)
+        self.assertEqual([one.state.value for one in theirs], ["closed"] * 9 + ["open"] * 11)
+        self.echo(self.build(3).circuit)
+        self.assertIsNone(mine.ended)
+        self.assertEqual(sum(one.state.value == "open" for one in theirs), 10)
+
     def test_a_reason_is_no_mark_that_a_guard_sends_to_an_exit(self) -> None:
         self.build()
         guard, _, leaving = (next(iter(relay.circuits.all.values())) for relay in self.relays[:3])
@@ -87,9 +101,8 @@ class BuildingTests(NetworkCase):
     def test_a_hop_that_speaks_of_streams_while_the_circuit_is_extended(self) -> None:
         """Its data would count for the next hop's, and the circuit could not be extended any more."""
         building = self.build(1)
-        circuit = building.circuit
         first = next(iter(self.relays[0].circuits.all.values()))
-        circuit.extend(self.relays[1].hop)
+        building.circuit.extend(self.relays[1].hop)
         assert first.streams is not None
         first.streams.push([message(Command.DATA, 9, b"x")])
         self.net.run(lambda: building.ended is not None)
@@ -157,10 +170,10 @@ class PoolTests(PoolCase):
         circuits = self.net.nodes["relay 0"].circuits
 
         def end(*_: object) -> None:
-            for circuit in list(circuits.all.values()):
-                circuit.close(Destroy.PROTOCOL)
+            for one in list(circuits.all.values()):
+                one.close(Destroy.PROTOCOL)
 
-        circuits.reach = end  # type: ignore[method-assign]
+        circuits.reach = end
         names = ("relay 0", "relay 1", "exit 0")
         hops = tuple(Named(id_text(self.net.nodes[name].identity)) for name in names)
         got = self.want(Need(route=Route(hops)))
@@ -178,10 +191,10 @@ class PoolTests(PoolCase):
         spoken: list[object] = []
 
         def speak(node: Any) -> None:
-            for circuit in node.circuits.all.values():
-                if circuit.streams is not None and circuit.state.value == "extending" and circuit not in spoken:
-                    spoken.append(circuit)
-                    circuit.streams.push([message(Command.DATA, 9, b"x")])
+            for one in node.circuits.all.values():
+                if one.streams is not None and one.state.value == "extending" and one not in spoken:
+                    spoken.append(one)
+                    one.streams.push([message(Command.DATA, 9, b"x")])
 
         got: list[list[Any]] = [self.want(Need(key=number, port=80)) for number in range(6)]
 
@@ -229,8 +242,8 @@ class InboxTests(PoolCase):
         done: list[Any] = []
         Deferred.fromCoroutine(inbox.send(to, "hello", key)).addBoth(done.append)
         self.until(lambda: done)
-        circuit: int = done[0].circuit
-        return circuit
+        number: int = done[0].circuit
+        return number
 
 
 class Notes:

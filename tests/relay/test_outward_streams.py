@@ -48,6 +48,9 @@ class End:
     def control(self, command: int, stream: int, data: bytes, more: bool, early: bool) -> None:
         raise AssertionError("streams only")
 
+    def close(self, reason: Destroy) -> None:
+        raise AssertionError("nothing is kept that long here")
+
     def _arrive(self, messages: list[bytes], tags: list[bytes]) -> None:
         if self.far is not None and not self.far.dead:
             self.far.took(messages, tags)

@@ -169,7 +169,7 @@ class RowTests(EasyWork):
         sources = [Source(one.identity, one.ask) for one in self.there]
         asked = Trackers(lambda: sources, self.known, MAIN, random.Random(1), Clock(), lambda: NOW)
         self.own: Descriptor | None = told(50)
-        self.roles = ("read", "operate", "admin")
+        self.roles: tuple[str, ...] = ("read", "operate", "admin")
         self.table = Table(lambda: NOW)
         self.table.add(TrackerRows(asked, key(50), lambda: self.own))
         self.table.add(ListRows(self.there[0].index))
