@@ -269,8 +269,8 @@ class Database:
         """Read one from the network: None is bad luck, an error is the source's fault."""
         known = self._known(raw)
         descriptor = known or Descriptor.read(raw)
-        if now - CLOCK < descriptor.expires <= now:
-            return None  # two honest clocks may differ that much
+        if now - CLOCK < descriptor.expires <= now or now + CLOCK < descriptor.made <= now + 2 * CLOCK:
+            return None  # two honest clocks may differ that much, and one has found it good
         descriptor.check(self.network, now)
         return descriptor
 

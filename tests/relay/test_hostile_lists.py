@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from layer8.relay.database import BAD_TRIES, MAKE_ROOM, Database, Learned
+from layer8.crypto.descriptor import CLOCK
+from layer8.relay.database import BAD_MOST, BAD_TRIES, MAKE_ROOM, Database, Learned
 from tests.descriptors import MAIN, NOW, EasyWork, node, told
 
 A = b"A" * 32
@@ -47,3 +48,13 @@ class CrowdTests(EasyWork):
         self.assertIs(self.database.learn(honest, A, NOW + MAKE_ROOM), Learned.NEW)
         self.assertIsNotNone(self.database.get(node(0)))
         self.assertIsNone(self.database.get(node(1)))
+
+    def test_nobody_makes_honest_nodes_distrust_each_other(self) -> None:
+        """By what is just good by the clock of one, and just too young by that of another."""
+        young = [told(number, now=NOW + CLOCK + 30) for number in range(BAD_MOST + 1)]
+        taken = self.database.took(A, [one.raw for one in young], NOW)
+        self.assertEqual((taken.learned, taken.bad), ((), 0))
+        self.assertFalse(self.database.distrusts(A, NOW))
+        self.assertEqual(self.database.took(A, [young[0].raw], NOW + 60).learned, (node(0),))
+        false = [told(number, now=NOW + 2 * CLOCK + 30).raw for number in range(10, 10 + BAD_MOST)]
+        self.assertEqual(self.database.took(A, false, NOW).bad, BAD_MOST)
