@@ -10,8 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from layer8.core.errors import LimitExceeded, RemoteProtocolError
 from layer8.core.roles import Answers
 from layer8.crypto.keys import NodeKey
-from layer8.relay.inbox import INBOX, LETTER_BURST, LETTER_RATE, LETTERS, Inbox
-from layer8.relay.memory import Letter
+from layer8.relay.inbox import LETTER_BURST, LETTER_RATE, LETTERS, Inbox
+from layer8.relay.memory import INBOX, Letter
 from layer8.relay.wire import TEXT_MOST, Command, Text
 from tests.descriptors import FakeAsker
 
