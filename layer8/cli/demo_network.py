@@ -141,6 +141,7 @@ class Network:
         )
         relay = Relay(self.reactor, NodeKey.make(), config, wall=wall_clock)
         relay.outward.interfaces = ("127.0.0.1", "::1")
+        relay.pool.spares = 0  # no program comes to it
         if tracker:
             storage = ThreadedStorage(self.reactor, Database(self.folder / f"{name}.db", SCHEMA))
             self._storages.append(storage)

@@ -25,7 +25,13 @@ ROLES = ("node", "relay", "tracker")
 """Daemons that are nodes of the network."""
 BUILD_TIME = 95.0
 """Seconds until a circuit stands, or does not."""
-OWN_CLIENT: Mapping[str, object] = {"relay.relay": False, "relay.listen": [], "socks.listen": [], "control.listen": []}
+OWN_CLIENT: Mapping[str, object] = {
+    "relay.relay": False,
+    "relay.listen": [],
+    "socks.listen": [],
+    "control.listen": [],
+    "debug.listen": [],
+}
 """A node that nobody can come to and nobody hears of."""
 
 Begun = Callable[["Node"], Awaitable[Sequence[str]]]

@@ -47,12 +47,14 @@ def open_path(
     from layer8.relay.route import parse_tunnel
 
     parse_tunnel(path)
-    there = None if alone or peers or network else running()
-    if there is not None:
+    there = running()
+    if there is not None and not (alone or peers or network):
         row = ask(there, "tunnel.open", {"path": path, "keep": keep})
         _show(row, as_json)
         return 0
     said = dict(OWN_CLIENT)
+    if there is not None:
+        said["control.socket"] = False  # it is the other node's
     if peers:
         said["relay.peers"] = list(peers)
     if network:

@@ -84,6 +84,8 @@ class Node(Service):
         self.tunnels = Tunnels(frame.reactor, config.socks, self.relay.client, wall=wall_clock, keeper=self.memory)
         tables = (self.tunnels.clients, *(() if self.socks is None else (self.socks.clients,)))
         frame.table.add(SocksRows(tables, self.tunnels, monotonic))
+        # Where no program comes, circuits are built when somebody asks for one.
+        self._spares = self.relay.pool.spares = 0 if self.socks is None else SPARE_CIRCS
         self._watch = LoopingCall(self._look)
         self._watch.clock = frame.reactor
         self._draining = False
@@ -210,7 +212,7 @@ class Node(Service):
         """Take circuits again."""
         self._draining = False
         self.relay.links.resume()
-        self.relay.pool.spares = SPARE_CIRCS
+        self.relay.pool.spares = self._spares
 
 
 def _storage(frame: Frame) -> Storage:
