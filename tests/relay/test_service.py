@@ -17,6 +17,7 @@ from layer8.config.network import RelayConfig
 from layer8.control.service import wall_clock
 from layer8.crypto.descriptor import Role
 from layer8.crypto.keys import NodeKey, id_text
+from layer8.relay import delegate
 from layer8.relay.client import Need, NoCircuit, Open, Proto, Reason, parse_route
 from layer8.relay.limits import PAD_LEAST, PAD_MOST
 from layer8.relay.link import Why
@@ -321,6 +322,16 @@ class DelegateTests(ServiceCase):
         client.client.open(Open(Proto.TCP, "127.0.0.1", port), heard, route=route)
         await self.until(lambda: heard.reason)
         self.assertEqual(heard.reason, Reason.POLICY)
+
+    async def test_so_many_streams_go_on_at_a_time(self) -> None:
+        self.patch(delegate, "DELEGATED", 0)
+        one, two, client = self.relay(), self.relay(delegate=True), self.client()
+        self.introduce(one, two, client)
+        heard = Heard()
+        route = parse_route(f"{id_text(one.key.node_id)}>{id_text(two.key.node_id)}>via:1")
+        client.client.open(Open(Proto.TCP, "127.0.0.1", 9), heard, route=route)
+        await self.until(lambda: heard.reason)
+        self.assertEqual((heard.reason, two.delegates.count), (Reason.LIMIT, 0))
 
 
 class GatewayTests(ServiceCase):
