@@ -6,6 +6,7 @@ from attrs import define
 
 from layer8.control.service import wall_clock
 from layer8.control.table import Table
+from layer8.core.errors import Unavailable
 from layer8.crypto.descriptor import LISTED, Descriptor, Role
 from layer8.crypto.keys import NodeKey
 from layer8.net.storage import Storage
@@ -15,7 +16,7 @@ from layer8.tracker.asking import Source, Trackers
 from layer8.tracker.index import Index
 from layer8.tracker.operate import ListRows, TrackerRows
 from layer8.tracker.service import Listed, Tracker
-from layer8.tracker.wire import GetRelays
+from layer8.tracker.wire import GetRelays, Status
 
 
 def serve_tracker(relay: Relay, storage: Storage, table: Table | None = None) -> Tracker:
@@ -53,8 +54,10 @@ class _Lists:
     _key: NodeKey
 
     async def publish(self, descriptor: Descriptor) -> None:
-        """Have every tracker list this node."""
-        await self._trackers.publish(descriptor)
+        """Have every tracker list this node; raises `Unavailable` while some have no time, and none has listed it."""
+        told = {one.status for one in await self._trackers.publish(descriptor)}
+        if Status.BUSY in told and Status.LISTED not in told:
+            raise Unavailable("the trackers that answer are busy")
 
     async def unpublish(self) -> None:
         """Have every tracker forget it."""

@@ -31,6 +31,11 @@ class Index:
         self._gone: dict[bytes, int] = {}  # when a relay unpublished; what it signed before stays out
         self._pruned = float("-inf")
 
+    @property
+    def ruled(self) -> bool:
+        """Tell whether its network has rules: others are a minute old, and everything there is tried at once."""
+        return self._network.ruled
+
     def __len__(self) -> int:
         """Count the relays."""
         return len(self._listed)

@@ -14,7 +14,7 @@ from layer8.crypto.descriptor import Descriptor, pack
 from layer8.net.storage import Change, Drop, Put, Storage, Value
 from layer8.net.tasks import TaskSet
 from layer8.tracker.index import Index
-from layer8.tracker.limits import ASKS, CIRCUITS, DIAL_TIME, DIALS
+from layer8.tracker.limits import ASKS, CIRCUITS, DIAL_TIME, DIALS, MISSED, MISSING
 from layer8.tracker.wire import GetRelays, Status, Track, Unpublish, ok
 
 Dial = Callable[[Descriptor], Awaitable[bool]]
@@ -54,6 +54,7 @@ class Tracker:
         self._changed = changed
         self._asks: dict[int, int] = {}
         self._dialled: set[bytes] = set()
+        self._missing: dict[bytes, float] = {}  # when a relay was not there
 
     def load(self) -> None:
         """Read what was listed before a restart; waits for the disk, once at the start. Raises `StorageError`."""
@@ -109,6 +110,8 @@ class Tracker:
             asker.answer(Track.OK, ok(status))
             if known != self.index.get(descriptor.identity):
                 self._listed(descriptor)
+        elif self.index.ruled and wall - self._missing.get(descriptor.identity, float("-inf")) < MISSING:
+            asker.answer(Track.OK, ok(Status.UNREACHABLE))
         elif len(self._dialled) >= DIALS or descriptor.identity in self._dialled:
             asker.answer(Track.OK, ok(Status.BUSY))
         else:
@@ -123,6 +126,11 @@ class Tracker:
                 status = self.index.enlist(descriptor, self._wall())
         finally:
             self._dialled.discard(descriptor.identity)
+        if status is Status.UNREACHABLE:
+            self._missing.pop(descriptor.identity, None)
+            self._missing[descriptor.identity] = self._wall()
+            while len(self._missing) > MISSED:
+                del self._missing[next(iter(self._missing))]
         if status is Status.LISTED:
             self._listed(descriptor)
         if asker.alive:

@@ -19,7 +19,7 @@ from layer8.relay.memory import SCHEMA
 from layer8.testing.storage import InlineStorage
 from layer8.tracker import service
 from layer8.tracker.index import Index
-from layer8.tracker.limits import ASKS, DIAL_TIME, DIALS
+from layer8.tracker.limits import ASKS, DIAL_TIME, DIALS, MISSING
 from layer8.tracker.service import Listed, Tracker
 from layer8.tracker.wire import GetRelays, Status, Track, Unpublish, read_ok
 from tests.descriptors import MAIN, NOW, EasyWork, FakeAsker, key, node, told
@@ -179,3 +179,15 @@ class TrackerTests(EasyWork):
     def test_a_disk_that_fails_costs_no_answer(self) -> None:
         self.tracker = self.made(Full(File(self.path, SCHEMA)))
         self.assertEqual(self.statuses(self.publish(told(1))), [Status.LISTED])
+
+    def test_who_was_not_there_does_not_keep_others_from_being_dialled(self) -> None:
+        """Thirty-two names that nobody answers for would keep a tracker busy for ever."""
+        for number in range(DIALS):
+            self.assertEqual(self.statuses(self.publish(told(number), there=False)), [Status.UNREACHABLE])
+        for number in range(DIALS):
+            asker = self.ask(Track.PUBLISH, told(number, serial=2).raw, FakeAsker(circuit=number))
+            self.assertEqual(self.statuses(asker), [Status.UNREACHABLE])
+        self.assertEqual(self.dialled, [])
+        self.assertEqual(self.statuses(self.publish(told(DIALS))), [Status.LISTED])
+        self.now += MISSING
+        self.assertEqual(self.statuses(self.publish(told(1, serial=3))), [Status.LISTED])
