@@ -27,7 +27,8 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from layer8.config.network import RelayConfig
+from layer8.config.network import RelayConfig, dialled
+from layer8.core.address import is_address
 from layer8.core.errors import Layer8Error, RemoteProtocolError, StorageError
 from layer8.core.network import Network
 from layer8.core.roles import Answers
@@ -105,7 +106,9 @@ class Relay(Service):
         self.ports: set[int] = set()
         turn = Turn(lambda end: reactor.callLater(0, end))
         self.means = Means(turn, seconds, reactor.callLater, urandom)
-        guard = Guard(LocalAddresses(), self.ports, config.allow_loopback and not self.network.ruled)
+        # Behind a router our own address leads back to us, or to the router as seen from inside.
+        own = LocalAddresses(host for text in config.advertise if is_address(host := dialled(text).words["host"]))
+        guard = Guard(own, self.ports, config.allow_loopback and not self.network.ruled)
         lan = LanTargets.parse(config.lan_targets)
         self.outward = Outward(reactor, Policy.parse(config.exit), guard, lan, seconds=seconds)
         self.database = Database(self.network, key.node_id)

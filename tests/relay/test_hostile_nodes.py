@@ -10,6 +10,7 @@ from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import Unavailable
+from layer8.crypto.keys import NodeKey
 from layer8.net.tasks import TaskSet
 from layer8.relay.exit import NoWay
 from layer8.relay.neighbours import DIALS_FOR_OTHERS, Neighbours
@@ -104,18 +105,16 @@ class ProofTests(NodesCase):
         """Whoever is linked could have any address listed that he likes, and clients sent there."""
         tracker, liar = self.relay(), self.relay()
         honest = self.relay(listen=("tcp:0:interface=127.0.0.2",))
-        noise = self.relay(listen=("tcp:0:interface=127.0.0.2:link=noise",))
-        self.introduce(tracker, liar, honest, noise)
-        for node in (liar, honest, noise):
+        self.introduce(tracker, liar, honest)
+        for node in (liar, honest):
             await self.linked(node, tracker)
             self.assertFalse(tracker.links.get(node.key.node_id).dialled)  # type: ignore[union-attr]
         told = liar.descriptor
-        assert told is not None and honest.descriptor is not None and noise.descriptor is not None
+        assert told is not None and honest.descriptor is not None
         self.assertFalse(await tracker.proves(evolve(told, endpoints=(honest.listening[0],))))
         self.assertFalse(await tracker.proves(evolve(told, endpoints=("tcp:127.0.0.3:1",))))
         self.assertTrue(await tracker.proves(told))  # the host that the link comes from
         self.assertTrue(await tracker.proves(honest.descriptor))
-        self.assertFalse(await tracker.proves(noise.descriptor))
         self.assertFalse(await tracker.proves(evolve(told, endpoints=())))
 
     async def linked(self, one: Any, other: Any) -> None:
@@ -163,3 +162,13 @@ class ExitTests(UdpCase):
             each.closed(Reason.DONE)
         self.assertEqual(self.exit.sockets.open, 0)
         await self.until(lambda: target.accept())
+
+
+class OwnAddressTests(NodesCase):
+    async def test_an_address_that_a_router_gives_us_is_our_own(self) -> None:
+        node = self.node(
+            NodeKey.make(), {"network": "test-nodes", "listen": (), "advertise": (f"tcp:{PUBLIC}:9000", "tcp:a.test:1")}
+        )
+        self.assertEqual(node.outward.guard.refusal(PUBLIC, 80), "own address")
+        self.assertEqual(node.outward.guard.refusal(f"::ffff:{PUBLIC}", 80), "own address")
+        self.assertIsNone(node.outward.guard.refusal("93.184.216.35", 80))
