@@ -30,6 +30,8 @@ NETWORK = "test-bench"
 UP_S = 60.0
 """Seconds in which the client has to have a relay to go through, and a listener for programs."""
 PATH = "rand>rand>rand"
+AT_ONCE = 20
+"""Circuits of a crowd that are built at a time."""
 
 COMMON = """[control]
 listen = []
@@ -211,12 +213,12 @@ async def _builds(reactor: Any, url: str, wanted: int, at_once: int) -> list[flo
 
 async def _keep(reactor: Any, url: str, path: str, wanted: int) -> list[int]:
     """Build circuits, and give the numbers of those that stand."""
-    found = await _together(reactor, url, [lambda client: _build(reactor, client, path)] * wanted, 20)
+    found = await _together(reactor, url, [lambda client: _build(reactor, client, path)] * wanted, AT_ONCE)
     return [number for number in found if number is not None]
 
 
 async def _close(reactor: Any, url: str, numbers: list[int]) -> None:
-    await _together(reactor, url, [partial(_end, number=number) for number in numbers], 20)
+    await _together(reactor, url, [partial(_end, number=number) for number in numbers], AT_ONCE)
 
 
 async def _end(client: Client, number: int) -> None:
@@ -225,19 +227,19 @@ async def _end(client: Client, number: int) -> None:
 
 
 async def _together(reactor: Any, url: str, works: Iterable[Callable[[Client], Awaitable[T]]], at_once: int) -> list[T]:
-    """Do things over one control connection, with `at_once` workers that each do one after the other."""
-    client = await connect(reactor, url)
+    """Do things with `at_once` workers, a control connection each: one takes so many calls a second and no more."""
     found: list[T] = []
     begun = iter(works)
 
     async def worker() -> None:
-        for work in begun:
-            found.append(await work(client))
+        client = await connect(reactor, url)
+        try:
+            for work in begun:
+                found.append(await work(client))
+        finally:
+            client.close()
 
-    try:
-        await DeferredList([Deferred.fromCoroutine(worker()) for _ in range(at_once)], fireOnOneErrback=True)
-    finally:
-        client.close()
+    await DeferredList([Deferred.fromCoroutine(worker()) for _ in range(at_once)], fireOnOneErrback=True)
     return found
 
 
