@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+from enum import Enum
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -13,6 +15,10 @@ from layer8.control.jsonrpc import parse
 from layer8.crypto.keys import parse_id
 from layer8.crypto.proof import secret_key, subscribe_proof
 from layer8.proxy.wire import Code
+from layer8.relay import circuit, flow, guards, link, origin
+from layer8.relay import limits as relay_limits
+from layer8.socks import session
+from layer8.tracker import limits as tracker_limits
 from tests.names import ROOT, find_test
 
 
@@ -80,3 +86,46 @@ class RequirementsTests(SynchronousTestCase):
             self.assertTrue(names or others & self.wanted() or "not shown yet" in cell, f"{ident} names nothing")
             for name in names:
                 self.assertTrue(find_test(f"tests.{name}"), f"{ident}: there is no tests.{name}")
+
+
+class NetworkTests(SynchronousTestCase):
+    """What the page about requirements says of the network's limits, states and bad input."""
+
+    def section(self, name: str) -> list[list[str]]:
+        return rows(page("requirements").partition(f"\n## Network: {name}\n")[2].partition("\n## ")[0])[1:]
+
+    def test_every_limit_has_its_value(self) -> None:
+        listed: dict[str, set[str]] = {}
+        for name, value, _ in self.section("limits"):
+            module, _, constant = name.strip("`").rpartition(".")
+            number = getattr(importlib.import_module(f"layer8.{module}"), constant)
+            self.assertEqual(float(value.split()[0].replace(",", "")), number, name)
+            self.assertNotIn(constant, listed.setdefault(module, set()))
+            listed[module].add(constant)
+        for limits in (relay_limits, tracker_limits):
+            named = {name for name in vars(limits) if re.fullmatch(r"[A-Z][A-Z0-9_]+", name)}
+            self.assertEqual(named, listed[limits.__name__.removeprefix("layer8.")])
+
+    def test_every_state_of_every_conversation(self) -> None:
+        conversations: dict[str, type[Enum]] = {
+            "link": link.State,
+            "circuit at its client": origin.State,
+            "circuit at a relay": circuit.State,
+            "stream": flow.State,
+            "SOCKS client": session._At,
+            "guard": guards.State,
+        }
+        wanted = [
+            (name, state.name.lower().replace("_", " ")) for name, states in conversations.items() for state in states
+        ]
+        self.assertEqual([(row[0], row[1]) for row in self.section("states")], wanted)
+
+    def test_every_row_names_tests_that_are_there(self) -> None:
+        for section, least in (("limits", 100), ("states", 30), ("who learns what", 5), ("bad input", 18)):
+            shown = self.section(section)
+            self.assertGreaterEqual(len(shown), least)
+            for row in shown:
+                names = re.findall(r"`((?:\w+\.)*test_\w+(?:\.\w+)*)`", row[-1])
+                self.assertTrue(names or row[-1] == "missing", f"{row[0]} names nothing")
+                for name in names:
+                    self.assertTrue(find_test(f"tests.{name}"), f"{row[0]}: there is no tests.{name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from tempfile import mkdtemp
@@ -13,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SkipTest, TestCase
 
+from layer8.control import debugport
 from layer8.control.access import Caller
 from layer8.control.debugport import DEBUG_CONNS, DEBUG_LINE, DebugPort, escaped, lines
 from layer8.control.errors import NotFound
@@ -21,6 +23,17 @@ from layer8.control.service import wall_clock
 from layer8.control.table import Nothing, Table, method
 
 PATIENCE = 30.0
+
+
+def parted(line: socket.socket) -> bytes:
+    """Give all that comes until the other side has closed, gently or not."""
+    got = b""
+    try:
+        while data := line.recv(1024):
+            got += data
+    except ConnectionResetError:
+        pass
+    return got
 
 
 @frozen
@@ -199,6 +212,21 @@ class WhoTests(PortCase):
     async def test_long_lines(self) -> None:
         self.assertEqual(await self.say("send abc " + "x" * DEBUG_LINE + "\nclose 3\n"), "")
         self.assertEqual(self.rows.sent, [])
+
+    async def test_silence(self) -> None:
+        """Who does not say the token in time is left, also with a line that is not whole."""
+        self.assertEqual((debugport.DEBUG_TOKEN_TIME, debugport.DEBUG_IDLE), (10.0, 3600.0))
+        self.port.open = False
+        self.patch(debugport, "DEBUG_TOKEN_TIME", 0.05)
+        for said in (b"", b"token "):
+            with socket.create_connection((self.where[0], int(self.where[1])), PATIENCE) as line:
+                line.sendall(said)
+                self.assertEqual(await deferToThread(parted, line), b"")
+        self.patch(debugport, "DEBUG_TOKEN_TIME", PATIENCE)
+        self.patch(debugport, "DEBUG_IDLE", 0.05)
+        with socket.create_connection((self.where[0], int(self.where[1])), PATIENCE) as line:
+            line.sendall(f"token {self.keyring.cookie}\n".encode())
+            self.assertEqual(await deferToThread(parted, line), b"ok\n")
 
     async def test_too_many(self) -> None:
         held = [object() for _ in range(DEBUG_CONNS)]

@@ -47,6 +47,7 @@ class GuardTests(EasyWork):
         return [guard.state for guard in guards.rows]
 
     def test_two_for_60_to_120_days(self) -> None:
+        self.assertEqual(GUARD_DAYS, (60, 120))
         known = vetted(range(30))
         guards = self.guards(known)
         used = {self.first(guards) for _ in range(50)}
@@ -198,6 +199,7 @@ class GuardTests(EasyWork):
 
 class SecondHopTests(EasyWork):
     def test_four_for_days(self) -> None:
+        self.assertEqual((LAYER2, LAYER2_DAYS), (4, (1, 12)))
         known = vetted(range(30))
         hops = SecondHops(known, random.Random(1))
         used = {self.second(hops, known, NOW) for _ in range(100)}

@@ -191,3 +191,10 @@ class TrackerTests(EasyWork):
         self.assertEqual(self.statuses(self.publish(told(DIALS))), [Status.LISTED])
         self.now += MISSING
         self.assertEqual(self.statuses(self.publish(told(1, serial=3))), [Status.LISTED])
+
+    def test_the_missing_are_remembered_up_to_a_limit(self) -> None:
+        self.patch(service, "MISSED", 2)
+        for number in range(3):
+            self.publish(told(number), there=False)
+        self.assertEqual(list(self.tracker._missing), [node(1), node(2)])
+        self.assertEqual(self.statuses(self.publish(told(0))), [Status.LISTED])
