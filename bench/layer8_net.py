@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from attrs import define, field, frozen
-from twisted.internet.defer import Deferred, DeferredList, TimeoutError
+from twisted.internet.defer import Deferred, FirstError, TimeoutError, gatherResults
 from twisted.internet.threads import blockingCallFromThread
 
 from bench.processes import Child, DidNotStart
@@ -239,7 +239,10 @@ async def _together(reactor: Any, url: str, works: Iterable[Callable[[Client], A
         finally:
             client.close()
 
-    await DeferredList([Deferred.fromCoroutine(worker()) for _ in range(at_once)], fireOnOneErrback=True)
+    try:
+        await gatherResults([Deferred.fromCoroutine(worker()) for _ in range(at_once)], consumeErrors=True)
+    except FirstError as first:
+        raise first.subFailure.value from None
     return found
 
 
