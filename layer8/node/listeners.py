@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container
+from functools import lru_cache
 from typing import Final
 
 from layer8.control.frame import Frame
@@ -23,9 +24,15 @@ class Listeners:
         """Say whether this process listens at a port."""
         if port in self._links:
             return True
-        return any(port in ports(line) for line in self._frame.listening())
+        return any(port in _listed(line) for line in self._frame.listening())
 
 
 def ports(line: str) -> set[int]:
     """Give the ports that a line of `Frame.listening` names."""
     return set(map(int, _PORT.findall(line)))
+
+
+@lru_cache(maxsize=256)
+def _listed(line: str) -> frozenset[int]:
+    """Give the same without reading a line again: every stream of an exit asks."""
+    return frozenset(ports(line))
