@@ -44,6 +44,11 @@ class Member(Daemon):
         return str(self.ask("node.status")["id"])
 
 
+def here() -> str:
+    """Listen at a port that stays the same when the node comes back."""
+    return f'listen = ["tcp:{free_port()}:interface=127.0.0.1"]\n'
+
+
 @define(eq=False)
 class Load:
     """Asks for the page by SOCKS, again and again, and remembers when it came."""
@@ -99,13 +104,12 @@ class NetworkTests(SynchronousTestCase):
                 line.sendall(b"page!")
 
         self.page = serve(self, page)
-        here = 'listen = ["tcp:0:interface=127.0.0.1"]\n'
-        self.tracker = Member.start(self, "tracker", here)
-        known = f'{here}trackers = ["{self.tracker.where}"]\n'
-        self.relays = [Member.start(self, "relay", known) for _ in range(RELAYS)]
+        self.tracker = Member.start(self, "tracker", here())
+        known = f'trackers = ["{self.tracker.where}"]\n'
+        self.relays = [Member.start(self, "relay", here() + known) for _ in range(RELAYS)]
         out = f'{known}exit = ["accept 127.0.0.0/8:*"]\n'
-        self.relays += [Member.start(self, "relay", out) for _ in range(EXITS)]
-        self.by_id = {one.short: one for one in self.relays}
+        self.relays += [Member.start(self, "relay", here() + out) for _ in range(EXITS)]
+        self.by_id = {one.short: one for one in (self.tracker, *self.relays)}
         port = free_port()
         self.client = Member.start(
             self,
@@ -128,27 +132,19 @@ class NetworkTests(SynchronousTestCase):
         return str(used[-1]["path"]).split(">") if used else []
 
     def killed(self) -> Iterator[tuple[str, float]]:
-        """Kill what the pages come by: the middle relay, the guard, the exit; give how long each took to heal."""
+        """Kill what the pages come by, and let it come back when pages do; give how long each took to heal."""
         for place, name in ((1, "middle"), (0, "guard"), (2, "exit")):
-            path = until("there is a circuit for pages, of relays that may be killed", self.killable, 20.0)
-            self.by_id[path[place]].program.kill()
+            path = until("there is a circuit for pages", self.path, 20.0)
+            dead = self.by_id[path[place]]
+            dead.program.kill()
             yield name, self.heals(f"pages come again without the {name}")
+            dead.begin(dead.up)
 
     def heals(self, what: str) -> float:
         """Wait for a page that was asked for after now; give how long it took."""
         begun = time.monotonic()
         until(what, lambda: self.load.last > begun + 0.1, HEAL_S)
         return self.load.last - begun
-
-    def killable(self) -> list[str]:
-        path = self.path()
-        if path and all(hop in self.by_id for hop in path):
-            return path
-        for row in self.ask("relay.circuits")["circuits"]:
-            if row["purpose"] == "streams":  # the tracker is in it, which relays too
-                self.ask("relay.close", circuit=row["circuit"])
-        time.sleep(0.2)
-        return []
 
     def test_relays_are_killed_and_trackers_stopped(self) -> None:
         self.load.begin()
