@@ -15,7 +15,7 @@ A circuit is two takers of cells: itself on the client's side, `Back` on the oth
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any, Final, Protocol
@@ -184,7 +184,7 @@ class Circuits:
         if self._alarm is None:
             self._alarm = self.means.later(AGE_STEP, self._age)
         if len(self._queue) >= HANDSHAKES:
-            self._queue.popleft()[0].close(Destroy.LIMIT)
+            self._drop()
         self._queue.append((circuit, handshake))
         self._work()
 
@@ -207,6 +207,14 @@ class Circuits:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
+
+    def _drop(self) -> None:
+        """Drop the oldest handshake of the link that has most of them waiting."""
+        ((most, _),) = Counter(circuit.link for circuit, _ in self._queue).most_common(1)
+        at = next(at for at, (circuit, _) in enumerate(self._queue) if circuit.link is most)
+        oldest = self._queue[at][0]
+        del self._queue[at]
+        oldest.close(Destroy.LIMIT)
 
     def _work(self) -> None:
         while self._queue and self._busy < AT_ONCE:

@@ -15,12 +15,14 @@ from layer8.core.errors import LimitExceeded
 from layer8.core.roles import Asker
 from layer8.crypto.keys import NodeKey, id_text
 from layer8.relay import circuit
+from layer8.relay.circuit import Circuits
 from layer8.relay.filling import Filling
 from layer8.relay.inbox import LETTER_BURST, Inbox
 from layer8.relay.limits import (
     ACK_EVERY,
     BAD_CELLS,
     CLOSED_KEPT,
+    HANDSHAKES,
     LINK_BURST,
     LINK_RATE,
     PROCESS_STALLED,
@@ -33,11 +35,12 @@ from layer8.relay.links import COMERS, Links
 from layer8.relay.pool import Need
 from layer8.relay.route import Named, Route
 from layer8.relay.stream import Streams
-from layer8.relay.wire import DATA, Cell, Command, Destroy, Notice, Text, cell, handshake_body, message
+from layer8.relay.wire import DATA, L8_NTOR, Cell, Command, Destroy, Notice, Text, cell, handshake_body, message
 from tests.descriptors import FakeAsker
 from tests.relay.links import Pair, Taken
 from tests.relay.pools import PoolCase
-from tests.relay.slots import Ends, means
+from tests.relay.slots import Ends, FakeSlot, means
+from tests.relay.test_circuit import Link as FakeLink
 from tests.relay.test_circuit import NetworkCase
 
 
@@ -95,6 +98,23 @@ class ClosedCircuitTests(NetworkCase):
 
         link._control = listen
         return heard
+
+
+class HandshakeTests(SynchronousTestCase):
+    def test_one_link_does_not_push_out_the_handshakes_of_others(self) -> None:
+        def nothing(*_: object) -> None:
+            """Neither work nor reach anybody."""
+
+        nobody: Any = nothing
+        circuits = Circuits(bytes(32), means(Clock()), nobody, nobody, nobody)
+        flood, calm = FakeLink(), FakeLink()
+        for _ in range(HANDSHAKES - 10):
+            circuits.on_create(flood, FakeSlot(), L8_NTOR, b"", 0.0)
+        slots = [FakeSlot() for _ in range(20)]
+        for slot in slots:
+            circuits.on_create(calm, slot, L8_NTOR, b"", 0.0)
+        self.assertEqual([slot.closed for slot in slots], [None] * 20)
+        self.assertEqual(sum(one.link is flood for one in circuits.all.values()), HANDSHAKES - 10 - 8)
 
 
 class BuildingTests(NetworkCase):
