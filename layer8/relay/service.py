@@ -63,7 +63,7 @@ from layer8.relay.route import Named, Route
 from layer8.relay.securing import TLS, Security
 from layer8.relay.stream import Means, Stream
 from layer8.relay.turn import Turn
-from layer8.relay.wire import Destroy, Open, Reason
+from layer8.relay.wire import Destroy, Open, Proto, Reason
 
 OPTION: Final = "relay.listen"
 COUNT: Final = 5.0  # seconds between looks at who has carried how much
@@ -434,6 +434,8 @@ class Relay(Service):
         identity = self.logins.of(circuit.number)
         if not target.host and not target.port:
             stream.close(Reason.PROTOCOL)
+        elif not target.host and target.proto is Proto.TCP:
+            stream.close(Reason.NO_PORT)  # of this node itself, which opens none
         elif not (
             circuit.link.peer is not None
             or self.config.allow_single_hop

@@ -152,6 +152,14 @@ class StreamTests(ServiceCase):
         await self.until(lambda: heard.reason)
         self.assertEqual(heard.words[-1], "closed")
 
+    async def test_a_port_of_the_last_hop_itself(self) -> None:
+        """There is none; without any port it is no question at all."""
+        one, two, leaving, client = self.net()
+        for port, reason in ((80, Reason.NO_PORT), (0, Reason.PROTOCOL)):
+            heard = self.open(client.client, port, one, two, leaving, host="")
+            await self.until(lambda heard=heard: heard.words)  # type: ignore[misc]
+            self.assertEqual((heard.words, heard.reason), (["closed"], reason))
+
 
 class SingleHopTests(ServiceCase):
     async def test_an_exit_is_no_open_proxy_unless_it_says_so(self) -> None:
