@@ -125,7 +125,7 @@ class RelayConfig:
         doc="Node id to HOST:PORT,HOST:PORT that this node, and nobody else, reaches from here.",
         check=_lan_targets,
     )
-    lan: bool = option(False, doc="Find peers on the local network by a link-local beacon.", hot=False)
+    lan: bool = option(False, doc="Find peers on the local network by a link-local beacon: not built yet.", hot=False)
     link: Literal["tls", "noise"] = option("tls", doc="How links are secured where `listen` does not say.")
     network: str = option("main", doc="Nodes of networks with different names never talk to each other.", hot=False)
     hops: int = option(3, doc="Hops of a circuit.", check=accept.between(1, 8))

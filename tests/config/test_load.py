@@ -181,6 +181,12 @@ class ProblemTests(ConfigCase):
     def test_a_debug_port_for_everybody(self) -> None:
         self.refused("[debug]\nlisten = 'tcp:9009'", "beyond this machine")
 
+    def test_a_socks_port_for_everybody(self) -> None:
+        for listen in ("tcp:1080", "tcp:1080:interface=192.0.2.1", "tcp6:1080"):
+            self.refused(f"[socks]\nlisten = ['{listen}']", "socks.listen", "a password is needed")
+            read(f"[socks]\nlisten = ['{listen}']\npassword = 'geheim'")
+        read("[socks]\nlisten = ['tcp:1080:interface=127.0.0.1', 'unix:/run/layer8.socks']")
+
     def test_networks_and_hosts(self) -> None:
         self.refused("[proxy]\nallow = ['10.0.0.1/8']", "10.0.0.1/8")
         self.refused("[proxy]\ndeny = ['nowhere']", "nowhere")

@@ -245,6 +245,19 @@ class NetworkTests(ServiceCase):
                 await client.client.build(Need(route=parse_route(f"127.0.0.1:{sock.getsockname()[1]}")))
         self.assertEqual(caught.exception.reason, Reason.UNREACHABLE)
 
+    def test_loopback_is_neither_published_nor_opened_in_a_network_with_rules(self) -> None:
+        def made(network: str, **more: Any) -> Relay:
+            return self.node(NodeKey.make(), {"network": network, "allow_loopback": True} | more, start=False)
+
+        real, tries = made("main"), made("test-nodes")
+        said = made("main", advertise=("tcp:192.0.2.1:9000",))
+        for node in (real, tries, said):
+            node.listening = ("tcp:127.0.0.1:9000",)
+        self.assertEqual(real._endpoints(), ())
+        self.assertEqual((tries._endpoints(), said._endpoints()), (("tcp:127.0.0.1:9000",), ("tcp:192.0.2.1:9000",)))
+        guards = [node.outward.guard.refusal("127.0.0.1", 80) for node in (real, tries, said)]
+        self.assertEqual(guards, ["own address", None, "own address"])
+
 
 class LanTests(ServiceCase):
     """G25: what one node has opened to one identity."""
