@@ -40,6 +40,21 @@ class OpenTests(SynchronousTestCase):
         pair.far.turn.end()
         self.assertEqual(pair.wires[1].take(), b"")
 
+    def test_nobody_is_read_while_it_is_looked_into(self) -> None:
+        """What came with HELLO is kept for later; more than that stays with the carrier, and so with the peer."""
+        pair = Pair(secure=False)
+        pair.watches[1].decide = lambda link, now: None
+        pair.acceptor.secured(pair.time.now, peer=ALICE, named=True)
+        pair.acceptor.received(hello() + cell(0, Cell.PING, b"tokentok"), pair.time.now)
+        self.assertEqual((pair.acceptor.state, pair.wires[1].held), (State.MET, True))
+        pair.far.turn.end()
+        self.assertEqual(pair.wires[1].written, [])
+        pair.acceptor.admit(pair.time.now)
+        self.assertEqual((pair.acceptor.state, pair.wires[1].held), (State.OPEN, False))
+        pair.far.turn.end()
+        said = pair.wires[1].take()
+        self.assertEqual([said[at + 4] for at in range(0, len(said), CELL)], [Cell.HELLO, Cell.PONG])
+
     def test_a_nameless_client(self) -> None:
         pair = Pair(identities=(None, BOB))
         self.assertEqual((pair.dialler.state, pair.acceptor.peer), (State.OPEN, None))
