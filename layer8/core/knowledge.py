@@ -173,6 +173,7 @@ TABLE: tuple[Row, ...] = (
         tests=(
             "control.test_rows.MatrixTests.test_every_cell_over_a_connection",
             "proxy.test_methods.OperatorTests.test_subscribers",
+            "node.test_service.RowTests.test_targets_are_shown_to_who_asks_for_them_and_may",
             "privacy.test_views.RoleTests.test_read",
             "control.test_rows.SecretTests.test_no_answer_holds_a_secret",
         ),

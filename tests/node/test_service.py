@@ -4,6 +4,7 @@ from typing import Any
 
 from attrs import define
 from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 
@@ -175,6 +176,27 @@ class RowTests(NodeCase):
         await self.refused(NotFound, node, "relay.close", "operate", circuit=row["circuit"])
         names = {family.name for family in node.metrics.families()}
         self.assertTrue(names >= {"layer8_relay_links", "layer8_relay_circuits", "layer8_relay_cells_total"})
+
+    async def test_targets_are_shown_to_who_asks_for_them_and_may(self) -> None:
+        node = (await self.crowd())[1]
+        port = self.clock.listenTCP(0, Factory.forProtocol(Protocol), interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        where = port.getHost().port
+        stream = node.relay.client.open(Open(Proto.TCP, "127.0.0.1", where), Heard())
+
+        async def shown(role: str, **params: Any) -> list[tuple[str, str]]:
+            rows = (await self.call(node, "relay.streams", role, **params))["streams"]
+            return [(row["state"], row["target"]) for row in rows]
+
+        for _ in range(400):
+            if await shown("read") == [("open", "")]:
+                break
+            await deferLater(self.clock, 0.05)
+        self.assertEqual(await shown("read"), [("open", "")])
+        self.assertEqual(await shown("admin"), [("open", "")])
+        self.assertEqual(await shown("admin", full=True), [("open", f"127.0.0.1:{where}")])
+        await self.refused(Forbidden, node, "relay.streams", "operate", full=True)
+        stream.close()
 
     async def test_events(self) -> None:
         nodes = await self.crowd()
