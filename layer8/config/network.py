@@ -125,7 +125,9 @@ class RelayConfig:
         doc="Node id to HOST:PORT,HOST:PORT that this node, and nobody else, reaches from here.",
         check=_lan_targets,
     )
-    lan: bool = option(False, doc="Find peers on the local network by a link-local beacon: not built yet.", hot=False)
+    lan: bool = option(
+        False, doc="Find peers on the local network by a beacon, and be found there by everybody.", hot=False
+    )
     link: Literal["tls", "noise"] = option("tls", doc="How links are secured where `listen` does not say.")
     network: str = option("main", doc="Nodes of networks with different names never talk to each other.", hot=False)
     hops: int = option(3, doc="Hops of a circuit.", check=accept.between(1, 8))
@@ -147,6 +149,8 @@ class RelayConfig:
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Give keys that do not go together, with the reason."""
+        if self.lan and not self.relay:
+            yield "lan", "a node that relays nothing says to nobody that it is here"
         if self.allow_loopback and not is_test_network(self.network):
             yield "allow_loopback", "it works only in a network whose name begins with demo or test"
         if len(self.peers) > PEERS:

@@ -58,6 +58,7 @@ EVENTS: Mapping[str, Logged] = {
     "proxy.draining": Logged("no new visitors are let in"),
     "proxy.counts_kept": Logged("byte counts could not be written and stay in memory"),
     "proxy.closed": Logged("a visitor's connection ended: the access log", record=True),
+    "relay.no_lan": Logged("there is no local network on which this node could find others"),
     "relay.no_list": Logged("the list of relays of snapshot_file is not there or not good: no relay is drawn"),
     "relay.not_saved": Logged("what is known of the network could not be written"),
     "tunnel.refused": Logged("a tunnel that was kept cannot be opened; it stays kept"),

@@ -37,6 +37,7 @@ from layer8.crypto.keys import NodeKey, id_text, parse_id
 from layer8.crypto.ntor import SeenX, relay_answer
 from layer8.net.tasks import TaskSet
 from layer8.relay import snapshot
+from layer8.relay.beacon import Beacon
 from layer8.relay.carrier import Carriers, kind
 from layer8.relay.circuit import Circuit, Circuits, State, Way, choose_terms
 from layer8.relay.client import Client
@@ -49,9 +50,10 @@ from layer8.relay.guards import Guards, SecondHops
 from layer8.relay.inbox import Inbox
 from layer8.relay.limits import LINKS, PAD_LEAST, PAD_MOST
 from layer8.relay.link import Ground, Why
-from layer8.relay.links import Links
+from layer8.relay.links import Links, doubt
 from layer8.relay.login import Logins
 from layer8.relay.memory import Kept, Letter, Memory
+from layer8.relay.nearby import Lan
 from layer8.relay.neighbours import Neighbours
 from layer8.relay.onionkeys import OnionKeys
 from layer8.relay.outward import LocalAddresses, Outward
@@ -149,6 +151,7 @@ class Relay(Service):
             self.neighbours.meet,
             wall,
             config.hops,
+            doubt=self._doubt,
         )
         self.client = Client(self.pool, config.hops, key)
         self.logins = Logins(self.network.mark)
@@ -179,6 +182,8 @@ class Relay(Service):
             wall,
             seconds,
         )
+        beacon = Beacon(key, self.network.mark, self._lan_port, wall, self.chance.uniform)
+        self.lan = Lan(reactor, beacon, self.neighbours, seconds) if config.lan else None
         self._counted: dict[Circuit, int] = {}  # cells of others' circuits
         self._alive = False
         self._working = False  # a handshake waits for the next turn
@@ -255,11 +260,15 @@ class Relay(Service):
             if not self.network.ruled:
                 self.publishing.renew()
             self.tasks.start("publishing", self.publishing.keep())
+        if self.lan is not None:
+            self.lan.startService()
         self.pool.start()
         self.tasks.start("filling", self.filling.keep())
         self.tasks.start("saving", self._keep_books())
 
     async def _stop(self) -> None:
+        if self.lan is not None:
+            await self.lan.stopService()
         await self.publishing.withdraw()
         self._alive = False
         self.pool.stop()
@@ -373,6 +382,14 @@ class Relay(Service):
         if self.running and not self._endpoints() and tuple(self._gateways()) != there:
             self.publishing.changed()
 
+    def _lan_port(self) -> int:
+        """Give the port that the local network can dial, 0 if links are taken on this machine only."""
+        for text in self.listening:
+            where = dialled(text)
+            if not (self.network.ruled and where.loopback):
+                return where.port
+        return 0
+
     def _listen(self) -> None:
         told = []
         for text in self.config.listen:
@@ -413,6 +430,11 @@ class Relay(Service):
         if self._alive:
             done(result)
             self.means.turn.end()
+
+    def _doubt(self, node: bytes, hangs: Callable[[], None]) -> None:
+        link = self.links.get(node)
+        if link is not None:
+            doubt(link, self.seconds(), hangs)
 
     def _reach(self, node: bytes, endpoints: tuple[str, ...], done: Callable[[Way | Reason], None]) -> None:
         """Give a link to the first hop of a circuit; what strangers say of themselves leads nowhere private."""
