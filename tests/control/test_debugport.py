@@ -197,6 +197,12 @@ class WhoTests(PortCase):
         self.assertEqual((self.home / "test.debug").stat().st_mode & 0o777, 0o600)
         self.assertEqual(await self.say("close 3\n", "-U", str(self.home / "test.debug")), "ok\n")
 
+    async def test_another_user_on_the_unix_socket(self) -> None:
+        """Its mode keeps others out; one who comes through all the same, as a descriptor handed on, hears nothing."""
+        self.patch(debugport, "peer_is_us", lambda sock: False)
+        self.assertEqual(await self.say("close 3\n", "-U", str(self.home / "test.debug")), "")
+        self.assertEqual(await self.say("close 3\n"), "ok\n")
+
     async def test_a_browser(self) -> None:
         for first in ("GET / HTTP/1.1", "POST /x HTTP/1.1", "OPTIONS * HTTP/1.1"):
             told = await self.say(f"{first}\r\nHost: 127.0.0.1\r\n\r\nsend abc forged\r\n")
