@@ -171,6 +171,7 @@ class ClosedLinkTests(SynchronousTestCase):
             slot.begun = True
             slot.close(Destroy.NONE)
             last = slot.circ
+        self.assertEqual(len(pair.dialler._closed), CLOSED_KEPT)
         for _ in range(200):
             pair.dialler.received(cell(last, Cell.RELAY, b"late"), pair.time.now)
         self.assertFalse(pair.dialler.ended)

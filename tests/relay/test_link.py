@@ -469,6 +469,20 @@ class TimeTests(SynchronousTestCase):
         pair.settle()
         self.assertEqual(pair.dialler.rtt, 0.25)
 
+    def test_a_ping_every_half_minute(self) -> None:
+        time = Time()
+        pair = Pair(ground(time, pad=lambda: 1e6), ground(time, pad=lambda: 1e6))
+        wire, asked = pair.wires[0], []
+        start = time.now
+        while time.now < start + 3 * PING_EVERY:
+            pair.dialler.wake(time.now)
+            pair.near.turn.end()
+            if wire.take()[4:5] == bytes((Cell.PING,)):
+                asked.append(time.now - start)
+            time.now += 0.5
+            pair.dialler.received(cell(0, Cell.PAD), time.now)
+        self.assertEqual(asked, [0, PING_EVERY, 2 * PING_EVERY])
+
     def test_a_silent_link_dies(self) -> None:
         pair = Pair()
         _, near, _ = pair.circuit()
