@@ -154,6 +154,16 @@ def layer(keys: bytes) -> Layer:
     return Layer(keys)
 
 
+def _ended() -> Layer:
+    made = Layer(bytes(KEYS))
+    made._die()
+    return made
+
+
+ENDED: Final = _ended()
+"""What stands where a layer was whose circuit has ended: it has no key, and takes no cell."""
+
+
 def relay_forward(layer: Layer, cmd: int, bodies: Sequence[Body]) -> list[bytes]:
     """Pass bodies on at a hop that is not the last, away from the client."""
     return _pass(layer, _FORWARD, cmd, bodies)

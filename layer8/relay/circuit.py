@@ -25,7 +25,7 @@ from attrs import define, field
 from layer8.core.errors import LimitExceeded, RemoteProtocolError, Unavailable
 from layer8.core.roles import Answers
 from layer8.crypto.ntor import Keys, Terms
-from layer8.crypto.onion import RATCHET, Layer, layer, relay_backward, relay_forward, relay_receive, relay_send
+from layer8.crypto.onion import ENDED, RATCHET, Layer, layer, relay_backward, relay_forward, relay_receive, relay_send
 from layer8.relay.limits import (
     CIRC_LIFE,
     CIRC_WINDOW,
@@ -398,6 +398,7 @@ class Circuit:
         if self.state is State.CLOSED:
             return
         self.state = State.CLOSED
+        self._forward = self._backward = ENDED  # most of what a circuit takes, and its keys
         self.owner.forget(self)
         self._quiet()
         self.slot.close(_known(reason))

@@ -22,6 +22,7 @@ from layer8.crypto.ntor import ANSWER_LEAST, BEGIN_LEAST, SEEN_X
 from layer8.crypto.onion import (
     BODY,
     CELLS_MAX,
+    ENDED,
     KEYS,
     MESSAGE,
     RATCHET,
@@ -435,6 +436,11 @@ class ObligationTests(SynchronousTestCase):
             self.assertNotIn(old, self.ciphers(one))
             self.assertEqual(sys.getrefcount(old), 2)
         self.assertEqual(one._nonce, 0)
+
+    def test_an_ended_layer_takes_nothing(self) -> None:
+        for use in (relay_forward, relay_backward, relay_receive):
+            self.assertRaises(Unrecognised, use, ENDED, RELAY, [bytes(BODY)])
+        self.assertRaises(Unrecognised, relay_send, ENDED, RELAY, [bytes(MESSAGE)])
 
     def ciphers(self, one: Layer) -> list[Any]:
         """Give the four cipher objects of a layer."""

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from layer8.core.errors import RemoteProtocolError, Unavailable
 from layer8.core.roles import Asker
 from layer8.crypto.ntor import HandshakeFailed, OnionKey, client_begin
-from layer8.crypto.onion import CELLS_MAX, client_forward, relay_send
+from layer8.crypto.onion import CELLS_MAX, ENDED, client_forward, relay_send
 from layer8.relay.circuit import Bucket, Circuits, State, Way
 from layer8.relay.limits import (
     CIRC_LIFE,
@@ -213,8 +213,10 @@ class PassingTests(NetworkCase):
         self.assertEqual(len(self.relays[0].circuits.all), 1)
         late = self.net.clock.seconds() + CIRC_LIFE
         self.relays[0].circuits.means = evolve(self.relays[0].circuits.means, clock=lambda: late)
+        (circuit,) = self.relays[0].circuits.all.values()
         self.relays[0].circuits._age()
         self.dies(building, Destroy.TIMEOUT)
+        self.assertEqual((circuit._forward, circuit._backward), (ENDED, ENDED))
 
     def test_as_many_cells_as_a_layer_takes(self) -> None:
         """P6: then the circuit ends, whoever counts them first, and with reason 4."""
