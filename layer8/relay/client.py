@@ -130,6 +130,7 @@ class Opening:
     def close(self, reason: Reason = Reason.DONE) -> None:
         """End both directions; the sink hears no more."""
         self._settled = True
+        self._answered()
         if self._stream is not None:
             self._stream.close(reason)
         self._early.clear()
@@ -171,6 +172,7 @@ class Opening:
             self.closed(Reason.RESET)
             return
         self.circuit, self._stream, self.number = circuit, stream, stream.number
+        circuit.wait_for(self, self._pool.means.clock())
         if self._paused:
             stream.pause()
         for data in self._early:
@@ -184,6 +186,7 @@ class Opening:
         """Leave the rest to the user."""
         assert self._stream is not None
         self._settled = True
+        self._answered()
         self._early.clear()
         self._pool.streamed(self.circuit, "open")
         self._stream.sink = self.sink
@@ -202,6 +205,7 @@ class Opening:
 
     def closed(self, reason: Reason) -> None:
         """Try another circuit, if that may help; nobody else is sent to this one."""
+        self._answered()
         circuit, self._stream, self.circuit = self.circuit, None, None
         if self._settled:
             return
@@ -213,6 +217,10 @@ class Opening:
             self._settled = True
             self._pool.streamed(circuit, "failed")
             self.sink.closed(reason)
+
+    def _answered(self) -> None:
+        if self.circuit is not None:
+            self.circuit.waiting.pop(self, None)
 
     def hold(self) -> None:
         """Let the user wait."""

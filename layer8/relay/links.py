@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from layer8.relay.limits import LINK_BURST, LINK_RATE, LINKS, LINKS_PER_PREFIX, T_LINK
@@ -188,3 +188,15 @@ def prefix(host: str) -> str:
     address = getattr(address, "ipv4_mapped", None) or address
     bits = PREFIX_4 if address.version == 4 else PREFIX_6
     return str(ipaddress.ip_network((address, bits), strict=False))
+
+
+def doubt(link: Link, now: float, hangs: Callable[[], None]) -> None:
+    """Ask a neighbour whether it is still there; if it says nothing at all, call `hangs` and close the link."""
+    before = link.cells_in
+
+    def answered(alive: bool, now: float) -> None:
+        if not alive and link.cells_in == before and not link.ended:
+            hangs()
+            link.close(Why.TIMEOUT, now, abort=True)
+
+    link.probe(now, answered)

@@ -120,6 +120,7 @@ class Origin:
     since: float = field(init=False)
     streams: Streams = field(init=False)
     sent: int = field(default=0, init=False)  # cells that left
+    came: int = field(default=0, init=False)  # cells that the last hop has sent
     _slot: Slot | None = field(default=None, init=False)
     _forward: list[Layer] = field(factory=list, init=False)
     _backward: list[Layer] = field(factory=list, init=False)
@@ -229,6 +230,7 @@ class Origin:
             if cmd != Cell.RELAY or not self.hops:
                 raise RemoteProtocolError("cells that cannot be")
             self.streams.took(client_backward(self._backward, cmd, bodies, tags), tags)
+            self.came += len(bodies)
             if self.state is State.BUILDING and self.streams.received:
                 raise RemoteProtocolError("data that would count for the next hop")
         except RemoteProtocolError:

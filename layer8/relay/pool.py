@@ -9,12 +9,19 @@ Two needs share a circuit only with the same `key`, route and last node, and onl
 port. A build that fails at a hop goes on from the hop before with another one, twice; one that falls as a whole begins
 again with others, BUILD_TRIES times in all. A circuit takes no new need CIRC_DIRTY after its first, and closes when
 nothing stands on it any more, after CIRC_IDLE, after CIRC_LIFE, or when its onion layers have carried CIRC_CELLS.
+
+Relays that hang say nothing, and the link of the first one looks well for PING_DEAD. So whenever an opening has had no
+answer for T_SILENT, its circuit is asked for what the last hop refuses without asking anybody; others are not, or exits
+could see at the same time which circuits are one client's. If it says nothing at all, it is given to nobody meanwhile
+and closed after T_PROBE; the openings on it try another one. The first hop is asked by its link: it alone may be said
+to hang, since a later one could make us leave our guards by saying nothing.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Final
 
 from attrs import define, evolve, field, frozen
@@ -35,12 +42,14 @@ from layer8.relay.limits import (
     STREAMS_PER_CIRC,
     T_HOP_LEAST,
     T_HOP_MOST,
+    T_PROBE,
+    T_SILENT,
 )
 from layer8.relay.origin import Hop, Origin, State
 from layer8.relay.path import NoPath, Paths, Stranger, Want, allows
 from layer8.relay.route import At, Named, Rand, Route
 from layer8.relay.stream import Cancels, Means, Worker
-from layer8.relay.wire import DATA, Destroy, Reason
+from layer8.relay.wire import DATA, Destroy, Open, Opened, Proto, Reason
 
 BUILD_TRIES: Final = 3  # whole circuits
 HOP_TRIES: Final = 2  # other nodes for one hop of a circuit that stands up to the one before
@@ -50,6 +59,7 @@ LOOK: Final = 1.0  # seconds between looks at what is old, idle or missing
 PAUSE: Final = (1.0, 60.0)  # seconds until spares are tried again after a failure, doubled each time
 CELLS_ROOM: Final = 65_536  # cells that a circuit's last streams may still need
 SPEED_LEAST: Final = 64.0 * 1024  # bytes a second, below which nobody knows whether the circuit could have done more
+NOWHERE: Final = Open(Proto.TCP, "", 9)  # what every last hop refuses itself
 USUAL_PORT: Final = 443  # what spares reach before anybody has asked for anything
 
 
@@ -95,6 +105,31 @@ class Circuit:
     _bytes: int = field(default=0, init=False)  # at the last look
     _cells: int = field(default=0, init=False)  # that `fresh` has told of
     known: bool = field(default=False, init=False)  # its last hop has been told who we are
+    waiting: dict[object, float] = field(factory=dict, init=False)  # openings without an answer, and since when
+    _came: int = field(default=0, init=False)  # when it was asked whether it stands
+    _probed: float | None = field(default=None, init=False)  # when that was, until it says something
+    _spoke: float = field(default=0.0, init=False)  # when it had said something the last time that it was asked
+
+    def wait_for(self, opening: object, now: float) -> None:
+        """Note that the far end has been asked for something."""
+        self.waiting[opening] = now
+
+    def waits(self, now: float) -> bool:
+        """Say whether an opening has had no answer for so long that one should ask."""
+        if self.origin.state is not State.OPEN or self.silent(now) is not None or not self.waiting:
+            return False
+        return now - max(min(self.waiting.values()), self._spoke) >= T_SILENT
+
+    def probe(self, now: float) -> None:
+        """Ask whether it still stands."""
+        self._probed, self._came = now, self.origin.came
+        self.origin.open(NOWHERE, _Nothing())
+
+    def silent(self, now: float) -> float | None:
+        """Give how long ago it was asked, if it has not said a word since."""
+        if self._probed is not None and self.origin.came != self._came:
+            self._probed, self._spoke = None, now
+        return None if self._probed is None else now - self._probed
 
     @property
     def ms(self) -> tuple[float, ...]:
@@ -123,9 +158,33 @@ class Circuit:
         self.origin.close()
 
 
+class _Nothing:
+    """A sink for the answer that a circuit still stands."""
+
+    def opened(self, opened: Opened) -> None:
+        """Hear nothing."""
+
+    def data(self, pieces: list[bytes]) -> None:
+        """Hear nothing."""
+
+    def ended(self) -> None:
+        """Hear nothing."""
+
+    def closed(self, reason: Reason) -> None:
+        """Hear nothing."""
+
+    def hold(self) -> None:
+        """Hear nothing."""
+
+    def go_on(self) -> None:
+        """Hear nothing."""
+
+
 Done = Callable[[Circuit | Exception], None]
 Meet = Callable[[At, Callable[[bytes | Reason], None]], None]
 """`meet(at, done)` dials an address and gives the id that was shown there."""
+Doubt = Callable[[bytes, Callable[[], None]], None]
+"""`doubt(node, hangs)` asks a neighbour whether it is there; if not, `hangs` is called, and the link is closed."""
 
 
 @define(eq=False)
@@ -232,6 +291,8 @@ class _Build:
             first = max(at - 1, 0) if reason is Destroy.TIMEOUT else 0
             for one in self.path[first : at + 1 if reason is Destroy.TIMEOUT else max(at, 1)]:
                 self.pool.database.failed(one.identity)
+        if not at and reason is Destroy.TIMEOUT:
+            self.pool.guards.failed(self.path[0].identity, self.pool.wall())
         self.ended = False
         self._fell(self.path[min(at, len(self.path) - 1)].identity, Reason.UNREACHABLE)
 
@@ -281,6 +342,7 @@ class Pool:
     spares: int = SPARE_CIRCS
     changed: Callable[[Circuit, str], None] = lambda circuit, state: None
     streamed: Callable[[Circuit | None, str], None] = lambda circuit, state: None
+    doubt: Doubt = lambda node, hangs: None
     stopped: bool = field(default=True, init=False)
     circuits: dict[int, Circuit] = field(factory=dict, init=False)
     failures: int = field(default=0, init=False)
@@ -432,9 +494,13 @@ class Pool:
         circuit.opened += 1
 
     def _fitting(self, need: Need) -> Circuit | None:
-        spare = None
+        spare, now = None, self.means.clock()
         for circuit in self.circuits.values():
-            if circuit.origin.state is not State.OPEN or (need.port and not allows(circuit.path[-1], need.port)):
+            if (
+                circuit.origin.state is not State.OPEN
+                or circuit.silent(now) is not None
+                or (need.port and not allows(circuit.path[-1], need.port))
+            ):
                 continue
             if circuit.need is None:
                 if not need.route.hops and not need.last and not need.layer2 and need.hops == self.hops:
@@ -478,7 +544,12 @@ class Pool:
         for circuit in list(self.circuits.values()):
             origin = circuit.origin
             circuit.look()
-            if now - circuit.since >= CIRC_LIFE or origin.used >= CELLS_MAX - CELLS_ROOM:
+            if circuit.waits(now):
+                circuit.probe(now)
+                self.doubt(circuit.path[0].identity, partial(self._hangs, circuit.path[0].identity))
+            if (circuit.silent(now) or 0.0) >= T_PROBE:
+                origin.close(Destroy.TIMEOUT)
+            elif now - circuit.since >= CIRC_LIFE or origin.used >= CELLS_MAX - CELLS_ROOM:
                 origin.retire()
             elif circuit.need is None:
                 if now - circuit.since >= CIRC_IDLE:
@@ -488,6 +559,9 @@ class Pool:
             elif not origin.streams.live and now - circuit.last >= CIRC_IDLE:
                 origin.close(Destroy.NONE)
         self._fill()
+
+    def _hangs(self, first: bytes) -> None:
+        self.guards.failed(first, self.wall())
 
     def _hop_time(self) -> float:
         """Give 1.5 times what four hops of five took, within its limits."""
