@@ -16,7 +16,7 @@ from twisted.trial.unittest import TestCase
 from layer8.core.errors import ConfigError, Unavailable
 from layer8.crypto.keys import NodeKey
 from layer8.relay.carrier import Carriers, NoLink
-from layer8.relay.limits import T_LINK
+from layer8.relay.limits import LINK_HIGH, T_LINK
 from layer8.relay.link import Ground, Link, State, Why
 from layer8.relay.links import Links
 from layer8.relay.securing import NOISE, TLS, Security
@@ -165,6 +165,9 @@ class LinkMixin:
                 raise AssertionError("nothing ever fills the link")
             await pause(0)
         self.assertEqual(taker.rooms, 0)
+        wire: Any = link._wire
+        waits = len(wire.transport.dataBuffer) + sum(map(len, wire.transport._tempDataBuffer))
+        self.assertLess(waits, 2 * LINK_HIGH)  # more would stand in no order any more
         theirs._wire.hold(False)
         await until(lambda: taker.rooms and len(far.bodies) == sent)
 

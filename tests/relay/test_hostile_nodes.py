@@ -88,6 +88,15 @@ class DialTests(SynchronousTestCase):
         self.neighbours.reach(b"a" * 32, ("tcp:192.168.0.1:80",), self.told.append)
         self.assertEqual(self.dials.texts, ["tcp:192.168.0.1:80"])
 
+    def test_who_is_to_prove_addresses_leads_a_tracker_nowhere_private(self) -> None:
+        """A dial back is what an exit would do, by the address that was looked up."""
+        texts = ("tcp:192.168.0.1:80", f"via:{'a' * 52}", "tcp:evil.example:443")
+        proven = Deferred.fromCoroutine(self.neighbours.prove(b"a" * 32, texts))
+        self.assertEqual(self.asked, [("192.168.0.1", 80), ("evil.example", 443)])
+        self.assertEqual(self.dials.texts, [f"tcp:{PUBLIC}:443:link=tls"])
+        self.dials.waiting[0].callback(None)
+        self.assertFalse(self.successResultOf(proven))
+
     def test_strangers_have_so_many_dials_and_our_own_are_not_among_them(self) -> None:
         """Each holds a descriptor for ten seconds, and one neighbour may have 4096 circuits."""
         for number in range(DIALS_FOR_OTHERS + 5):
