@@ -242,7 +242,7 @@ async def _together(reactor: Any, url: str, works: Iterable[Callable[[Client], A
     try:
         await gatherResults([Deferred.fromCoroutine(worker()) for _ in range(at_once)], consumeErrors=True)
     except FirstError as first:
-        raise first.subFailure.value from None
+        first.subFailure.raiseException()
     return found
 
 
