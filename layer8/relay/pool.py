@@ -548,6 +548,7 @@ class Pool:
                 circuit.probe(now)
                 self.doubt(circuit.path[0].identity, partial(self._hangs, circuit.path[0].identity))
             if (circuit.silent(now) or 0.0) >= T_PROBE:
+                self._spoil({one.identity for one in circuit.path[1:]})
                 origin.close(Destroy.TIMEOUT)
             elif now - circuit.since >= CIRC_LIFE or origin.used >= CELLS_MAX - CELLS_ROOM:
                 origin.retire()
@@ -562,6 +563,13 @@ class Pool:
 
     def _hangs(self, first: bytes) -> None:
         self.guards.failed(first, self.wall())
+        self._spoil({first})
+
+    def _spoil(self, nodes: set[bytes]) -> None:
+        """Close spares with one of these: who was left waiting by a circuit should not get the next such."""
+        for circuit in list(self.circuits.values()):
+            if circuit.need is None and any(one.identity in nodes for one in circuit.path):
+                circuit.origin.close(Destroy.NONE)
 
     def _hop_time(self) -> float:
         """Give 1.5 times what four hops of five took, within its limits."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from layer8.relay.client import Open, Proto, Reason
 from layer8.relay.guards import State as Guard
-from layer8.relay.limits import T_PROBE, T_SILENT, T_STREAM
+from layer8.relay.limits import T_HOP_LEAST, T_PROBE, T_SILENT, T_STREAM
 from layer8.relay.links import doubt
 from layer8.relay.origin import State
 from layer8.relay.pool import LOOK, NOWHERE, Circuit, Need
@@ -50,11 +50,20 @@ class HangTests(ClientCase):
         self.assertIsNot(quick.circuit, circuit)
         self.heard(waiting)
         self.assertEqual(waiting.words, ["opened"])
-        self.assertLess(self.net.clock.seconds() - begun, T_SILENT + T_PROBE + 3 * LOOK)
+        self.assertLess(self.net.clock.seconds() - begun, T_SILENT + T_PROBE + 3 * LOOK + 2 * T_HOP_LEAST)
         self.assertIs(circuit.origin.state, State.CLOSED)
         self.assertEqual(heard.words[-1], "closed")
         self.assertNotIn(bad, {one.identity for one in slow.circuit.path})
         return bad
+
+    def test_spares_with_a_hop_of_it_are_not_kept(self) -> None:
+        self.pool.spares = 2
+        self.pool.hurry()
+        self.until(lambda: sum(one.need is None for one in self.pool.rows()) == 2)
+        bad = self.heals(2)
+        self.net.settle(T_PROBE)
+        spares = [one for one in self.pool.rows() if one.need is None]
+        self.assertEqual([bad in {hop.identity for hop in one.path} for one in spares], [False, False])
 
     def test_the_first_hop(self) -> None:
         bad = self.heals(0)
