@@ -234,12 +234,18 @@ class RelayTests(SynchronousTestCase):
             changed[part] = value
             return lambda seen: bytes(changed)
 
-        x = OnionKey.make()
-        head = IDENTITY + ONION.public + x.public + b"\xff" * 1184  # 0xfff is no number below 3329
-        key = ntor._first_key(b"layer8/1 ntor x25519 mlkem768 sha256" + NETWORK, x.agree(ONION.public), head)
-        bad_ek = head + AESGCM(key).encrypt(bytes(12), CM, head)
+        def meant(x: bytes, ek: bytes, e1: bytes) -> bytes:
+            """Seal what is wrong as somebody does who knows what the relay will compute."""
+            head = IDENTITY + ONION.public + x + ek
+            key = ntor._first_key(b"layer8/1 ntor x25519 mlkem768 sha256" + NETWORK, e1, head)
+            return head + AESGCM(key).encrypt(bytes(12), CM, head)
+
+        x, ek = OnionKey.make(), good[96:1280]
+        bad_ek = meant(x.public, b"\xff" * 1184, x.agree(ONION.public))  # 0xfff is no number below 3329
+        low = {point[:2].hex(): meant(point, ek, bytes(32)) for point in LOW_ORDER}  # DH gives zeros, for anybody
         return {
             "another identity": forged(slice(0, 32), bytes(32)),
+            "another identity, and meant": lambda seen: client_begin(bytes(32), ONION.public, NETWORK, CM)[1],
             "an unknown onion key": lambda seen: begin(OnionKey.make())[1],
             "a repeated X": repeated,
             "another X": forged(slice(64, 96), OnionKey.make().public),
@@ -250,6 +256,7 @@ class RelayTests(SynchronousTestCase):
             "too little": lambda seen: good[: BEGIN_LEAST - 1],
             "another network": lambda seen: client_begin(IDENTITY, ONION.public, b"network2", CM)[1],
             **{f"low order {point[:2].hex()}": forged(slice(64, 96), point) for point in LOW_ORDER},
+            **{f"low order {name}, and meant": lambda seen, bad=bad: bad for name, bad in low.items()},  # type: ignore[misc]
         }
 
     def test_all_fail_alike(self) -> None:
