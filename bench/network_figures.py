@@ -87,8 +87,9 @@ class Direct:
         """There are no circuits."""
         raise NoLoad("there are no circuits")
 
-    def crowd(self, circuits: int) -> None:
+    def crowd(self, circuits: int) -> tuple[int, float] | None:
         """There are no circuits."""
+        return None
 
     def end(self) -> None:
         """Nothing to end."""

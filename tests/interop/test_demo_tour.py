@@ -213,11 +213,12 @@ class CommandTests(SynchronousTestCase):
         with subprocess.Popen(
             [str(found("nc")), host, port], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as staying:
-            assert staying.stdin is not None and staying.stdout is not None
+            told = staying.stdout
+            assert staying.stdin is not None and told is not None
             try:
                 staying.stdin.write("list circuits\n")
                 staying.stdin.close()
-                until("the answer is there", lambda: staying.stdout.readline() == "ok\n")
+                until("the answer is there", lambda: told.readline() == "ok\n")
             finally:
                 staying.kill()
 
