@@ -1,5 +1,7 @@
 """A network of real processes: a page is fetched through it while its relays are killed, one after the other."""
 
+import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from tests.interop.backend import serve
 from tests.interop.daemons import Daemon, Scope, folder, free_port, until
 
 HEAL_S = 20.0
-"""Seconds until a page comes again after a relay was killed; it takes two or three here."""
+"""Seconds until a page comes again: half a second here after a relay was killed, nine after one hangs."""
 RELAYS = 4
 EXITS = 2
 
@@ -140,6 +142,15 @@ class NetworkTests(SynchronousTestCase):
             yield name, self.heals(f"pages come again without the {name}")
             dead.begin(dead.up)
 
+    def hangs(self) -> float:
+        """Let the middle relay hang, whose links look well for a minute yet; give how long it took to heal."""
+        dead = self.by_id[until("there is a circuit for pages", self.path, 20.0)[1]]
+        os.kill(dead.pid, signal.SIGSTOP)
+        try:
+            return self.heals("pages come again without the relay that hangs")
+        finally:
+            os.kill(dead.pid, signal.SIGCONT)
+
     def heals(self, what: str) -> float:
         """Wait for a page that was asked for after now; give how long it took."""
         begun = time.monotonic()
@@ -150,10 +161,14 @@ class NetworkTests(SynchronousTestCase):
         self.load.begin()
         healed = dict(self.killed())
         self.assertEqual(list(healed), ["middle", "guard", "exit"])
-        self.assertLess(max(healed.values()), HEAL_S)
+        healed["hanging"] = self.hangs()
+        self.assertLess(max(healed.values()), HEAL_S, healed)
         self.assertGreater(self.load.good, 3)
+        # A program that asked in that moment may have heard of it; hardly anybody else.
+        self.assertLess(self.load.failed, 10, healed)
         # G1: without any tracker circuits are built all the same.
-        self.tracker.stop()
+        self.tracker.program.kill()
+        self.heals("pages come again without the tracker")
         row = until("a circuit without trackers", self.built, 30.0)
         self.assertEqual(len(row["path"].split(">")), 3)
         self.load.end()
@@ -162,7 +177,7 @@ class NetworkTests(SynchronousTestCase):
         self.client.begin(self.client.up)
         begun = time.monotonic()
         until("a page comes from what was remembered", self.load.fetch, 20.0)
-        self.assertLess(time.monotonic() - begun, 20.0)
+        self.assertLess(time.monotonic() - begun, 6.0)  # a third of a second here
         self.assertEqual([line for one in (self.client, *self.relays) for line in one.defects()], [])
 
     def built(self) -> Any:
