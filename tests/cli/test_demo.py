@@ -278,10 +278,11 @@ class StayingTests(StayingCase):
         self.assertLess(int(found[1]), 200 * 1024)
         sockets = {os.readlink(path) for path in Path(f"/proc/{daemon.pid}/fd").iterdir() if path.is_symlink()}
         listening = []
-        for line in [*Path("/proc/net/tcp").read_text().splitlines()[1:], *_lines6()]:
-            words = line.split()
-            if words[3] == "0A" and f"socket:[{words[9]}]" in sockets:
-                listening.append(words[1].partition(":")[0])
+        for kind, state in (("tcp", "0A"), ("tcp6", "0A"), ("udp", "07"), ("udp6", "07")):
+            for line in _rows(kind):
+                words = line.split()
+                if words[3] == state and f"socket:[{words[9]}]" in sockets:
+                    listening.append(words[1].partition(":")[0])
         self.assertGreater(len(listening), 10)
         self.assertEqual(set(listening), {"0100007F"})
 
@@ -295,8 +296,8 @@ class StayingTests(StayingCase):
         self.assertEqual(folder.stat().st_mode & 0o077, 0)
 
 
-def _lines6() -> list[str]:
-    path = Path("/proc/net/tcp6")
+def _rows(kind: str) -> list[str]:
+    path = Path("/proc/net", kind)
     return path.read_text().splitlines()[1:] if path.exists() else []
 
 
