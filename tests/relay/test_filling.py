@@ -296,8 +296,9 @@ class CreditTests(FillingCase):
             node._count()
         mine, theirs = other.credit.get(one.key.node_id), one.credit.get(other.key.node_id)
         assert mine is not None and theirs is not None
-        self.assertTrue(mine.for_me >= 200 * 2048 and mine.by_me == 0)
-        self.assertTrue(theirs.by_me >= 200 * 2048 and theirs.for_me == 0)
+        # The other way goes what neighbours ask each other now and then: some cells.
+        self.assertTrue(mine.for_me >= 200 * 2048 and mine.by_me < 50 * 2048, mine)
+        self.assertTrue(theirs.by_me >= 200 * 2048 and theirs.for_me < 50 * 2048, theirs)
         for _ in range(10):
             await self.drop(circuit, leaving, 200)
         other._count()
