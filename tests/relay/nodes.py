@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import os
+import socket
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -57,14 +61,33 @@ class Heard:
         self.words.append("go on")
 
 
-def left_open(before: set[str], step: int) -> set[str]:
-    """Give the descriptors that are open and were not `before`; the collector is asked now and then.
+def left_open(before: set[str], step: int) -> list[str]:
+    """Name the sockets that are open and were not `before`; the collector is asked now and then.
 
-    The socket of a dial that has failed may hang on the traceback of its own failure.
+    The socket of a dial that has failed may hang on the traceback of its own failure. What a thread has that looks up
+    a name, maybe for a test that has ended, is nobody's here: glibc's questions, and its talk with the kernel.
     """
     if step % 500 == 499:
         gc.collect()
-    return set(RelayCase.descriptors()) - before
+    left = set(RelayCase.descriptors()) - before
+    return [name for name in map(ends, left) if name is not None]
+
+
+def ends(descriptor: str) -> str | None:
+    """Say what a socket connects; None for one that asks a DNS server, or is of no network."""
+    if "socket:" not in descriptor:
+        return descriptor
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(descriptor.split()[0]))) as sock:
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return None
+        name = f"{sock.type.name} {sock.getsockname()}"
+        with contextlib.suppress(OSError):
+            peer = sock.getpeername()
+            name += f" to {peer}"
+            if sock.type == socket.SOCK_DGRAM and peer[1] == 53:
+                return None
+        return name
+    return None  # closed meanwhile
 
 
 class NodesCase(TestCase):
@@ -91,7 +114,7 @@ class NodesCase(TestCase):
             if not left:
                 return
             await self.sleep()
-        self.fail(f"left open: {left} by {self.reactor.getReaders()} {self.reactor.getWriters()}")
+        self.fail(f"left open: {left}, read by {self.reactor.getReaders()}; threads: {threading.enumerate()}")
 
     def relay(self, *, key: NodeKey | None = None, **config: Any) -> Relay:
         """Start a relay that knows nobody."""
