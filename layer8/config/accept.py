@@ -26,15 +26,6 @@ def between(least: float, most: float) -> Check:
     return check
 
 
-def not_built(allowed: object, what: str) -> Check:
-    """Accept only `allowed` until `what` exists, and say so."""
-
-    def check(value: object) -> str | None:
-        return None if value == allowed else f"{what} is not built yet; only {allowed!r} works"
-
-    return check
-
-
 def listens(*kinds: str, plain_only_on_loopback: bool = False) -> Check:
     """Accept server endpoint strings of these kinds; with the flag, plain `tcp:` has to name a loopback interface."""
 
