@@ -8,7 +8,6 @@ from itertools import count
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.trial.unittest import TestCase
 
 from layer8.relay.exit import Guard, LanTargets, NoWay, Policy
 from layer8.relay.outward import LocalAddresses, Outward
@@ -16,10 +15,7 @@ from layer8.relay.turn import StreamLike
 from layer8.relay.wire import Reason
 from tests.net.test_dial import Named
 from tests.net.test_pump import RelayCase
-from tests.relay.nodes import left_open
-
-STEP = 0.005
-STEPS = 2000
+from tests.relay.nodes import PollingCase, left_open
 
 
 class Stream:
@@ -74,10 +70,11 @@ class Target:
             one.close()
 
 
-class ExitCase(TestCase):
+class ExitCase(PollingCase):
     """An exit that lets strangers to loopback, as in a network for tries."""
 
     timeout = 30
+    steps = 2000
     RULES: Any = ("accept *:*",)
 
     def setUp(self) -> None:
@@ -108,18 +105,6 @@ class ExitCase(TestCase):
         target = Target(host, port)
         self.addCleanup(target.close)
         return target
-
-    async def sleep(self, seconds: float = STEP) -> None:
-        waiting: Deferred[None] = Deferred()
-        self.reactor.callLater(seconds, waiting.callback, None)
-        await waiting
-
-    async def until(self, so: Callable[[], object]) -> None:
-        for _ in range(STEPS):
-            if so():
-                return
-            await self.sleep()
-        self.fail("it has not come about")
 
     async def no_way(self, way: Any) -> Reason:
         """Give the reason why a way is refused."""

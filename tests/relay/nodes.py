@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import re
 import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from attrs import define, field
+from attrs import define, field, frozen
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
@@ -62,48 +61,78 @@ class Heard:
         self.words.append("go on")
 
 
-def left_open(before: set[str], step: int) -> list[str]:
-    """Name the sockets that are open and were not `before`; the collector is asked now and then.
+@frozen
+class End:
+    """One end of a connection, or a socket that has none."""
 
-    The socket of a dial that has failed may hang on the traceback of its own failure. What a thread has that looks up
-    a name, maybe for a test that has ended, is nobody's here: glibc's questions, and its talk with the kernel.
+    kind: str
+    local: tuple[Any, ...]
+    peer: tuple[Any, ...] | None
+
+    @property
+    def ports(self) -> set[int]:
+        return {self.local[1], *(self.peer or ())[1:2]}
+
+
+def left_open(before: set[str], step: int) -> list[End | str]:
+    """Give the sockets that are open and were not `before`; the collector is asked now and then.
+
+    The socket of a dial that has failed may hang on the traceback of its own failure. Others' are left out: those of a
+    thread that looks up a name, maybe for a test that has ended, and connections between programs that go on for the
+    whole run, by way of a thread of ours (the relay of `tests.privacy` that records has 127.4.5.6).
     """
     if step % 500 == 499:
         gc.collect()
-    left = set(RelayCase.descriptors()) - before
-    return [name for name in map(ends, left) if name is not None and not others(name, before)]
+    left = set(map(end, set(RelayCase.descriptors()) - before)) - {None}
+    if not left:
+        return []
+    listening = {one.local[1] for one in map(end, before) if isinstance(one, End) and one.peer is None}
+
+    def others(one: End | str | None) -> bool:
+        if not isinstance(one, End):
+            return False
+        accepted = one.kind == "SOCK_STREAM" and one.peer is not None and one.local[1] in listening
+        return accepted or "127.4.5.6" in (one.local[0], *(one.peer or ())[:1])
+
+    return [one for one in left if one is not None and not others(one)]
 
 
-def others(name: str, before: set[str]) -> bool:
-    """Say whether a connection is between programs that go on for the whole run, by way of a thread of ours."""
-    if "'127.4.5.6'" in name:  # the relay of `tests.privacy` that records
-        return True
-    there = [ends(descriptor) or "" for descriptor in before]
-    listening = {
-        found.group(1) for found in (re.search(r", (\d+)\)$", one) for one in there if " to " not in one) if found
-    }
-    local = re.match(r"SOCK_STREAM \('[^']*', (\d+).* to ", name)
-    return local is not None and local.group(1) in listening
-
-
-def ends(descriptor: str) -> str | None:
-    """Say what a socket connects; None for one that asks a DNS server, or is of no network."""
+def end(descriptor: str) -> End | str | None:
+    """Say what a socket connects; None for one that asks a DNS server, is of no network, or is closed by now."""
     if "socket:" not in descriptor:
         return descriptor
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(descriptor.split()[0]))) as sock:
         if sock.family not in (socket.AF_INET, socket.AF_INET6):
             return None
-        name = f"{sock.type.name} {sock.getsockname()}"
+        peer = None
         with contextlib.suppress(OSError):
             peer = sock.getpeername()
-            name += f" to {peer}"
-            if sock.type == socket.SOCK_DGRAM and peer[1] == 53:
-                return None
-        return name
-    return None  # closed meanwhile
+        if sock.type == socket.SOCK_DGRAM and peer is not None and peer[1] == 53:
+            return None
+        return End(sock.type.name, sock.getsockname(), peer)
+    return None
 
 
-class NodesCase(TestCase):
+class PollingCase(TestCase):
+    """Tests that look again and again until something has come about."""
+
+    reactor: Any
+    steps = STEPS
+
+    async def sleep(self, seconds: float = STEP) -> None:
+        waiting: Deferred[None] = Deferred()
+        self.reactor.callLater(seconds, waiting.callback, None)
+        await waiting
+
+    async def until(self, so: Callable[[], object]) -> None:
+        for _ in range(self.steps):
+            if so():
+                return
+            await self.sleep()
+        self.fail("it has not come about")
+
+
+class NodesCase(PollingCase):
     """Nodes that are stopped at the end, and leave nothing behind."""
 
     timeout = 60
@@ -125,7 +154,7 @@ class NodesCase(TestCase):
         """Wait until no link of these nodes is open; other tests' threads and daemons may still talk to each other."""
         ports = {port for node in self.nodes for port in node.ports}
         for step in range(STEPS):
-            left = [name for name in left_open(before, step) if ports & {int(n) for n in re.findall(r", (\d+)", name)}]
+            left = [one for one in left_open(before, step) if isinstance(one, End) and ports & one.ports]
             if not left:
                 return
             await self.sleep()
@@ -174,18 +203,6 @@ class NodesCase(TestCase):
         heard = Heard()
         heard.stream = client.open(Open(Proto.TCP, host, port), heard, route=way(*hops) if hops else None, **more)
         return heard
-
-    async def sleep(self, seconds: float = STEP) -> None:
-        waiting: Deferred[None] = Deferred()
-        self.reactor.callLater(seconds, waiting.callback, None)
-        await waiting
-
-    async def until(self, so: Callable[[], object]) -> None:
-        for _ in range(STEPS):
-            if so():
-                return
-            await self.sleep()
-        self.fail("it has not come about")
 
 
 def way(*hops: Relay) -> Any:
