@@ -8,10 +8,12 @@ network namespace of its own: no test is given a port that a program of the othe
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +22,9 @@ WAITING = ("tests.interop", "tests.resilience")
 
 NETWORK = "ip link set lo up && ip address add 127.77.7.8/8 dev lo"
 """What is in the namespace: with nothing but 127.0.0.1, glibc looks up no name at all (AI_ADDRCONFIG)."""
+
+
+NAME = re.compile(rb"tests(\.\w+)+")
 
 
 def lanes(names: list[str]) -> tuple[list[str], list[str]]:
@@ -46,27 +51,38 @@ def trial(folder: str, names: list[str]) -> list[str]:
     return [sys.executable, "-m", "twisted.trial", f"--temp-directory={folder}", *names]
 
 
+def passed_on(said: Iterable[bytes], failed: list[str]) -> None:
+    """Print what a lane says, and keep the names of tests by which trial ends what it tells of each failure."""
+    for line in said:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+        if NAME.fullmatch(line.strip()):
+            failed.append(line.decode().strip())
+
+
 def main(words: list[str]) -> int:
-    """Run; what the second lane says comes after the first has ended."""
+    """Run; what the second lane says comes after the first has ended, and last of all which tests have failed."""
     options = [word for word in words if word.startswith("--temp-directory=")]
     folder = options[-1].partition("=")[2] if options else "_trial_temp"
     first, second = lanes([word for word in words if word not in options])
     if not second:
         return subprocess.call(trial(folder, first))
+    failed: list[str] = []
     with tempfile.TemporaryFile() as said:
         inside = ["unshare", "--net", "sh", "-c", f'{NETWORK} && exec "$@"', "sh"]
         other = subprocess.Popen([*inside, *trial(f"{folder}-2", second)], stdout=said, stderr=subprocess.STDOUT)
         try:
-            code = subprocess.call(trial(folder, first))
-            code = other.wait() or code
+            with subprocess.Popen(trial(folder, first), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as lane:
+                assert lane.stdout is not None
+                passed_on(lane.stdout, failed)
+            code = other.wait() or lane.returncode
         finally:
             if other.poll() is None:
                 other.terminate()
                 other.wait()
             said.seek(0)
-            sys.stdout.flush()
-            shutil.copyfileobj(said, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
+            passed_on(said, failed)
+            print(*(f"failed: {name}" for name in failed), sep="\n", flush=True)
     return code
 
 

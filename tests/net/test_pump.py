@@ -22,6 +22,7 @@ from layer8.net.flow import CHUNK, Link
 from layer8.net.leg import Leg
 from layer8.net.pipes import PipePool
 from layer8.net.pump import HAVE_SPLICE, Pump
+from tests import opened
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -95,7 +96,7 @@ class RelayCase(TestCase):
             raise SkipTest("this system has no os.splice")
         from twisted.internet import reactor
 
-        self.before = self.descriptors()
+        self.before = opened.descriptors()
         self.pump = Pump(reactor, splice=self.splice)
         self.pump.start()
         self.front = listener()
@@ -114,24 +115,10 @@ class RelayCase(TestCase):
         self.back.close()
         for sock in self.open:
             sock.close()
-        # What an earlier test had left to the collector may go meanwhile.
-        self.assertEqual([one for one in self.descriptors() if one not in self.before], [], "descriptors left open")
+        self.assertEqual(opened.left(self.before), [], "descriptors left open")
         self.assertEqual(self.pump.failures, 0)
         self.assertEqual(self.pump.links, 0)
         self.assertEqual(self.pump.pipes.used, 0)
-
-    @staticmethod
-    def descriptors() -> list[str]:
-        """Open sockets and epoll sets; pipes are counted by their pool, the reactor has some of its own."""
-        found = []
-        for fd in os.listdir("/proc/self/fd"):
-            try:
-                what = os.readlink(f"/proc/self/fd/{fd}")
-            except FileNotFoundError:
-                continue
-            if what.startswith(("socket:", "anon_inode:[eventpoll]")):
-                found.append(f"{fd} {what}")
-        return sorted(found)
 
     def accepted(self, fd: int, peer: object) -> None:
         self.pump.dial(self.target, lambda new, error: self.joined(fd, new, error))

@@ -17,7 +17,8 @@ from layer8.net.leg import Leg
 from layer8.net.linger import answer_and_close
 from layer8.net.pump import Pump
 from layer8.net.tls import server_context
-from tests.net.test_pump import Ended, RelayCase
+from tests import opened
+from tests.net.test_pump import Ended
 
 
 class Recorder:
@@ -46,7 +47,7 @@ class PumpCase(TestCase):
         from twisted.internet import reactor
 
         self.reactor: Any = reactor
-        self.before = RelayCase.descriptors()
+        self.before = opened.descriptors()
         self.pump = Pump(reactor)
         self.pump.start()
         self.open: list[socket.socket] = []
@@ -55,9 +56,7 @@ class PumpCase(TestCase):
         self.pump.stop()
         for sock in self.open:
             sock.close()
-        # What an earlier test had left to the collector may go meanwhile.
-        left = [one for one in RelayCase.descriptors() if one not in self.before]
-        self.assertEqual(left, [], "descriptors left open")
+        self.assertEqual(opened.left(self.before), [], "descriptors left open")
 
     def ends(self) -> tuple[socket.socket, int]:
         """A connected pair: ours to use, and a descriptor that belongs to the pump."""

@@ -9,23 +9,28 @@ Each search also looks for a mark that has to be there, so that one that finds n
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import json
 import os
 import socket
 import ssl
+import sys
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
 from attrs import define
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.runner import TestLoader
+from twisted.trial.unittest import SynchronousTestCase, TestSuite
 
 from layer8.crypto.secret import HostSecret
 from layer8.crypto.x509 import self_signed
 from tests.accepting import Accepting
-from tests.interop.daemons import RUN, Agent, Proxy, Scope, folder, until
+from tests.interop.daemons import Agent, Proxy, Scope, folder, until
 from tests.privacy.relay import Relay
 from tests.proxy.hellos import hello, records, sni
 from tests.resilience.rig import memory, visit
@@ -41,6 +46,24 @@ UNKNOWN = "unknown.marked.test"
 BODY = "MARK-of-a-body-4711"
 PLAINTEXT = "MARK-inside-the-visitors-own-TLS-4712"
 JUNK = "MARK-in-nonsense-4713"
+
+
+class _Module:
+    """The scope of what the tests of this module share: they talk through threads of this process, so they have to end
+    before tests elsewhere that count its descriptors."""
+
+    def __init__(self) -> None:
+        self._ending = contextlib.ExitStack()
+        atexit.register(self.end)
+
+    def addCleanup(self, function: Callable[..., Any], /, *args: Any) -> None:
+        self._ending.callback(function, *args)
+
+    def end(self) -> None:
+        self._ending.close()
+
+
+MODULE = _Module()
 
 
 @define(eq=False)
@@ -87,14 +110,14 @@ def service(scope: Scope, context: ssl.SSLContext | None = None) -> int:
 def scene() -> Scene:
     """Start everything once, let visitors come, and leave two of them joined."""
     key, certificate = self_signed([TLS])
-    home = folder(RUN)
+    home = folder(MODULE)
     (home / "pair.pem").write_bytes(key + certificate)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(home / "pair.pem")
-    plain, secure = service(RUN), service(RUN, context)
-    relay = Relay(RUN, ORIGIN)
+    plain, secure = service(MODULE), service(MODULE, context)
+    relay = Relay(MODULE, ORIGIN)
     server = Proxy.start(
-        RUN,
+        MODULE,
         '[control]\nlisten = ["tcp:0:interface=127.0.0.1"]\n[log]\nformat = "json"\nlevel = "debug"\nblur = 0\n',
     )
     token = server.ask("token.add", name="ann", roles=["owner"], hosts=["*.marked.test"])["token"]
@@ -112,7 +135,7 @@ def scene() -> Scene:
         DOWN: {server.http: f"tcp:{TARGET}:1"},
     }
     called = dict.fromkeys((WEB, TLS, DOWN), "pool = 0")
-    agent = Agent.start(RUN, server, targets, f'via = "connect:127.0.0.1:{relay.port}"', more=called)
+    agent = Agent.start(MODULE, server, targets, f'via = "connect:127.0.0.1:{relay.port}"', more=called)
     path = agent.home / "test.toml"
     HostSecret.make().save(server.secret(REFUSED))
     wanted = f'host = "{REFUSED}"\nsecret_file = "{server.secret(REFUSED)}"\ntargets = {{ 80 = "tcp:{TARGET}:2" }}\n'
@@ -130,6 +153,8 @@ def scene() -> Scene:
     inside = trust.wrap_socket(raw, server_hostname=TLS)
     inside.sendall(PLAINTEXT.encode())
     replies.append(inside.recv(65536))
+    MODULE.addCleanup(held.close)
+    MODULE.addCleanup(inside.close)
     made = Scene(server, agent, relay, secret, token, reader, port, held, inside, replies, struct_of(plain))
     nonsense(made)
     return made
@@ -434,3 +459,20 @@ class LogTests(ViewCase):
 
 if not Path(f"/proc/{os.getpid()}/mem").exists():
     ServerTests.skip = AgentTests.skip = "needs /proc"
+
+
+class _Suite(TestSuite):
+    """Ends what its tests share after the last one."""
+
+    def run(self, result: Any, debug: bool = False) -> Any:
+        try:
+            return super().run(result, debug)
+        finally:
+            MODULE.end()
+            scene.cache_clear()
+
+
+def test_suite() -> TestSuite:
+    """Give trial the tests of this module; it asks for them here when it is not given single classes of them."""
+    loader = TestLoader()
+    return _Suite(loader.loadClass(one) for one in loader.findTestClasses(sys.modules[__name__]))

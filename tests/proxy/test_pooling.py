@@ -17,8 +17,8 @@ from layer8.proxy.pooling import TURN
 from layer8.proxy.reserve import Reserve
 from layer8.proxy.uplink import ANY_PORT, Published, Uplink
 from layer8.proxy.wire import Reason
+from tests import opened
 from tests.accepting import Accepting
-from tests.net.test_pump import RelayCase
 from tests.proxy import pair
 from tests.proxy.hellos import hello, records, sni
 from tests.proxy.pair import Echo, PairCase, get, visit
@@ -112,7 +112,7 @@ class CarriedTests(PoolCase):
         server, secret = self.start()
         await self.publish(server, self.host(secret))
         await self.full(server)
-        before = len(RelayCase.descriptors())
+        before = len(opened.descriptors())
         got = await gatherResults([Deferred.fromCoroutine(self.get(server)) for _ in range(200)])
         self.assertEqual([one for one in got if not one.endswith(get("app.test"))], [])
         self.assertEqual(len(self.echo.got), 200)
@@ -120,7 +120,7 @@ class CarriedTests(PoolCase):
         pools = server.ahead.pools
         self.assertGreaterEqual(pools.hits, 2)
         self.assertLessEqual(pools.held, 32)
-        await self.until(lambda: len(RelayCase.descriptors()) <= before + 2 * (pools.held - 2) + 20)
+        await self.until(lambda: len(opened.descriptors()) <= before + 2 * (pools.held - 2) + 20)
 
     async def test_burst_inside_tls(self) -> None:
         """All at once from one agent, with handshakes that take a while: they are not taken for a scan."""
@@ -141,12 +141,12 @@ class CarriedTests(PoolCase):
         await self.get(server)
         await self.until(lambda: not server.traffic.visits and not agent.carrier.open)
         await self.full(server)
-        before = len(RelayCase.descriptors())
+        before = len(opened.descriptors())
         for _ in range(50):
             await self.get(server)
         await self.until(lambda: not server.traffic.visits and not agent.carrier.open)
         await self.full(server)
-        await self.until(lambda: len(RelayCase.descriptors()) == before)
+        await self.until(lambda: len(opened.descriptors()) == before)
 
     async def test_first_bytes_in_pieces(self) -> None:
         server, secret = self.start()

@@ -13,8 +13,8 @@ from layer8.relay.exit import Guard, LanTargets, NoWay, Policy
 from layer8.relay.outward import LocalAddresses, Outward
 from layer8.relay.turn import StreamLike
 from layer8.relay.wire import Reason
+from tests import opened
 from tests.net.test_dial import Named
-from tests.net.test_pump import RelayCase
 from tests.relay.nodes import PollingCase, left_open
 
 
@@ -81,7 +81,7 @@ class ExitCase(PollingCase):
         from twisted.internet import reactor
 
         self.reactor: Any = reactor
-        self.addCleanup(self.nothing_left, set(RelayCase.descriptors()))
+        self.addCleanup(self.nothing_left, set(opened.descriptors()))
         self.named = Named(reactor)
         self.ports: set[int] = set()
         self.exit = self.make()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import os
-import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, field
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
@@ -20,7 +17,7 @@ from layer8.crypto.keys import NodeKey, id_text
 from layer8.relay.client import Client, Need, Open, Opened, Proto, Reason, StreamLike
 from layer8.relay.pool import Circuit
 from layer8.relay.service import Relay
-from tests.net.test_pump import RelayCase
+from tests.opened import End, descriptors, end
 
 STEP = 0.005
 STEPS = 4000
@@ -61,29 +58,15 @@ class Heard:
         self.words.append("go on")
 
 
-@frozen
-class End:
-    """One end of a connection, or a socket that has none."""
-
-    kind: str
-    local: tuple[Any, ...]
-    peer: tuple[Any, ...] | None
-
-    @property
-    def ports(self) -> set[int]:
-        return {self.local[1], *(self.peer or ())[1:2]}
-
-
 def left_open(before: set[str], step: int) -> list[End | str]:
     """Give the sockets that are open and were not `before`; the collector is asked now and then.
 
-    The socket of a dial that has failed may hang on the traceback of its own failure. Others' are left out: those of a
-    thread that looks up a name, maybe for a test that has ended, and connections between programs that go on for the
-    whole run, by way of a thread of ours (the relay of `tests.privacy` that records has 127.4.5.6).
+    The socket of a dial that has failed may hang on the traceback of its own failure. Those of a thread that looks up a
+    name, maybe for a test that has ended, are left out, and what others dial to listeners from before.
     """
     if step % 500 == 499:
         gc.collect()
-    left = set(map(end, set(RelayCase.descriptors()) - before)) - {None}
+    left = set(map(end, set(descriptors()) - before)) - {None}
     if not left:
         return []
     listening = {one.local[1] for one in map(end, before) if isinstance(one, End) and one.peer is None}
@@ -91,26 +74,9 @@ def left_open(before: set[str], step: int) -> list[End | str]:
     def others(one: End | str | None) -> bool:
         if not isinstance(one, End):
             return False
-        accepted = one.kind == "SOCK_STREAM" and one.peer is not None and one.local[1] in listening
-        return accepted or "127.4.5.6" in (one.local[0], *(one.peer or ())[:1])
+        return one.kind == "SOCK_STREAM" and one.peer is not None and one.local[1] in listening
 
     return [one for one in left if one is not None and not others(one)]
-
-
-def end(descriptor: str) -> End | str | None:
-    """Say what a socket connects; None for one that asks a DNS server, is of no network, or is closed by now."""
-    if "socket:" not in descriptor:
-        return descriptor
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(descriptor.split()[0]))) as sock:
-        if sock.family not in (socket.AF_INET, socket.AF_INET6):
-            return None
-        peer = None
-        with contextlib.suppress(OSError):
-            peer = sock.getpeername()
-        if sock.type == socket.SOCK_DGRAM and peer is not None and peer[1] == 53:
-            return None
-        return End(sock.type.name, sock.getsockname(), peer)
-    return None
 
 
 class PollingCase(TestCase):
@@ -142,7 +108,7 @@ class NodesCase(PollingCase):
 
         self.reactor: Any = reactor
         self.nodes: list[Relay] = []
-        self.addCleanup(self.nothing_left, set(RelayCase.descriptors()))
+        self.addCleanup(self.nothing_left, set(descriptors()))
         self.addCleanup(self.stop)
 
     async def stop(self) -> None:
