@@ -66,8 +66,10 @@ class Asking:
         chance: Chance,
         clock: IReactorTime,
         wall: Callable[[], float],
+        learn: Callable[[bytes, list[bytes]], object] = lambda source, raws: None,
     ) -> None:
-        """Connect the parts."""
+        """Connect the parts; `learn` hears which descriptors a node has given, as the network's database takes them."""
+        self._learn = learn
         self._sources = sources
         self._network = network
         self._chance = chance
@@ -129,7 +131,9 @@ class Asking:
         if all(answer is None for _, answer in answers):
             raise Unavailable("no node of the DHT answers")
         found: dict[bytes, Descriptor] = {}
-        for _, answer in answers:
+        for source, answer in answers:
+            if answer is not None:
+                self._learn(source, list(answer.items))
             for raw in () if answer is None else answer.items:
                 one = self._descriptor(raw)
                 if one is not None and (one.identity not in found or found[one.identity].serial < one.serial):

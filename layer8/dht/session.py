@@ -24,6 +24,7 @@ from typing import Final
 from attrs import define, field, frozen
 
 from layer8.core import bencode
+from layer8.core.address import Scope, scope
 from layer8.core.chance import Chance
 from layer8.core.datagram import DatagramEffect, Peer, SendTo
 from layer8.core.errors import LimitExceeded, RemoteProtocolError
@@ -278,8 +279,12 @@ class Dht:
         self._send(Answer(query.tid, values, mark, outside).encode(), peer)
         if not query.read_only and (self.open or self._ours(query.mark)):
             contact = Contact(text(query.args, b"id", TARGET), *peer)
-            if self.table.wants(contact):
+            if self._abroad(peer[0]) and self.table.wants(contact):
                 self._prove(peer, contact, now)
+
+    def _abroad(self, host: str) -> bool:
+        """Say whether a node may be there, where others say so: in networks with rules only on the internet."""
+        return not self.network.ruled or scope(host) is Scope.INTERNET
 
     def _ours(self, mark: Mark | None) -> bool:
         return mark is not None and mark.network == self.network.mark
@@ -383,7 +388,8 @@ class Dht:
     def _used(self, pending: Pending, contact: Contact, answer: Answer, now: float) -> None:
         job = pending.job
         try:
-            named = read_nodes(answer.values, 2 * DHT_K)
+            listed = read_nodes(answer.values, 2 * DHT_K)
+            named = [one for one in listed if one.peer != self.bound and self._abroad(one.host)]
             if job is None:
                 if pending.contact is None:
                     self._boot = 0.0  # somebody is there
@@ -394,7 +400,7 @@ class Dht:
                 self._stored(job, contact, True)
             else:
                 job.heard(contact, answer.values, now + self.epoch)
-                job.lookup.answered(contact, [one for one in named if one.peer != self.bound])
+                job.lookup.answered(contact, named)
         except RemoteProtocolError:
             self.table.drop(contact)
             if job is not None:
