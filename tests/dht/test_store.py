@@ -38,7 +38,7 @@ class StoreTests(SynchronousTestCase):
     def refused(self, item: Item, **more: Any) -> int:
         with self.assertRaises(Refusal) as caught:
             self.put(item, **more)
-        return caught.exception.code
+        return int(caught.exception.code)
 
     def test_put_and_get(self) -> None:
         for item in (mutable(), mutable(salt=b"s"), Immutable.of(b"value")):
