@@ -36,6 +36,7 @@ class Rates:
 
     def error(self, host: str, now: float) -> bool:
         """Count an error that would be told for what cannot be read; False: it is not."""
+        self._turn(now)
         if self._errors[host] >= ERRORS or not self.query(host, now):
             return False
         self._errors[host] += 1

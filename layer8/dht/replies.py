@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from attrs import define, field
 
@@ -28,7 +28,7 @@ class Replies:
     _own: bytes
     _table: Table = field(repr=False)
     _store: Store = field(repr=False)
-    _took: Callable[[Item], None] = field(default=lambda item: None, repr=False)
+    _open: bool = False
 
     def to(self, query: Query, peer: Peer, now: float) -> Values:
         """Answer one query."""
@@ -39,6 +39,11 @@ class Replies:
             case b"find_node":
                 target = text(query.args, b"target", TARGET)
                 return {b"id": self._own, **self._near(target, query.args, peer)}
+            case b"get_peers" if self._open:
+                # Mainline's nodes begin with it; there are no peers here, but nodes.
+                target = text(query.args, b"info_hash", TARGET)
+                token = self._store.tokens.make(peer[0], now)
+                return {b"id": self._own, b"token": token, **self._near(target, query.args, peer)}
             case b"get":
                 return self._get(query.args, peer, now)
             case b"put":
@@ -100,7 +105,6 @@ class Replies:
         age = 0 if query.mark is None else query.mark.age
         # A token of another length is none: comparing takes as long for each.
         self._store.put(item, peer[0], token if len(token) == TOKEN else b"", now, cas=cas, age=age)
-        self._took(item)
         return {b"id": self._own}
 
     def _near(self, target: bytes, args: Args, peer: Peer) -> Values:

@@ -150,7 +150,7 @@ class Dht:
         self.table = Table(self.id, self.network.ruled)
         self.store = Store(self.randbytes(32), self.network.ruled)
         self.rates = Rates(self.network.ruled)
-        self._replies = Replies(self.id, self.table, self.store)
+        self._replies = Replies(self.id, self.table, self.store, self.open)
         self._mark = Mark(self.network.mark)
 
     # What others want of it.
