@@ -9,6 +9,7 @@ from attrs import define, field, frozen
 
 from layer8.core import bencode
 from layer8.core.bencode import Read
+from layer8.core.datagram import Peer
 from layer8.core.errors import RemoteProtocolError
 from layer8.crypto.items import RECORD_EFFORT, SEQ_MOST, Immutable, Item, Mutable, Record
 from layer8.crypto.keys import NODE_ID, SIGNATURE
@@ -133,6 +134,34 @@ class Job:
             if not record.good(now, least=self.least):
                 raise RemoteProtocolError("a record that is not good")
             self.records[record.name] = record
+
+
+@define(eq=False)
+class Pending:
+    """A query of ours: to whom, what for, and when it was sent."""
+
+    peer: Peer
+    contact: Contact | None  # None: whoever is there
+    job: Job | None
+    sent: float
+    challenge: bytes = b""
+    storing: bool = False
+    slow: bool = False
+
+
+@frozen
+class Stats:
+    """Counts for people and metrics."""
+
+    nodes: int
+    items: int
+    bytes: int
+    lookups: int
+    queries: int
+    answered: int
+    refused: int
+    dropped: int
+    read_only: bool
 
 
 def _read(value: object) -> Read:

@@ -27,8 +27,8 @@ from layer8.crypto.items import (
 )
 from layer8.crypto.keys import NodeKey, id_text, parse_id
 from layer8.dht.asking import Asking
+from layer8.dht.jobs import Stats
 from layer8.dht.service import DhtService
-from layer8.dht.session import Stats
 
 HEX: Final = Bounds(0, 2 * TARGET, "([0-9a-f]{40})?")
 DAY: Final = 86_400

@@ -1,13 +1,37 @@
-"""How many queries are answered: so many a second of one address, of its network, and in all."""
+"""How many queries are answered, so many a second of one address, of its network, and in all; and where we are seen."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
+from typing import Final
 
 from attrs import define, field
 
 from layer8.core.place import networks
 from layer8.dht.limits import ERRORS, KRPC_IN, KRPC_IN_ALL, KRPC_IN_NEAR
+
+VOTES: Final = 64  # networks that have said where we are seen
+
+
+@define(eq=False)
+class Votes:
+    """Where we are, as others see us: each of their networks has one vote, its last one."""
+
+    _by: OrderedDict[str, bytes] = field(factory=OrderedDict, init=False, repr=False)
+
+    def add(self, host: str, outside: bytes) -> None:
+        """Take the compact address that somebody says we have."""
+        near = networks(host)[0]
+        self._by[near] = outside
+        self._by.move_to_end(near)
+        while len(self._by) > VOTES:
+            self._by.popitem(last=False)
+
+    @property
+    def most(self) -> bytes:
+        """The address that most say; empty while nobody does."""
+        votes = Counter(self._by.values())
+        return votes.most_common(1)[0][0] if votes else b""
 
 
 @define(eq=False)

@@ -17,9 +17,9 @@ from layer8.core.errors import LimitExceeded, RemoteProtocolError, StorageError,
 from layer8.core.network import Network
 from layer8.crypto.items import Item, Record
 from layer8.crypto.keys import NodeKey
-from layer8.dht.jobs import Done
+from layer8.dht.jobs import Done, Stats
 from layer8.dht.limits import SAVED_NODES
-from layer8.dht.session import Dht, Stats
+from layer8.dht.session import Dht
 from layer8.dht.store import Held, Name, read_item, write_item
 from layer8.dht.table import Entry
 from layer8.dht.wire import Contact

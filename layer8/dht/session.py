@@ -17,11 +17,11 @@ networks and those that know nothing of keys: for tests with other programs.
 from __future__ import annotations
 
 import heapq
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from layer8.core import bencode
 from layer8.core.address import Scope, scope
@@ -29,11 +29,10 @@ from layer8.core.chance import Chance
 from layer8.core.datagram import DatagramEffect, Peer, SendTo
 from layer8.core.errors import LimitExceeded, RemoteProtocolError
 from layer8.core.network import Network
-from layer8.core.place import networks
 from layer8.core.session import Tell
 from layer8.crypto.items import RECORD_EFFORT, TARGET, Immutable, Item, Mutable, Record, sha1
 from layer8.crypto.keys import NodeKey, verify
-from layer8.dht.jobs import Aim, Done, Job
+from layer8.dht.jobs import Aim, Done, Job, Pending, Stats
 from layer8.dht.limits import (
     BOOTSTRAP,
     DHT_K,
@@ -51,7 +50,7 @@ from layer8.dht.limits import (
     TIMEOUT_MOST,
 )
 from layer8.dht.lookup import Lookup
-from layer8.dht.rates import Rates
+from layer8.dht.rates import Rates, Votes
 from layer8.dht.replies import Replies
 from layer8.dht.store import Held, Name, Store, name
 from layer8.dht.table import Entry, Table
@@ -75,36 +74,7 @@ TID: Final = 4  # bytes
 _JOB: Final = b"search %d"  # the time of a search, among those of queries
 UPKEEP: Final = 10.0  # seconds
 PROVED: Final = 4096  # nodes whose proof is remembered
-VOTES: Final = 64  # networks that have said where we are seen
 SEEDS: Final = DHT_K * PATHS
-
-
-@define(eq=False)
-class Pending:
-    """A query of ours: to whom, what for, and when it was sent."""
-
-    peer: Peer
-    contact: Contact | None  # None: whoever is there
-    job: Job | None
-    sent: float
-    challenge: bytes = b""
-    storing: bool = False
-    slow: bool = False
-
-
-@frozen
-class Stats:
-    """Counts for people and metrics."""
-
-    nodes: int
-    items: int
-    bytes: int
-    lookups: int
-    queries: int
-    answered: int
-    refused: int
-    dropped: int
-    read_only: bool
 
 
 @define(eq=False)
@@ -137,7 +107,7 @@ class Dht:
     _rtt: float = field(default=TIMEOUT_MOST / RTT_TIMES, init=False, repr=False)
     _proved: OrderedDict[Contact, bytes] = field(factory=OrderedDict, init=False, repr=False)
     _proving: set[Peer] = field(factory=set, init=False, repr=False)
-    _votes: OrderedDict[str, bytes] = field(factory=OrderedDict, init=False, repr=False)
+    _votes: Votes = field(factory=Votes, init=False, repr=False)
     _own: dict[Name, tuple[Item, float]] = field(factory=dict, init=False, repr=False)
     _upkeep: float = field(default=0.0, init=False, repr=False)
     _refresh: float = field(default=0.0, init=False, repr=False)
@@ -256,8 +226,7 @@ class Dht:
         """Our compact address as others see it; empty while nobody has said."""
         if self.bound is not None:
             return compact(*self.bound)
-        votes = Counter(self._votes.values())
-        return votes.most_common(1)[0][0] if votes else b""
+        return self._votes.most
 
     # Queries of others.
 
@@ -351,11 +320,7 @@ class Dht:
             self._failed(pending, lied=True)
             return
         if answer.outside and self.bound is None:
-            near = networks(peer[0])[0]
-            self._votes[near] = answer.outside
-            self._votes.move_to_end(near)
-            while len(self._votes) > VOTES:
-                self._votes.popitem(last=False)
+            self._votes.add(peer[0], answer.outside)
         key = self._known_key(pending, contact, answer)
         if key is None:
             self._failed(pending, lied=True)
