@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import re
+from random import Random
 
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core import bencode
+from layer8.core.datagram import SendTo
 from layer8.core.errors import RemoteProtocolError
+from layer8.core.network import Network
 from layer8.crypto.items import Immutable, Mutable
+from layer8.crypto.keys import NodeKey
 from layer8.dht import message
 from layer8.dht.limits import ANSWER_MAX, KRPC_MAX
 from layer8.dht.message import Data, Nodes, Retrieve, Status
-from layer8.dht.wire import Answer, Contact, Failure, Mark, Query, compact, nodes, read, read_compact, read_nodes
+from layer8.dht.session import Dht
+from layer8.dht.wire import TEXTS, Answer, Contact, Failure, Mark, Query, compact, nodes, read, read_compact, read_nodes
 from tests.dht.nets import key
+from tests.names import ROOT
 
 MARK = Mark(b"12345678", challenge=bytes(16))
 VALUES = st.recursive(
@@ -123,3 +130,21 @@ class MessageTests(SynchronousTestCase):
             except RemoteProtocolError:
                 continue
             self.assertEqual(kind.read(found.encode()), found)
+
+
+class PageTests(SynchronousTestCase):
+    def test_the_vector_of_the_proof(self) -> None:
+        text = (ROOT / "docs" / "dht.md").read_text()
+        blocks = [bytes.fromhex(one) for one in re.findall(r"```text\n([0-9a-f\n]+)```", text)]
+        asked, told = map(read, blocks)
+        assert isinstance(asked, Query) and isinstance(told, Answer)
+        node = Dht(NodeKey.from_seed(bytes(range(32))), Network("test"), Random(1), Random(1).randbytes)
+        self.assertIn(node.id.hex(), text)
+        node.received(blocks[0], ("192.0.2.1", 9000), 1000.0)
+        sent = node.effects()[0]
+        self.assertEqual(sent, SendTo(blocks[1], ("192.0.2.1", 9000)))
+
+    def test_every_error(self) -> None:
+        text = (ROOT / "docs" / "dht.md").read_text()
+        for code in TEXTS:
+            self.assertIn(f"{code} ", text)
