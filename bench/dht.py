@@ -66,7 +66,8 @@ def simulate(nodes: int, liars: float, lookups: int) -> Row:
 
 async def real(reactor: Any, nodes: int, lookups: int, dead: float) -> Row:
     """Get items on loopback, a share of the nodes having gone the moment before."""
-    chance, services = Random(1), []
+    chance = Random(1)
+    services: list[DhtService] = []
     network = Network("test-bench")
     for number in range(nodes):
         known = [one.session.bound for one in services[-3:] if one.session.bound is not None]

@@ -16,17 +16,19 @@ from layer8.config.network import DhtConfig
 from layer8.control.service import wall_clock
 from layer8.control.table import Table
 from layer8.core.datagram import DatagramEffect, Peer
-from layer8.core.errors import Unavailable
+from layer8.core.errors import Layer8Error, Unavailable
 from layer8.core.network import Network
 from layer8.crypto.items import Draft, Immutable, Mutable, sha1
 from layer8.crypto.keys import NodeKey
 from layer8.dht.asking import Asking
+from layer8.dht.operate import HoldingRows
 from layer8.dht.service import SCHEMA, DhtService
 from layer8.dht.session import Dht
 from layer8.net.sqlite import Database
 from layer8.node.holding import Stating, ask_dht, serve_dht
 from layer8.relay.service import Relay
 from layer8.testing.storage import InlineStorage
+from tests.control.callers import caller
 from tests.dht.nets import key
 from tests.relay.nodes import LOOPBACK, NodesCase
 
@@ -200,3 +202,29 @@ class CircuitTests(NodesCase):
             self.fail("it is not there")
         listed = await asking.nodes(bytes(20))
         self.assertIn(wanted, {one.identity for one in listed})
+
+    async def test_the_rows(self) -> None:
+        _, client, _, table = await self.begun()
+        table.add(HoldingRows(self.held[0]))
+
+        async def call(name: str, **params: Any) -> Any:
+            return await table.call(caller("operate"), name, params)
+
+        stored = await call("dht.put", value="aGVsbG8")
+        self.assertEqual(stored["target"], Immutable.of(b"hello").target.hex())
+        self.assertGreaterEqual(stored["nodes"], 4)
+        got = await call("dht.get", target=stored["target"])
+        self.assertEqual((got["found"], got["value"]), (True, "NTpoZWxsbw"))
+        stored = await call("dht.put", value="aGVsbG8", salt="word", seq=7)
+        got = await call("dht.get", key=client.key.text, salt="word")
+        self.assertEqual((got["target"], got["seq"], got["key"]), (stored["target"], 7, client.key.text))
+        self.assertFalse((await call("dht.get", target="00" * 20))["found"])
+        await call("dht.add", target="11" * 20, kind=2, data="dGFn")
+        (row,) = (await call("dht.list", target="11" * 20))["records"]
+        self.assertEqual((row["kind"], row["data"]), (2, "dGFn"))
+        self.assertNotEqual(row["key"], client.key.text)
+        self.assertGreaterEqual(len((await call("dht.nodes"))["nodes"]), 5)
+        self.assertEqual((await call("dht.stats"))["nodes"], 5)
+        for name, params in {"dht.get": {}, "dht.list": {}, "dht.put": {"value": "AAAA", "salt": "x" * 65}}.items():
+            with self.assertRaises(Layer8Error):
+                await call(name, **params)
