@@ -3,11 +3,12 @@
 Each path has ALPHA queries in flight, and whatever ends one (an answer, or the time for it) starts the next: there are
 no rounds in which all wait for the slowest. With several paths no node is asked by two of them, so one that lies can
 lead one path astray and no other. A node that names others which turn out not to be who it said is not believed in
-what else it has named.
+what else it has named. In networks with rules two nodes of one /24 (or /48) are believed in a lookup.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from heapq import nsmallest
@@ -15,7 +16,8 @@ from typing import Final
 
 from attrs import define, field
 
-from layer8.dht.limits import ALPHA, DHT_K, LOOKUP_QUERIES, LOOKUP_TIME, PATH_NODES, PATHS
+from layer8.core.place import networks
+from layer8.dht.limits import ALPHA, DHT_K, LOOKUP_QUERIES, LOOKUP_TIME, PATH_NODES, PATHS, PER_BUCKET_NEAR
 from layer8.dht.wire import Contact
 
 DECEIVED: Final = 5  # nodes that did not answer, or one that lied, before who named them is believed no more
@@ -50,6 +52,7 @@ class Lookup:
     own: bytes
     begun: float
     wide: bool = False
+    ruled: bool = False  # whether networks of addresses count
     found: dict[bytes, Candidate] = field(factory=dict, init=False, repr=False)  # by id
     asked: int = field(default=0, init=False)
     paths: int = field(init=False)
@@ -57,6 +60,7 @@ class Lookup:
     _sizes: list[int] = field(init=False, repr=False)
     _wanted: int = field(init=False, repr=False)
     _deceived: dict[bytes, int] = field(factory=dict, init=False, repr=False)
+    _near: Counter[str] = field(factory=Counter, init=False, repr=False)  # answers of a /24 or /48
     _next: int = field(default=0, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -103,7 +107,12 @@ class Lookup:
         if one is None or one.state in (State.ANSWERED, State.NEW):
             return
         self._landed(one)
+        if self._crowded(one):
+            one.state = State.FAILED
+            return
         one.state = State.ANSWERED
+        if self.ruled:
+            self._near[networks(contact.host)[0]] += 1
         if self._deceived.get(contact.id, 0) < DECEIVED:
             for other in named[: 2 * DHT_K]:
                 self._learn(other, one.path, contact.id)
@@ -144,16 +153,23 @@ class Lookup:
         for path in range(self.paths):
             if self._best(path) is not None:
                 return False
-        best = nsmallest(DHT_K, (one for one in self.found.values() if one.state in _OPEN), key=_distance)
+        best = nsmallest(DHT_K, filter(self._counts, self.found.values()), key=_distance)
         return len(best) == DHT_K and all(one.state is State.ANSWERED for one in best)
 
     def _best(self, path: int) -> Candidate | None:
         """Give the nearest node to ask next on a path, if it is among the eight nearest that this path knows."""
-        mine = (one for one in self.found.values() if one.path == path and one.state in _OPEN)
+        mine = (one for one in self.found.values() if one.path == path and self._counts(one))
         for one in nsmallest(DHT_K, mine, key=_distance):
             if one.state is State.NEW:
                 return one
         return None
+
+    def _counts(self, one: Candidate) -> bool:
+        return one.state in _OPEN and not (one.state is State.NEW and self._crowded(one))
+
+    def _crowded(self, one: Candidate) -> bool:
+        """Say whether as many of a node's network have answered as are believed."""
+        return self.ruled and self._near[networks(one.contact.host)[0]] >= PER_BUCKET_NEAR
 
     def _learn(self, contact: Contact, path: int, by: bytes) -> None:
         if contact.id == self.own or contact.id in self.found:

@@ -73,6 +73,7 @@ from layer8.dht.wire import (
 TID: Final = 4  # bytes
 _JOB: Final = b"search %d"  # the time of a search, among those of queries
 UPKEEP: Final = 10.0  # seconds
+FIRST: Final = 0.1
 PROVED: Final = 4096  # nodes whose proof is remembered
 SEEDS: Final = DHT_K * PATHS
 
@@ -349,6 +350,8 @@ class Dht:
                 self._proved.popitem(last=False)
         if self.table.answered(contact, now, rtt) is None:
             self.table.add(Entry(contact, key, since=now, seen=now, rtt=rtt))
+        if not self._refresh:
+            self._upkeep = min(self._upkeep, now + FIRST)  # the first ones are known: look for our place
 
     def _used(self, pending: Pending, contact: Contact, answer: Answer, now: float) -> None:
         job = pending.job
@@ -433,7 +436,7 @@ class Dht:
         if len(self._jobs) >= LOOKUPS:
             raise LimitExceeded("LOOKUPS", LOOKUPS)
         wide = put is not None and not age
-        lookup = Lookup(target, self.id, now, wide)
+        lookup = Lookup(target, self.id, now, wide, self.network.ruled)
         lookup.seed(one.contact for one in self.table.closest(target, SEEDS if wide else DHT_K))
         self._number += 1
         job = Job(self._number, aim, lookup, salt, put, age, cas, self.least)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from random import Random
 from typing import Any
@@ -74,9 +75,9 @@ class Net:
         self.swarm.run(seconds=self.warm)
         self.lie()
 
-    def join(self, number: int) -> Dht:
+    def join(self, number: int, host: str = "") -> Dht:
         """Let one more come, who knows some of those that are here."""
-        peer = (f"{20 + number // 65536}.{number // 256 % 256}.{number % 256}.1", 9000)
+        peer = (host or f"{20 + number // 65536}.{number // 256 % 256}.{number % 256}.1", 9000)
         node = Dht(key(number), Network(self.name), self.chance, self.chance.randbytes, EPOCH, bound=peer)
         if self.peers:
             node.bootstrap = self.chance.sample(self.peers, min(3, len(self.peers)))
@@ -88,9 +89,12 @@ class Net:
     def lie(self) -> None:
         """Let some begin to lie, now that they stand in everybody's table."""
         self.lying = set(self.chance.sample(range(1, self.count), int(self.count * self.liars)))
-        friends = [Contact(self.all[one].id, *self.peers[one]) for one in self.lying]
-        for one in self.lying:
-            node = self.all[one]
+        self.lie_now([self.all[one] for one in self.lying])
+
+    def lie_now(self, nodes: Sequence[Dht]) -> None:
+        """Let these lie, as friends of each other."""
+        friends = [Contact(one.id, *one.bound) for one in nodes if one.bound is not None]
+        for node in nodes:
             node._replies = LyingReplies(node.id, friends, node.store)  # type: ignore[assignment]
 
     def honest(self) -> list[int]:
