@@ -84,6 +84,13 @@ def cell(options: tuple[str, ...]) -> None:
     _become("cell", options)
 
 
+@bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def dht(options: tuple[str, ...]) -> None:
+    """Measure lookups in the DHT with liars and dead nodes, beside kademlia of PyPI; --help lists the options."""
+    _become("dht", options)
+
+
 def _become(name: str, options: tuple[str, ...]) -> None:
     root = checkout(Path(layer8.__file__).parent)
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from layer8.crypto.keys import NodeKey
     from layer8.node.service import Node
 
-ROLES = ("node", "relay", "tracker")
+ROLES = ("node", "relay", "tracker", "dht")
 """Daemons that are nodes of the network."""
 BUILD_TIME = 95.0
 """Seconds until a circuit stands, or does not."""
@@ -114,7 +114,9 @@ def run_node(
                 return load(config, os.environ, said, role="node")
 
         frame = Frame(reactor, "node", Source(), os.environ, key=key)
-        node = Node(frame, socks=loaded.config.socks, tracker=loaded.config.tracker.enabled)
+        node = Node(
+            frame, socks=loaded.config.socks, tracker=loaded.config.tracker.enabled, dht=loaded.config.dht.enabled
+        )
         frame.run(node, node)
         frame.daemon.drain_seconds = 0.0  # whoever presses Ctrl-C does not want to wait
         frame.process.privilegedStartService()

@@ -1,4 +1,4 @@
-"""The sections of the anonymous network: relay, tracker and SOCKS."""
+"""The sections of the anonymous network: relay, tracker, DHT and SOCKS."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Literal
 from attrs import Factory, frozen
 
 from layer8.config import accept
-from layer8.config.endpoint import Endpoint, client, server
+from layer8.config.endpoint import Endpoint, client, server, split
 from layer8.config.field import Check, option
+from layer8.core.address import is_address
 from layer8.core.errors import ConfigError, Layer8Error
 from layer8.crypto.keys import parse_id
 from layer8.relay.exit import LanTargets, Policy
@@ -91,6 +92,22 @@ def _way(value: str) -> str | None:
     return None if isinstance(target, Internet) else "the way of a SOCKS port ends in internet"
 
 
+def _udp(value: str) -> str | None:
+    try:
+        positional, _ = split(value)
+    except ConfigError as error:
+        return str(error)
+    return None if positional[:1] == ["udp"] else "it has to be udp:PORT or udp:PORT:interface=ADDRESS"
+
+
+def _udp_peers(value: tuple[str, ...]) -> str | None:
+    for text in value:
+        host, _, port = text.rpartition(":")
+        if not is_address(host.strip("[]")) or not port.isdigit() or not 0 < int(port) < 1 << 16:
+            return f"{text!r}: it has to be ADDRESS:PORT, IPv6 in brackets"
+    return None
+
+
 @frozen
 class RelayConfig:
     """Links with other nodes, and what this node does for circuits."""
@@ -170,6 +187,32 @@ class TrackerConfig:
     enabled: bool = option(False, doc="Answer as a tracker (`twistd layer8-tracker` always does).", hot=False)
     ask: int = option(
         3, doc="How many trackers are asked, and their answers merged.", check=accept.between(1, 16), hot=False
+    )
+
+
+@frozen
+class DhtConfig:
+    """A part of the table of signed items, kept for those who ask by circuits."""
+
+    enabled: bool = option(False, doc="Keep a part of the DHT (`twistd layer8-dht` always does).", hot=False)
+    listen: str = option(
+        "udp:9000:interface=127.0.0.1",
+        doc="Where nodes of the DHT reach this one. Others look for it at the port number of its links.",
+        check=_udp,
+        hot=False,
+    )
+    open: bool = option(
+        False, doc="Know nodes of other networks and programs too, which prove no key; for tests.", hot=False
+    )
+    bootstrap: tuple[str, ...] = option(
+        (),
+        doc="Nodes that are asked first, ADDRESS:PORT; empty: the peers of this node.",
+        check=_udp_peers,
+        example="192.0.2.1:9000",
+        hot=False,
+    )
+    read_only: bool = option(
+        False, doc="Ask, and be listed nowhere: for a node that others cannot reach by UDP.", hot=False
     )
 
 

@@ -8,7 +8,7 @@ from attrs import frozen
 
 from layer8.config import endpoint
 from layer8.config.field import section
-from layer8.config.network import RelayConfig, SocksConfig, TrackerConfig
+from layer8.config.network import DhtConfig, RelayConfig, SocksConfig, TrackerConfig
 from layer8.config.proxy import AgentConfig, ProxyConfig
 from layer8.config.sections import ControlConfig, DebugConfig, LogConfig
 
@@ -25,6 +25,7 @@ class Config:
 
     relay: RelayConfig = section(RelayConfig, doc="Links and circuits: twistd layer8-relay, layer8-node, layer8 up.")
     tracker: TrackerConfig = section(TrackerConfig, doc="Lists of relays: twistd layer8-tracker.")
+    dht: DhtConfig = section(DhtConfig, doc="Signed items under keys: twistd layer8-dht.")
     socks: SocksConfig = section(SocksConfig, doc="SOCKS5 for the programs of this machine: layer8 up, layer8 socks.")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:

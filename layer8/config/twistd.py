@@ -17,7 +17,11 @@ from layer8.config.problem import ConfigProblems
 from layer8.config.tree import Config
 
 _RENAMED = {"agent.servers": "server"}
-_SECTIONS = {"node": ("relay", "socks", "tracker"), "tracker": ("relay", "tracker")}
+_SECTIONS = {
+    "node": ("relay", "socks", "tracker", "dht"),
+    "tracker": ("relay", "tracker"),
+    "dht": ("relay", "dht"),
+}
 """Roles that have more than the section of their name; options of all but the first begin with the section's name."""
 
 

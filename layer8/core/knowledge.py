@@ -282,6 +282,20 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         part="network",
+        party="node of the DHT that searches for a circuit",
+        learns="that somebody asks for a key, or puts an item",
+        hidden="who it is",
+        tests=("dht.test_service.CircuitTests.test_put_and_get_by_circuits",),
+    ),
+    Row(
+        part="network",
+        party="node of the DHT that stores an item",
+        learns="the item, and the address of the node that searched or stored it for somebody",
+        hidden="who has put it there, and who asks for it",
+        tests=("dht.test_service.CircuitTests.test_put_and_get_by_circuits",),
+    ),
+    Row(
+        part="network",
         party="neighbour that is asked for peers",
         learns="that its neighbour wants to know more nodes",
         hidden="what for: which of them it uses, and for which targets",

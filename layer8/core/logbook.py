@@ -61,6 +61,7 @@ EVENTS: Mapping[str, Logged] = {
     "relay.no_lan": Logged("there is no local network on which this node could find others"),
     "relay.no_list": Logged("the list of relays of snapshot_file is not there or not good: no relay is drawn"),
     "relay.not_saved": Logged("what is known of the network could not be written"),
+    "dht.not_saved": Logged("what is kept for the DHT could not be written; it is tried again"),
     "tunnel.refused": Logged("a tunnel that was kept cannot be opened; it stays kept"),
     "agent.down": Logged("no target of a host answers; servers let others have its visitors"),
     "agent.up": Logged("a target of a host that was down answers again"),

@@ -13,12 +13,19 @@ from layer8.node.service import Node
 
 
 def make_service(
-    reactor: Any, role: str, source: Source, environ: Mapping[str, str], *, socks: bool = False, tracker: bool = False
+    reactor: Any,
+    role: str,
+    source: Source,
+    environ: Mapping[str, str],
+    *,
+    socks: bool = False,
+    tracker: bool = False,
+    dht: bool = False,
 ) -> IService:
     """Make what `twistd layer8-ROLE` runs; what cannot work ends the process with one line."""
     with or_exit(f"layer8-{role}"):
         frame = Frame(reactor, role, source, environ)
         config = source.loaded.config
-        node = Node(frame, socks=config.socks if socks else None, tracker=tracker)
+        node = Node(frame, socks=config.socks if socks else None, tracker=tracker, dht=dht)
         frame.run(node, node)
         return frame.process

@@ -6,7 +6,8 @@
       │                                                          │                   │
     Node ── Relay: links, circuits, exit ◀───────────────────────┴───────────────────┘
       ├── SocksServer, Tunnels      programs of this machine (twistd layer8-node, layer8 up)
-      └── Tracker                   lists relays, at the end of circuits ([tracker] enabled)
+      ├── Tracker                   lists relays, at the end of circuits ([tracker] enabled)
+      └── DhtService                keeps a part of the DHT, on a UDP port ([dht] enabled): dht.db
 """
 
 from __future__ import annotations
@@ -27,9 +28,12 @@ from layer8.control.frame import Frame
 from layer8.control.service import wall_clock
 from layer8.core.errors import Layer8Error
 from layer8.crypto.keys import id_text
+from layer8.dht.service import SCHEMA as KEPT_SCHEMA
+from layer8.dht.service import DhtService
 from layer8.net.sqlite import Database
 from layer8.net.storage import Storage, ThreadedStorage
 from layer8.node.counting import RelayMetrics
+from layer8.node.holding import Stating, ask_dht, serve_dht
 from layer8.node.listeners import Listeners
 from layer8.node.tracking import ask_trackers, serve_tracker
 from layer8.relay.exit import Guard, LanTargets, Policy
@@ -44,6 +48,7 @@ from layer8.socks.server import SocksServer
 from layer8.socks.tunnels import Tunnels
 
 DATABASE: Final = "node.db"
+KEPT: Final = "dht.db"
 ONION_KEYS: Final = "onion.keys"
 LOOK: Final = 0.1  # seconds between looks at what is left while the node drains
 WATCH: Final = 1.0  # seconds between looks at how it is
@@ -54,7 +59,9 @@ class Node(Service):
 
     _log = Logger(namespace="layer8.node")
 
-    def __init__(self, frame: Frame, *, socks: SocksConfig | None = None, tracker: bool = False) -> None:
+    def __init__(
+        self, frame: Frame, *, socks: SocksConfig | None = None, tracker: bool = False, dht: bool = False
+    ) -> None:
         """Put it together, listening nowhere yet; raises ConfigError or StorageError."""
         self._frame = frame
         config = frame.source.loaded.config
@@ -77,6 +84,12 @@ class Node(Service):
             frame.table.add(rows)
         self.tracker = None if not tracker else serve_tracker(self.relay, self.storage, frame.table)
         ask_trackers(self.relay, config.tracker.ask, frame.table)
+        self.dht: DhtService | None = None
+        self.items = ask_dht(self.relay, frame.table)
+        if dht:
+            self.kept = _storage(frame, KEPT, KEPT_SCHEMA)
+            self.dht = serve_dht(self.relay, config.dht, self.kept, frame.table)
+        self._stating = Stating(self.relay, self.items, self.dht)
         self._guard(config.relay)
         self.socks: SocksServer | None = None
         if socks is not None and socks.listen:
@@ -104,6 +117,9 @@ class Node(Service):
         if self.tracker is not None:
             self.tracker.load()
         self.relay.startService()
+        if self.dht is not None:
+            self.dht.startService()
+        self._stating.start()
         if self.socks is not None:
             self.socks.startService()
         self.tunnels.restore(self.relay.tunnels)
@@ -124,6 +140,11 @@ class Node(Service):
             await self.tunnels.stopService()
         if self.socks is not None and self.socks.running:
             await self.socks.stopService()
+        self._stating.stop()
+        if self.dht is not None:
+            if self.dht.running:
+                await self.dht.stopService()
+            await self.kept.close()
         if self.relay.running:
             await self.relay.stopService()
         await self.storage.close()
@@ -176,6 +197,8 @@ class Node(Service):
     def listening(self) -> Sequence[str]:
         """Say where peers and programs may come."""
         told = [f"links on {id_text(self.relay.key.node_id)}@{text}" for text in self.relay.listening]
+        if self.dht is not None:
+            told.append(f"DHT on {self.dht.listening}")
         if self.socks is not None:
             told += [f"SOCKS on {text}" for text in self.socks.listening]
         told += [f"tunnel on {text}" for row in self.tunnels for text in row.listening]
@@ -215,8 +238,8 @@ class Node(Service):
         self.relay.pool.spares = self._spares
 
 
-def _storage(frame: Frame) -> Storage:
+def _storage(frame: Frame, name: str = DATABASE, schema: Sequence[str] = SCHEMA) -> Storage:
     """Open what the node remembers; raises StorageError."""
     reactor: Any = frame.reactor
-    engine = Database(frame.home / DATABASE, SCHEMA)
+    engine = Database(frame.home / name, schema)
     return ThreadedStorage(reactor, engine, lambda ok, why: frame.health.set("storage", ok, why, needed=False))

@@ -16,4 +16,12 @@ def makeService(options: DaemonOptions) -> IService:
     """Make the service of one node, with SOCKS for the programs of this machine."""
     from twisted.internet import reactor
 
-    return make_service(reactor, "node", options, os.environ, socks=True, tracker=options.config.tracker.enabled)
+    return make_service(
+        reactor,
+        "node",
+        options,
+        os.environ,
+        socks=True,
+        tracker=options.config.tracker.enabled,
+        dht=options.config.dht.enabled,
+    )
