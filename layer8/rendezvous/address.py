@@ -114,8 +114,8 @@ def parse_host(host: str) -> Address | Named:
         raise WrongName("a host has no other letters than a to z, so that no two look alike")
     if not text.endswith(DOMAIN):
         raise WrongName(f"a hidden service's host ends in {DOMAIN}")
-    labels, _, last = text.removesuffix(DOMAIN).rpartition(".")
-    if labels and not all(labels.split(".")):
+    labels, dot, last = text.removesuffix(DOMAIN).rpartition(".")
+    if dot and not all(labels.split(".")):
         raise WrongName("a host with an empty label")
     if len(last) == LETTERS and "~" not in last and "-" not in last:
         return Address(parse_address(last), labels)
