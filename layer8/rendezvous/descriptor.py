@@ -177,7 +177,10 @@ def targets(key: bytes, period: int) -> tuple[bytes, tuple[bytes, ...]]:
 
 
 def find_cookie(key: bytes, period: int, lists: Sequence[Item], client: ClientKey) -> bytes:
-    """Give the cookie that a service left for a client in those of its lists that were found; raises `RemoteProtocolError`, `NotAuthorised` among it."""
+    """Give the cookie that a service left for a client in those of its lists that were found.
+
+    Raises `RemoteProtocolError`, and `NotAuthorised` where it is in none of them.
+    """
     public = blinded(key, period)
     for item in lists[:LISTS]:
         if item.salt not in _LIST_SALTS:
