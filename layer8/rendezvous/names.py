@@ -9,6 +9,8 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from enum import Enum
+from hashlib import sha256
+from ipaddress import IPv4Address
 from typing import Any, Final
 
 from attrs import define, field, frozen
@@ -30,6 +32,9 @@ PETNAMES: Final = 10_000
 PINS: Final = 10_000
 FLAGS: Final = 1_000  # red flags that are kept, the oldest dropped
 TEXT_MAX: Final = 2 << 20  # letters of a file of names: 10,000 lines are a tenth of it or so
+
+_LOOPBACK: Final = 127 << 24 | 64 << 16
+_LOOPBACKS: Final = (1 << 22) - 1
 
 HEAD: Final = (
     "# Written by layer8. A name stands here for ever: remove its line only if you know why its key changed.\n"
@@ -190,6 +195,17 @@ def add_petname(text: str, name: str, key: bytes) -> str:
         raise ConfigError(f"over the limit PETNAMES of {PETNAMES}")
     text = text if not text or text.endswith("\n") else text + "\n"
     return f'{text}{name} = "{address_text(key)}"\n'
+
+
+def loopback(names: Mapping[str, bytes]) -> dict[str, str]:
+    """Give each name an address of 127.64.0.0/10 of its own, the same one every time, for files of hosts."""
+    taken: dict[int, str] = {}
+    for name in sorted(names):
+        number = int.from_bytes(sha256(name.encode() + names[name]).digest()[:3], "big") & _LOOPBACKS
+        while number in taken or not 0 < number & 0xFF < 0xFF:
+            number = (number + 1) & _LOOPBACKS
+        taken[number] = name
+    return {name: str(IPv4Address(_LOOPBACK | number)) for number, name in taken.items()}
 
 
 @define(eq=False)
