@@ -101,7 +101,7 @@ def list_(hosts: bool, as_json: bool) -> None:
     where = loopback({row["name"]: parse_address(row["address"]) for row in rows})
     for row in rows:
         row["host"] = where[row["name"]]
-    flags = [
+    flags: list[dict[str, Any]] = [
         {"name": one.name, "address": address_text(one.key), "by": one.by.value, "at": one.at, "times": one.times}
         for one in names.book.flags.values()
     ]

@@ -72,8 +72,8 @@ class Point:
             raise RemoteProtocolError("a service's descriptor with a wrong point")
         endpoint = raw[_POINT:].decode("ascii")
         place(endpoint)
-        parts = (raw[at : at + _KEY] for at in range(0, _POINT, _KEY))
-        return cls(*parts, endpoint)
+        node, onion_key, auth_key, enc_key = (raw[at : at + _KEY] for at in range(0, _POINT, _KEY))
+        return cls(node, onion_key, auth_key, enc_key, endpoint)
 
 
 @frozen
