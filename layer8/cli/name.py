@@ -32,7 +32,7 @@ def pin(name: str, what: str, as_json: bool) -> None:
     """Pin NAME to a service for ever: another key is never opened under it.
 
     An address has 56 letters, with .l8.alt or without; a link begins with magnet:, and a file, NAME.l8 or a path, is
-    what its service has written: that goes into petnames.toml too.
+    what its service has written, or an index page on which it calls itself NAME; that goes into petnames.toml too.
     """
     from layer8.rendezvous.address import address_text, check_name, parse_address, shown
     from layer8.rendezvous.files import Magnet
@@ -47,7 +47,7 @@ def pin(name: str, what: str, as_json: bool) -> None:
         if what.lower().startswith("magnet:"):
             found = Magnet.parse(what)
         elif what.endswith(".l8") or os.sep in what:
-            found = _service_file(Path(what), now)
+            found = _service_file(Path(what), name, now)
         key = found.key if found is not None else parse_address(what)
     except RemoteProtocolError as error:
         raise Layer8Error(f"{printable(what)[:200]}: {error}") from None
@@ -134,11 +134,16 @@ def _shelf() -> Shelf:
     return Shelf(home(os.environ))
 
 
-def _service_file(path: Path, now: float) -> ServiceFile:
-    from layer8.rendezvous.files import FILE_MAX, ServiceFile
+def _service_file(path: Path, name: str, now: float) -> ServiceFile:
+    """Read a service's own file, or find it on an index page by the name that it calls itself."""
+    from layer8.rendezvous.files import ServiceFile
+    from layer8.rendezvous.index import INDEX_MAX, Index, is_index
 
     with path.open("rb") as file:
-        found = ServiceFile.read(file.read(FILE_MAX + 1))
+        raw = file.read(INDEX_MAX + 1)
+    if is_index(raw):
+        return Index.read(raw).find(name, now).file
+    found = ServiceFile.read(raw)
     found.check(now)
     return found
 

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.rendezvous.address import address_text
 from layer8.rendezvous.files import Magnet, ServiceFile, Tracker
+from layer8.rendezvous.index import Entry, Index
 from layer8.rendezvous.names import Layer, WrongKey
 from layer8.rendezvous.shelf import PETNAMES_FILE, PINS_FILE, Shelf
 from tests.cli.test_main import layer8
@@ -81,6 +82,15 @@ class PinTests(NameCase):
         self.petnames(f'blog = "{B}"\n')
         self.assertIn("the petname blog", self.refused("pin", "blog", str(self.file())))
         self.assertEqual(Shelf(self.home).book().pins, {})
+
+    def test_index_page(self) -> None:
+        path = self.home / "page"
+        entries = [
+            Entry(ServiceFile.make(key(number), name, 1, NOW + 60)) for number, name in ((1, "blog"), (2, "shop"))
+        ]
+        path.write_bytes(Index.make(key(9), 1, 1, "all", entries))
+        self.assertEqual(self.told("pin", "shop", str(path))["address"], B)
+        self.assertIn("none of the 2 services", self.refused("pin", "more", str(path)))
 
     def test_magnet(self) -> None:
         found = self.told("pin", "blog", str(Magnet(node(1), "theirs", (Tracker(node(7), "tcp:192.0.2.7:9000"),))))

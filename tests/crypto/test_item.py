@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ BEP = (  # salt, signature, target; the value is "Hello World!" and seq 1 (bep_0
 )
 
 
-def made(salt: bytes = b"d", seq: int = 1, value: bytes = b"v") -> Item:
+def made(salt: Any = b"d", seq: Any = 1, value: Any = b"v") -> Item:
     return Item.make(KEY.node_id, KEY.sign, salt, seq, value)
 
 
@@ -75,7 +76,7 @@ class ItemTests(SynchronousTestCase):
             {"seq": SEQ_MOST + 1},
         ):
             with self.assertRaises(LocalProtocolError):
-                made(**wrong)  # type: ignore[arg-type]
+                made(**wrong)
         large = signed_text(b"d", 1, b"v" * V_MAX)
         with self.assertRaises(RemoteProtocolError):
             Item(KEY.node_id, b"d", 1, b"v" * V_MAX, KEY.sign(large)).check(item_target(KEY.node_id, b"d"))

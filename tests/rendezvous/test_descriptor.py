@@ -97,6 +97,7 @@ class FormTests(SynchronousTestCase):
                 publish(SERVICE, TODAY, descriptor(**changed), int(NOW))
 
     def test_bad_ones_are_refused(self) -> None:
+        changed: dict[str, Any]
         good = point().encode()
         for changed in (
             {"e": None}, {"e": b"1"}, {"e": 2**63}, {"i": None}, {"i": {}}, {"i": []}, {"i": [good[:128]]}, {"i": [1]},

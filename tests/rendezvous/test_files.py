@@ -84,6 +84,7 @@ class FileTests(SynchronousTestCase):
         self.assertIn("expired", str(error))
 
     def test_what_is_refused(self) -> None:
+        changed: dict[str, Any]
         for changed in (
             {"key": None}, {"key": b"k"}, {"key": (1).to_bytes(32, "little")}, {"name": None},
             {"name": b"B"}, {"name": 1},
