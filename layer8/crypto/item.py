@@ -2,7 +2,7 @@
 
 ```
 target    SHA-1(key 32 | salt)
-signed    [4:salt LEN:salt] 3:seq i SEQ e 1:v VALUE     Ed25519, VALUE being bencoded; here it is always a byte string
+signed    [4:salt LEN:salt] 3:seq i SEQ e 1:v VALUE     Ed25519, VALUE being any bencoded value
 ```
 """
 
@@ -30,15 +30,22 @@ class Item:
     key: bytes
     salt: bytes
     seq: int
-    value: bytes = field(repr=False)  # the byte string, not its bencode
+    value: bencode.Value = field(repr=False)  # not its bencode
     signature: bytes = field(repr=False)
 
     @classmethod
-    def make(cls, key: bytes, sign: Callable[[bytes], bytes], salt: bytes, seq: int, value: bytes) -> Item:
+    def make(cls, key: bytes, sign: Callable[[bytes], bytes], salt: bytes, seq: int, value: bencode.Value) -> Item:
         """Sign an item; raises `LocalProtocolError` for what no node would store."""
         if not _fits(key, salt, seq, value):
             raise LocalProtocolError(f"an item has {V_MAX} bytes of value and {SALT_MAX} of salt at most")
         return cls(key, salt, seq, value, sign(signed_text(salt, seq, value)))
+
+    @property
+    def text(self) -> bytes:
+        """The value, if it is a byte string; raises `RemoteProtocolError`."""
+        if not isinstance(self.value, bytes):
+            raise RemoteProtocolError("an item whose value is no byte string")
+        return self.value
 
     @property
     def target(self) -> bytes:
@@ -60,12 +67,12 @@ def item_target(key: bytes, salt: bytes = b"") -> bytes:
     return hashlib.sha1(key + salt, usedforsecurity=False).digest()
 
 
-def signed_text(salt: bytes, seq: int, value: bytes) -> bytes:
+def signed_text(salt: bytes, seq: int, value: bencode.Value) -> bytes:
     """Give what is signed."""
     head = b"4:salt" + bencode.encode(salt) if salt else b""
     return head + b"3:seqi%de1:v" % seq + bencode.encode(value)
 
 
-def _fits(key: bytes, salt: bytes, seq: int, value: bytes) -> bool:
+def _fits(key: bytes, salt: bytes, seq: int, value: bencode.Value) -> bool:
     size = len(bencode.encode(value))
     return len(key) == NODE_ID and len(salt) <= SALT_MAX and 0 <= seq <= SEQ_MOST and size <= V_MAX

@@ -39,6 +39,7 @@ NEED: Final = 3  # attesters that make a claim a candidate
 KNOWN: Final = 7 * 86_400  # seconds for which an attester has to be known
 SHARE: Final = 3  # another candidate with 1 / SHARE of the support makes it ambiguous
 CLAIMS_SHOWN: Final = 16
+ATTESTERS: Final = 256  # of one claim that are weighed, those that we know longest
 CERTIFICATE_MAX: Final = 256  # bytes
 DAY: Final = 86_400
 
@@ -249,10 +250,11 @@ def _check(record: Record, kind: Kind, target: bytes, effort: int, now: float) -
 
 def _candidate(key: bytes, said: list[Seen], witnesses: Mapping[bytes, Witness], now: float, ruled: bool) -> Candidate:
     known = [one for one in said if not ruled or one.attester in witnesses]
+    known.sort(key=lambda one: (witnesses[one.attester].known if ruled else 0.0, one.attester))
     flags = Counter(flag for one in known for flag in Flag if one.flags & flag)
     days: dict[str, list[int]] = {}
     ways: dict[str, set[bytes]] = {}
-    for one in known:
+    for one in known[:ATTESTERS]:
         if one.flags & Flag.WRONG_KEY:
             continue
         if not ruled:

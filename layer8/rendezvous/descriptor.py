@@ -186,14 +186,14 @@ def find_cookie(key: bytes, period: int, lists: Sequence[Item], client: ClientKe
         if item.salt not in _LIST_SALTS:
             raise RemoteProtocolError("a list of clients under another salt")
         item.check(item_target(public, item.salt))
-    return client.find(public, [item.value for item in lists])
+    return client.find(public, [item.text for item in lists])
 
 
 def read_item(key: bytes, period: int, item: Item, now: float, *, cookie: bytes = b"") -> ServiceDescriptor:
     """Check and open what somebody gave for a service's descriptor; raises `RemoteProtocolError`."""
     public = blinded(key, period)
     item.check(item_target(public, SALT))
-    found = ServiceDescriptor.parse(unseal(key, public, cookie, item.seq, item.value))
+    found = ServiceDescriptor.parse(unseal(key, public, cookie, item.seq, item.text))
     found.check(now)
     return found
 

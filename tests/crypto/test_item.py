@@ -67,6 +67,14 @@ class ItemTests(SynchronousTestCase):
         with self.assertRaises(RemoteProtocolError):
             one.check(item_target(KEY.node_id, b"e"))
 
+    def test_values_of_every_kind(self) -> None:
+        one = made(value={b"i": b"x", b"t": [1, 2]})
+        one.check(one.target)
+        self.assertEqual(signed_text(b"", 1, {b"i": 2}), b"3:seqi1e1:vd1:ii2ee")
+        with self.assertRaises(RemoteProtocolError):
+            one.text  # noqa: B018
+        self.assertEqual(made().text, b"v")
+
     def test_limits(self) -> None:
         made(salt=b"s" * SALT_MAX, seq=SEQ_MOST, value=b"v" * (V_MAX - 4))
         for wrong in (

@@ -17,6 +17,7 @@ from layer8.crypto.record import Kind, Record
 from layer8.rendezvous import claims
 from layer8.rendezvous.address import WrongName
 from layer8.rendezvous.claims import (
+    ATTESTERS,
     CERTIFICATE_MAX,
     CLAIMS_SHOWN,
     CLOCK,
@@ -206,6 +207,14 @@ class WeighTests(SynchronousTestCase):
         known = {node(number): Node(number).witness for number in (10, 11, 12)}
         self.assertEqual(decide("shop", [Claim("blog", A, 0)], said, known, NOW).state, State.UNKNOWN)
         self.assertEqual(decide("blog", [Claim("blog", B, 0)], said, known, NOW).state, State.CLAIMED)
+
+    def test_so_many_attesters_are_weighed_and_no_more(self) -> None:
+        """Those that we know longest: a crowd that came later pushes nobody out."""
+        crowd = nodes(1000, 400, known=8)
+        verdict = weigh((A, 50, [*crowd, *nodes(10, 3)], 0))
+        self.assertEqual((verdict.candidates[0].support, verdict.candidates[0].attesters), (ATTESTERS, 403))
+        self.patch(claims, "ATTESTERS", 3)
+        self.assertEqual(weigh((A, 50, [*crowd, *nodes(10, 3)], 0)).candidates[0].day, TODAY - 50)
 
     def test_a_handful_is_shown(self) -> None:
         verdict = weigh(*((node(number), 50, [], 0) for number in range(100, 100 + CLAIMS_SHOWN + 4)))

@@ -140,6 +140,11 @@ class ReadTests(SynchronousTestCase):
         with self.assertRaises(RemoteProtocolError):
             read_item(A, TODAY, forged, NOW)
 
+    def test_no_byte_string(self) -> None:
+        blind = BlindKey.of(SERVICE, TODAY)
+        with self.assertRaises(RemoteProtocolError):
+            read_item(A, TODAY, Item.make(blind.public, blind.sign, SALT, 1, [1]), NOW)
+
     def test_expired_or_from_the_future(self) -> None:
         for expires, now in ((int(NOW), NOW), (int(NOW) + LIFE + CLOCK + 1, NOW)):
             (item,) = publish(SERVICE, TODAY, descriptor(expires=expires), int(NOW))
@@ -170,13 +175,13 @@ class StoringNodeTests(SynchronousTestCase):
         sizes = set()
         for count in range(1, POINTS + 1):
             points = tuple(point(number) for number in range(1, count + 1))
-            sizes.add(len(publish(SERVICE, TODAY, descriptor(points=points), int(NOW))[0].value))
+            sizes.add(len(publish(SERVICE, TODAY, descriptor(points=points), int(NOW))[0].text))
         self.assertEqual(len(sizes), 1)
 
     def seen(self, day: int, seq: int) -> bytes:
         clients = [ClientKey.make().public for _ in range(3)]
         items = publish(SERVICE, day, descriptor(), seq, cookie=COOKIE, clients=clients)
-        return b"\xff\0\xff".join(item.key + item.value + item.signature for item in items)
+        return b"\xff\0\xff".join(item.key + item.text + item.signature for item in items)
 
 
 class ClientTests(SynchronousTestCase):
