@@ -259,6 +259,12 @@ class RecordTests(SynchronousTestCase):
             with self.assertRaises(RemoteProtocolError):
                 read_claim(record, name, NOW)
 
+    def test_claims_of_keys_that_no_service_may_have(self) -> None:
+        good = paid(make_claim(key(1), "blog", NOW))
+        self.patch(claims, "valid", lambda public: public != A)
+        with self.assertRaises(RemoteProtocolError):
+            read_claim(good, "blog", NOW)
+
     def test_attestation(self) -> None:
         record = paid(make_seen(key(9), self.seen(), NOW))
         self.assertEqual(len(record.data), 10)

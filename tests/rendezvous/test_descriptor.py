@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from layer8.core import bencode
 from layer8.core.errors import ConfigError, LimitExceeded, LocalProtocolError, RemoteProtocolError
 from layer8.crypto.blind import BlindKey, blinded
-from layer8.crypto.curtain import AUTH_CLIENTS, TEXT_MAX, ClientKey, NotAuthorised, seal
+from layer8.crypto.curtain import AUTH_CLIENTS, TEXT_MAX, ClientKey, NotAuthorised, client_lists, seal
 from layer8.crypto.item import V_MAX, Item
 from layer8.crypto.keys import id_text
 from layer8.rendezvous.address import PERIOD, period, published
@@ -219,6 +219,15 @@ class ClientTests(SynchronousTestCase):
         for wrong in (other[1:], publish(SERVICE, TODAY, descriptor(), 1)[:1]):
             with self.assertRaises(RemoteProtocolError):
                 find_cookie(A, TODAY, wrong, last)
+
+    def test_lists_that_the_service_has_not_signed(self) -> None:
+        """Else whoever stores them could hand a client another cookie, or see by its coming back that it tried."""
+        own = ClientKey.make()
+        _, good = publish(SERVICE, TODAY, descriptor(), 1, cookie=COOKIE, clients=[own.public])
+        forged = client_lists(good.key, b"f" * 32, [own.public])[0]
+        for value, signature in ((forged, good.signature), (good.value, bytes(64))):
+            with self.assertRaises(RemoteProtocolError):
+                find_cookie(A, TODAY, [Item(good.key, good.salt, good.seq, value, signature)], own)
 
     def test_clients_need_a_cookie(self) -> None:
         with self.assertRaises(LocalProtocolError):
