@@ -7,7 +7,7 @@ a'' = SHA-512("layer8/1 blind nonce\0" | prefix of A | A')[:32]     prefix of th
 ```
 Signatures by (a', a'') are those of RFC 8032, so whoever checks one needs to know nothing of this. Multiplication is
 libsodium's, which refuses points outside of the group of order l; that it does what others do is shown by the table of
-keys, parameters and blinded keys that Tor publishes. About 0.1 ms each for A', a signature and a check.
+keys, parameters and blinded keys that Tor publishes. About 0.25 ms for A', and 0.08 ms for a signature.
 """
 
 from __future__ import annotations
