@@ -117,6 +117,7 @@ myst_substitutions = {
     "knowledge_proxy": knowledge.markdown("proxy"),
     "knowledge_control": knowledge.markdown("control"),
     "knowledge_network": knowledge.markdown("network"),
+    "knowledge_hidden": knowledge.markdown("hidden"),
     "configuration": sections(),
     "events": events(),
     "options_expose": table(click_options("expose")),

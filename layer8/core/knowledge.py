@@ -344,6 +344,37 @@ TABLE: tuple[Row, ...] = (
         learns="by times and volume, that a client's circuit and an exit's are one",
         hidden="nothing of that: padding and cells of one length do not stop whoever counts at both ends",
     ),
+    Row(
+        part="hidden",
+        party="node that stores a service's descriptor",
+        learns="a key that is good for one day, when it was used, and for how many sixteens of known clients at most",
+        hidden="which service it is, its points and clients, and which keys of two days are one service's",
+        tests=(
+            "rendezvous.test_descriptor.StoringNodeTests",
+            "crypto.test_curtain.ClientTests.test_lists_tell_nothing",
+        ),
+    ),
+    Row(
+        part="hidden",
+        party="somebody who has the address and is not let in",
+        learns="that a descriptor exists",
+        hidden="the service's points, and so any way to knock",
+        tests=("rendezvous.test_descriptor.ClientTests.test_only_known_clients_get_in",),
+    ),
+    Row(
+        part="hidden",
+        party="client that was removed",
+        learns="what it knew before",
+        hidden="the descriptors of afterwards",
+        tests=("rendezvous.test_descriptor.ClientTests.test_who_was_removed_is_out",),
+    ),
+    Row(
+        part="hidden",
+        party="reader of attestations",
+        learns="that a node with the role names has looked at a service, on which days, and what it found",
+        hidden="who visits the service",
+        built=False,
+    ),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 from pathlib import Path
 
 from attrs import define, field
@@ -80,6 +81,13 @@ class NodeKey:
     def sign(self, message: bytes) -> bytes:
         """Give the 64-byte signature of `message`."""
         return self._private.sign(message)
+
+    def expanded(self) -> tuple[bytes, bytes]:
+        """Give the secret scalar, clamped, and the prefix of nonces, 32 bytes each (RFC 8032 section 5.1.5)."""
+        made = bytearray(hashlib.sha512(self._private.private_bytes_raw()).digest())
+        made[0] &= 248
+        made[31] = made[31] & 127 | 64
+        return bytes(made[:NODE_ID]), bytes(made[NODE_ID:])
 
     @property
     def text(self) -> str:

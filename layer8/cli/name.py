@@ -1,0 +1,174 @@
+"""`layer8 name`: the names by which this user calls hidden services."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from layer8.cli.output import columns, json_option, print_json, printable
+from layer8.config.home import home
+from layer8.core.errors import Layer8Error, RemoteProtocolError
+
+if TYPE_CHECKING:
+    from layer8.rendezvous.files import Magnet, ServiceFile
+    from layer8.rendezvous.names import Names
+    from layer8.rendezvous.shelf import Shelf
+
+
+@click.group()
+def name() -> None:
+    """Look after the names by which you call hidden services."""
+
+
+@name.command()
+@click.argument("name")
+@click.argument("what", metavar="ADDRESS|MAGNET|FILE")
+@json_option
+def pin(name: str, what: str, as_json: bool) -> None:
+    """Pin NAME to a service for ever: another key is never opened under it.
+
+    An address has 56 letters, with .l8.alt or without; a link begins with magnet:, and a file, NAME.l8 or a path, is
+    what its service has written, or an index page on which it calls itself NAME; that goes into petnames.toml too.
+    """
+    from layer8.rendezvous.address import address_text, check_name, parse_address, shown
+    from layer8.rendezvous.files import Magnet
+
+    now = datetime.now(UTC).timestamp()
+    found: ServiceFile | Magnet | None = None
+    try:
+        check_name(name)
+    except RemoteProtocolError as error:
+        raise Layer8Error(f"{printable(name)[:80]}: {error}") from None
+    try:
+        if what.lower().startswith("magnet:"):
+            found = Magnet.parse(what)
+        elif what.endswith(".l8") or os.sep in what:
+            found = _service_file(Path(what), name, now)
+        key = found.key if found is not None else parse_address(what)
+    except RemoteProtocolError as error:
+        raise Layer8Error(f"{printable(what)[:200]}: {error}") from None
+    shelf = _shelf()
+    book = shelf.book()
+    new = book.pin(name, key, now)
+    if found is not None and not isinstance(found, Magnet):
+        shelf.add_petname(name, key)
+    if new:
+        shelf.save(book)
+    trackers = [str(tracker) for tracker in found.trackers] if found is not None else []
+    if as_json:
+        told = {"name": name, "shown": shown(name, key), "address": address_text(key), "new": new}
+        print_json({**told, "trackers": trackers})
+        return
+    click.echo(f"{shown(name, key)} is pinned{'' if new else ' already'} to {address_text(key)}.l8.alt")
+    if found is not None and found.name and found.name != name:
+        click.echo(f"it calls itself {found.name}")
+    for tracker in trackers:
+        click.echo(f"tracker {printable(tracker)}")
+
+
+@name.command()
+@click.argument("name")
+@json_option
+def unpin(name: str, as_json: bool) -> None:
+    """Take the pin of NAME away, so that it may be pinned to another key."""
+    shelf = _shelf()
+    book = shelf.book()
+    if not book.unpin(name):
+        raise Layer8Error(f"{printable(name)} is not pinned: layer8 name list shows what is")
+    shelf.save(book)
+    if as_json:
+        print_json({"name": name, "unpinned": True})
+    elif name in shelf.petnames():
+        click.echo(f"{name} is not pinned any more; it still stands in petnames.toml")
+    else:
+        click.echo(f"{name} is not pinned any more")
+
+
+@name.command("list")
+@click.option("--hosts", is_flag=True, help="Lines for a file of hosts, each name with a loopback address of its own.")
+@json_option
+def list_(hosts: bool, as_json: bool) -> None:
+    """List pinned names and petnames, and the red flags of names that were answered by another key."""
+    from layer8.rendezvous.address import address_text, parse_address
+    from layer8.rendezvous.names import loopback
+
+    names = _shelf().names()
+    rows = _rows(names)
+    where = loopback({row["name"]: parse_address(row["address"]) for row in rows})
+    for row in rows:
+        row["host"] = where[row["name"]]
+    flags: list[dict[str, Any]] = [
+        {"name": one.name, "address": address_text(one.key), "by": one.by.value, "at": one.at, "times": one.times}
+        for one in names.book.flags.values()
+    ]
+    if as_json:
+        print_json({"names": rows, "flags": flags})
+        return
+    if hosts:
+        for row in rows:
+            click.echo(f"{row['host']}\t{row['name']}.l8.alt\t# {row['address']}.l8.alt")
+        return
+    if not rows:
+        click.echo("no name is pinned: layer8 name pin NAME ADDRESS")
+    else:
+        cells = [["name", "by", "since", "address"]]
+        cells += [[row["shown"], row["layer"], _day(row["at"]), row["address"]] for row in rows]
+        click.echo("\n".join(columns(cells)))
+    for row in rows:
+        if row["conflict"]:
+            click.echo(f"red flag: petnames.toml says that {row['name']} is {row['conflict']}; the pin counts")
+    for flag in flags:
+        click.echo(
+            f"red flag: {flag['name']} was answered by {flag['address']} ({flag['by']}, {flag['times']} times, "
+            f"last on {_day(flag['at'])}); it was not opened"
+        )
+
+
+def _shelf() -> Shelf:
+    from layer8.rendezvous.shelf import Shelf
+
+    return Shelf(home(os.environ))
+
+
+def _service_file(path: Path, name: str, now: float) -> ServiceFile:
+    """Read a service's own file, or find it on an index page by the name that it calls itself."""
+    from layer8.rendezvous.files import ServiceFile
+    from layer8.rendezvous.index import INDEX_MAX, Index, is_index
+
+    with path.open("rb") as file:
+        raw = file.read(INDEX_MAX + 1)
+    if is_index(raw):
+        return Index.read(raw).find(name, now).file
+    found = ServiceFile.read(raw)
+    found.check(now)
+    return found
+
+
+def _rows(names: Names) -> list[dict[str, Any]]:
+    from layer8.rendezvous.address import address_text, shown
+
+    rows: list[dict[str, Any]] = []
+    for text in sorted({*names.book.pins, *names.petnames}):
+        pin, petname = names.book.pins.get(text), names.petnames.get(text)
+        key = pin.key if pin is not None else petname
+        assert key is not None
+        other = petname if pin is not None and petname not in (None, pin.key) else None
+        rows.append(
+            {
+                "name": text,
+                "shown": shown(text, key, (other,) if other is not None else ()),
+                "address": address_text(key),
+                "layer": "petname" if pin is None else "pin",
+                "at": pin.at if pin is not None else None,
+                "conflict": address_text(other) if other is not None else None,
+            }
+        )
+    return rows
+
+
+def _day(seconds: int | None) -> str:
+    return "-" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")

@@ -1,0 +1,72 @@
+"""The user's names on disk: `pins.toml`, which layer8 writes, and `petnames.toml`, which its owner may edit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from attrs import define
+
+from layer8.core.errors import ConfigError
+from layer8.crypto.keyfile import read_private, write_private
+from layer8.rendezvous.names import TEXT_MAX, Book, Names, add_petname, parse_petnames
+
+PINS_FILE: Final = "pins.toml"
+PETNAMES_FILE: Final = "petnames.toml"
+WRITTEN: Final = 0o022  # permission bits by which others could change whom a name leads to
+
+
+@define(eq=False)
+class Shelf:
+    """Both files of one folder; everything here raises `ConfigError` or `StorageError` with the path."""
+
+    folder: Path
+
+    def names(self, signers: Iterable[bytes] = ()) -> Names:
+        """Read everything."""
+        return Names(self.book(), self.petnames(), frozenset(signers))
+
+    def book(self) -> Book:
+        """Read the pins and red flags."""
+        path = self.folder / PINS_FILE
+        try:
+            return Book.parse(_read(path))
+        except ConfigError as error:
+            raise _with(path, error) from error
+
+    def save(self, book: Book) -> None:
+        """Write them."""
+        write_private(self.folder / PINS_FILE, book.dump().encode())
+
+    def petnames(self) -> dict[str, bytes]:
+        """Read the petnames."""
+        path = self.folder / PETNAMES_FILE
+        try:
+            return parse_petnames(_read(path))
+        except ConfigError as error:
+            raise _with(path, error) from error
+
+    def add_petname(self, name: str, key: bytes) -> None:
+        """Add one, and leave everything else in the file as it is; raises `WrongKey` too."""
+        path = self.folder / PETNAMES_FILE
+        try:
+            before = _read(path)
+            after = add_petname(before, name, key)
+        except ConfigError as error:
+            raise _with(path, error) from error
+        if after != before:
+            write_private(path, after.encode())
+
+
+def _read(path: Path) -> str:
+    if not path.exists():
+        return ""
+    try:
+        return read_private(path, most=TEXT_MAX, forbidden=WRITTEN).decode("utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8") from None
+
+
+def _with(path: Path, error: ConfigError) -> ConfigError:
+    return error if str(error).startswith(str(path)) else ConfigError(f"{path}: {error}")
