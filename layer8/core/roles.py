@@ -33,12 +33,6 @@ class Asker(Protocol):
     def destroy(self) -> None:
         """End the circuit: it has broken the protocol."""
 
-    def join(self, other: int) -> bool:
-        """Let this circuit and that one with this number go over into each other; False if one of them cannot.
-
-        What was answered before leaves first, and nothing can be answered after it.
-        """
-
 
 class Answers(Protocol):
     """A role's side: raises `RemoteProtocolError` for what costs the asker its circuit."""

@@ -199,12 +199,16 @@ class Circuits:
         if not rest:
             del self._of[circuit.link]
 
-    def join(self, one: Circuit, other: Circuit | None) -> bool:
-        """Let two circuits that end here go over into each other; False, and nothing has changed, if one cannot."""
-        if other is None or one is other or not (one.joinable and other.joinable):
+    def join(self, number: int, other: int) -> bool:
+        """Let two circuits that end here go over into each other; False, and nothing has changed, if one cannot.
+
+        What a role has answered before leaves first, and nothing can be answered after it.
+        """
+        one, two = self.all.get(number), self.all.get(other)
+        if one is None or two is None or one is two or not (one.joinable and two.joinable):
             return False
-        one.joined(other)
-        other.joined(one)
+        one.joined(two)
+        two.joined(one)
         return True
 
     def lost(self, link: Way) -> None:
@@ -280,11 +284,6 @@ class Asked:
     def destroy(self) -> None:
         """End the circuit: it has broken the protocol."""
         self._circuit.close(Destroy.PROTOCOL)
-
-    def join(self, other: int) -> bool:
-        """Let this circuit and another one that ends here go over into each other; False if one of them cannot."""
-        circuits = self._circuit.owner
-        return circuits.join(self._circuit, circuits.all.get(other))
 
 
 @define(eq=False)

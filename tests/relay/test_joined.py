@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from random import Random
 
 from attrs import define, field
@@ -25,6 +26,7 @@ PORT = Open(Proto.TCP, "", 80)
 class Joiner:
     """A role that joins whoever says JOIN to whoever has said WAIT last."""
 
+    join: Callable[[int, int], bool]
     commands: frozenset[int] = frozenset({WAIT, JOIN})
     waiting: Asker | None = None
     results: list[bool] = field(factory=list)
@@ -36,7 +38,7 @@ class Joiner:
             asker.answer(DONE, b"waiting")
         elif self.waiting is not None:
             self.waiting.answer(DONE, data)
-            self.results.append(asker.join(self.waiting.circuit))
+            self.results.append(self.join(asker.circuit, self.waiting.circuit))
 
     def gone(self, circuit: int) -> None:
         self.forgotten.append(circuit)
@@ -51,7 +53,7 @@ class JoinedCase(NetworkCase):
         self.client, self.service = self.net.client("client"), self.net.client("service")
         names = ("one", "two", "meeting", "three", "four")
         self.relays = [self.net.relay(name) for name in names]
-        self.role = Joiner()
+        self.role = Joiner(self.relays[2].circuits.join)
         self.relays[2].circuits.serve(self.role)
         one, two, meeting, three, four = self.relays
         self.near = self.start(self.net.begin(self.client, one, two, meeting))
@@ -122,11 +124,10 @@ class JoinTests(JoinedCase):
         self.near.circuit.tell(JOIN, b"")
         self.net.run(lambda: self.role.results == [False])
         assert self.role.waiting is not None
-        self.assertFalse(self.role.waiting.join(12345))
+        self.assertFalse(self.role.join(self.role.waiting.circuit, 12345))
 
     def test_not_twice(self) -> None:
         self.meet()
-        assert self.role.waiting is not None
         third = self.start(self.net.begin(self.service, self.relays[0], self.relays[2]))
         third.circuit.tell(JOIN, b"late")
         self.net.run(lambda: self.role.results == [True, False])
