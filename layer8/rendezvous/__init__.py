@@ -1,0 +1,1 @@
+"""Hidden services: addresses, descriptors, names and the files that carry them."""
