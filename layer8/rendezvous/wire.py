@@ -226,7 +226,8 @@ class Knock:
     def read(cls, data: bytes) -> Knock:
         """Read the data; raises `RemoteProtocolError`."""
         _sized(data, _PASSED.size + BLOB)
-        return cls(*_PASSED.unpack_from(data), data[_PASSED.size :])
+        auth_key, src, work = _PASSED.unpack_from(data)
+        return cls(auth_key, src, work, data[_PASSED.size :])
 
 
 @frozen

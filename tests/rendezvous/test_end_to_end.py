@@ -1,0 +1,226 @@
+"""A client and a hidden service that meet in a network in memory, and what everybody on the way has seen of it."""
+
+from __future__ import annotations
+
+import hashlib
+from random import Random
+from typing import Any
+
+from attrs import evolve
+
+from layer8.crypto.keys import NodeKey
+from layer8.relay.origin import Origin, State
+from layer8.relay.wire import Open, Proto, Reason
+from layer8.rendezvous.client import NotMet, Step
+from layer8.rendezvous.limits import BAD_PORTS, SETUP_CELLS, T_RENDEZVOUS
+from layer8.testing.network import Heard
+from tests.rendezvous.net import HiddenCase, Told
+
+PORT = Open(Proto.TCP, "", 80)
+
+
+class MeetCase(HiddenCase):
+    def echoed(self, origin: Origin, text: bytes) -> None:
+        sink = Heard()
+        stream = origin.open(PORT, sink)
+        stream.write(text)
+        stream.end()
+        self.net.run(lambda: "ended" in sink.words or sink.reason is not None)
+        self.assertEqual(hashlib.sha256(sink.all).digest(), hashlib.sha256(text).digest())
+
+
+class MeetTests(MeetCase):
+    def test_sixteen_mebibytes(self) -> None:
+        """G38: mode 1 carries 16 MiB, and its access point sees fewer than 8 cells of it."""
+        self.start()
+        before = self.cells()
+        self.echoed(self.meet(), Random(1).randbytes(16 * 2**20))
+        self.assertLess(self.cells() - before, 8)
+        self.assertEqual(len(self.service.sessions), 1)
+        self.assertEqual(sum(one.passed for access in self.access for one in access.listeners.values()), 1)
+
+    def cells(self) -> int:
+        """Count what has gone through access points, on the service's side."""
+        count = 0
+        for node, access in zip(self.relays, self.access, strict=False):
+            for listener in access.listeners.values():
+                circuit = node.circuits.all[listener.asker.circuit]
+                count += circuit.cells_forward + circuit.cells_backward
+        return count
+
+    def test_many_clients_and_streams(self) -> None:
+        self.start()
+        for _ in range(3):
+            origin = self.meet()
+            for text in (b"one", b"two" * 1000):
+                self.echoed(origin, text)
+        self.assertEqual(len(self.service.sessions), 3)
+        self.assertEqual(self.service.counted["met"], 3)
+
+    def test_lengths_of_paths(self) -> None:
+        self.start()
+        self.meet()
+        self.assertEqual([len(path) for path in self.there.paths], [4, 4, 4, 4])
+        self.assertEqual(sorted(len(path) for path in self.here.paths), [3, 4])
+
+    def test_set_ups_look_alike(self) -> None:
+        """Before a circuit says anything of its own, as many cells have left on it as on all others."""
+        self.start()
+        self.meet()
+        circuits = [building.circuit for building in (*self.there.built, *self.here.built)]
+        self.assertEqual({origin.sent for origin in circuits}, {SETUP_CELLS})
+
+    def test_login(self) -> None:
+        """G54: a client may say who it is, to this service alone."""
+        self.start()
+        key = NodeKey.make()
+        self.echoed(self.meet(login=key), b"hello")
+        self.assertEqual(self.logins, [key.node_id])
+
+    def test_the_client_leaves(self) -> None:
+        self.start()
+        origin = self.meet()
+        origin.close()
+        self.net.run(lambda: not self.service.sessions)
+
+    def test_the_service_stops(self) -> None:
+        self.start()
+        origin = self.meet()
+        self.service.stop()
+        self.net.run(lambda: origin.state is State.CLOSED)
+        self.net.settle()
+        self.assertEqual([access.listeners for access in self.access], [{}] * 4)
+
+
+class PortTests(MeetCase):
+    def refusal(self, origin: Origin, target: Open) -> Reason | None:
+        sink = Heard()
+        origin.open(target, sink)
+        self.net.run(lambda: sink.reason is not None)
+        return sink.reason
+
+    def test_no_such_port(self) -> None:
+        self.start()
+        origin = self.meet()
+        self.assertEqual(self.refusal(origin, evolve(PORT, port=81)), Reason.NO_PORT)
+        self.echoed(origin, b"still there")
+
+    def test_a_client_that_tries_them_all(self) -> None:
+        self.start()
+        origin = self.meet()
+        for port in range(1, BAD_PORTS + 1):
+            self.refusal(origin, evolve(PORT, port=port))
+        self.net.run(lambda: origin.state is State.CLOSED)
+
+    def test_a_service_is_no_exit(self) -> None:
+        self.start()
+        origin = self.meet()
+        for target in (evolve(PORT, host="127.0.0.1"), evolve(PORT, proto=Proto.UDP)):
+            self.assertEqual(self.refusal(origin, target), Reason.POLICY)
+
+
+class FailureTests(MeetCase):
+    def step(self, **more: Any) -> Step:
+        with self.assertRaises(NotMet) as caught:
+            self.meet(**more)
+        step: Step = caught.exception.step
+        return step
+
+    def test_nobody_is_named(self) -> None:
+        self.assertEqual(self.step(), Step.INTRODUCTION)
+
+    def test_a_wrong_service_key(self) -> None:
+        """G41: whoever answers by the right access point under another key is not taken for the service."""
+        self.start()
+        self.key = NodeKey.make()
+        self.assertEqual(self.step(), Step.RENDEZVOUS)
+
+    def test_nobody_listens_any_more(self) -> None:
+        self.start()
+        told = self.told
+        self.service.stop()
+        self.net.settle()
+        self.told = told
+        self.assertEqual(self.step(), Step.INTRODUCTION)
+
+    def test_the_next_point(self) -> None:
+        self.start()
+        points = [evolve(point, auth_key=bytes(32)) for point in self.told.points[:2]]
+        self.told = Told((*points, self.told.points[2]))
+        self.echoed(self.meet(), b"hello")
+
+    def test_clients_that_are_not_known(self) -> None:
+        """A stranger learns no more than from a service that has gone to sleep."""
+        self.service = self.serve(self.key, cookie=b"k" * 32)
+        self.start()
+        before = self.net.clock.seconds()
+        self.assertEqual(self.step(), Step.LATE)
+        self.assertGreater(self.net.clock.seconds() - before, T_RENDEZVOUS)
+        self.assertEqual(self.service.counted["not for us"], 3)
+        self.echoed(self.meet(cookie=b"k" * 32), b"hello")
+
+    def test_clients_that_are_not_let_in(self) -> None:
+        key = NodeKey.make()
+        self.service = self.serve(self.key, allow=lambda login: login == key.node_id)
+        self.start()
+        self.assertEqual(self.step(), Step.LATE)
+        self.assertEqual(self.service.counted["refused"], 3)
+        self.echoed(self.meet(login=key), b"hello")
+
+    def test_nothing_is_left_behind(self) -> None:
+        self.key = NodeKey.make()
+        self.start()
+        self.step()
+        self.net.settle()
+        self.assertEqual([node.link.circuits for node in self.here.node.carriers], [0] * len(self.here.node.carriers))
+        self.assertEqual(self.service.sessions, {})
+
+
+class PointTests(MeetCase):
+    def test_one_that_is_lost_is_replaced(self) -> None:
+        self.start()
+        gone = next(iter(self.service.points.values()))
+        assert gone.origin is not None
+        gone.origin.close()
+        self.net.run(lambda: len(self.published[-1]) == 3 and gone.told not in self.published[-1])
+        self.echoed(self.meet(), b"hello")
+
+    def test_none_lives_for_ever(self) -> None:
+        self.service = self.serve(self.key, life=60.0)
+        self.start()
+        before = set(self.service.points)
+        self.net.settle(70.0)
+        self.net.run(lambda: len(self.told.points) == 3 and not before & set(self.service.points))
+
+    def test_no_key_serves_twice(self) -> None:
+        self.start()
+        keys = [key for point in self.told.points for key in (point.auth_key, point.enc_key)]
+        self.assertEqual(len(set(keys)), 6)
+        self.assertEqual(len({point.node for point in self.told.points}), 3)
+
+
+class ViewTests(MeetCase):
+    recording = True
+
+    def test_nobody_on_the_way_learns_the_service(self) -> None:
+        """G37, section 11: not the service's key, nor a client's login, nor a word of what is said."""
+        login = NodeKey.make()
+        secret = b"what only the two ends know, and nobody on the way between them"
+        self.start()
+        self.echoed(self.meet(login=login), secret)
+        self.net.settle()
+        for node in self.relays:
+            for what in (self.key.node_id, login.node_id, secret[:20]):
+                self.assertFalse(node.view.has(what))
+
+    def test_hops_see_their_neighbours_alone(self) -> None:
+        self.start()
+        self.echoed(self.meet(), b"hello")
+        client, service = self.here.node.address.host, self.there.node.address.host
+        for ways, address in ((self.here, client), (self.there, service)):
+            guards = {path[0] for path in ways.paths}
+            for node in self.relays:
+                if node.name not in guards:
+                    self.assertFalse(node.view.has(address))
+        for node in (self.here.node, self.there.node):
+            self.assertFalse(node.view.has(service if node is self.here.node else client))
