@@ -167,6 +167,11 @@ class Origin:
         """Count the cells of the busier direction, of which onion layers allow CIRC_CELLS."""
         return max((one.cells for one in (*self._forward[:1], *self._backward[:1])), default=0)
 
+    @property
+    def takes(self) -> bool:
+        """Say whether it takes new streams."""
+        return self.state is State.OPEN
+
     def begin(self, link: Way, hop: Hop) -> None:
         """Build the first hop over `link`; raises `Unavailable` if that takes no more circuits."""
         if self._slot is not None or self.state is State.CLOSED:

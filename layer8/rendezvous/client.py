@@ -115,7 +115,8 @@ class Attempt:
                 if not good and isinstance(made, Failure):
                     made.trap(Layer8Error)
                     raise NotMet(str(made.value), step)
-            near, far = origins
+            near: Origin = origins[0]
+            far: Origin = origins[1]
             keys = await self._introduce(far, places[0])
             near.meet(keys)
             joined = True
