@@ -55,13 +55,13 @@ class VisitsCase(HiddenNodesCase):
             raise NotFound("a wrong address", BAD_ADDRESS)
         return Found(self.key.node_id, self.told)
 
-    def open(self, name: str = NAME, port: int = 7, key: str = "") -> tuple[Asking, Call]:
+    def visit(self, name: str = NAME, port: int = 7, key: str = "") -> tuple[Asking, Call]:
         asking = Asking()
         call = self.visits.open(name, port, asking, key)
         assert isinstance(call, Call)
         return asking, call
 
-    def listen(self, factory: Factory) -> str:
+    def listen(self, factory: Any) -> str:
         port = self.reactor.listenTCP(0, factory, interface="127.0.0.1")
         self.addCleanup(port.stopListening)
         return f"tcp:127.0.0.1:{port.getHost().port}"
@@ -70,7 +70,7 @@ class VisitsCase(HiddenNodesCase):
 class StreamTests(VisitsCase):
     async def test_what_is_said_early(self) -> None:
         await self.begin()
-        asking, call = self.open()
+        asking, call = self.visit()
         call.write(b"hello")
         call.end()
         await self.until(lambda: "ended" in asking.words)
@@ -78,43 +78,43 @@ class StreamTests(VisitsCase):
 
     async def test_one_circuit_for_each_user(self) -> None:
         await self.begin()
-        first = [self.open() for _ in range(3)]
+        first = [self.visit() for _ in range(3)]
         await self.until(lambda: all("opened" in asking.words for asking, _ in first))
-        again, other = self.open()[0], self.open(key="another")[0]
+        again, other = self.visit()[0], self.visit(key="another")[0]
         await self.until(lambda: "opened" in again.words and "opened" in other.words)
         self.assertEqual(len(self.service.sessions), 2)
         self.assertEqual(self.found, [NAME, NAME])
 
     async def test_a_new_circuit_when_one_is_lost(self) -> None:
         await self.begin()
-        asking, _ = self.open()
+        asking, _ = self.visit()
         await self.until(lambda: "opened" in asking.words)
         for session in list(self.service.sessions.values()):
             session.origin.close()
         await self.until(lambda: "closed" in asking.words)
-        asking, call = self.open()
+        asking, call = self.visit()
         call.write(b"again")
         await self.until(lambda: asking.all == b"again")
 
     async def test_refusals(self) -> None:
         await self.begin()
         self.assertIsNotNone(self.told.points)
-        wrong, _ = self.open("wrong.l8.alt")
+        wrong, _ = self.visit("wrong.l8.alt")
         await self.until(lambda: wrong.code == BAD_ADDRESS)
         self.told = Told(())
-        none, _ = self.open(key="nobody")
+        none, _ = self.visit(key="nobody")
         await self.until(lambda: none.code == INTRODUCTION_FAILED)
 
     async def test_a_program_that_does_not_wait(self) -> None:
         await self.begin()
-        asking, call = self.open()
+        asking, call = self.visit()
         call.close()
         await self.until(lambda: len(self.service.sessions) == 1)
         self.assertEqual(asking.words, [])
 
     async def test_more_than_is_kept(self) -> None:
         await self.begin()
-        asking, call = self.open()
+        asking, call = self.visit()
         text = urandom(2**20)
         call.write(text)
         self.assertEqual(asking.words, ["hold"])
@@ -125,7 +125,7 @@ class StreamTests(VisitsCase):
 
 class TargetTests(VisitsCase):
     async def reason(self, port: int) -> Reason:
-        asking, _ = self.open(port=port)
+        asking, _ = self.visit(port=port)
         await self.until(lambda: asking.reason is not None)
         assert asking.reason is not None
         return asking.reason
@@ -157,7 +157,7 @@ class TargetTests(VisitsCase):
                 gone.callback(None)
 
         await self.begin({80: self.listen(Factory.forProtocol(Quiet))})
-        asking, call = self.open(port=80)
+        asking, call = self.visit(port=80)
         await self.until(lambda: "opened" in asking.words)
         call.close(Reason.RESET)
         await gone
