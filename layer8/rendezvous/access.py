@@ -18,7 +18,6 @@ from attrs import define, field
 from layer8.core.errors import LimitExceeded, RemoteProtocolError
 from layer8.core.roles import Asker
 from layer8.crypto.keys import verify
-from layer8.crypto.work import check
 from layer8.rendezvous.limits import (
     INTRO_BURST,
     INTRO_RATE,
@@ -26,12 +25,9 @@ from layer8.rendezvous.limits import (
     LISTENERS_PER_CIRC,
     LISTENERS_PER_NODE,
     POINT_INTROS,
-    SEED_LIFE,
-    SEEN_NONCES,
 )
+from layer8.rendezvous.price import Seeds
 from layer8.rendezvous.wire import (
-    SEED_HEAD,
-    WORK_LABEL,
     Answer,
     Connect,
     Knock,
@@ -40,23 +36,11 @@ from layer8.rendezvous.wire import (
     Renzv,
     Status,
     Tune,
-    Work,
     listen_text,
 )
 
 COMMANDS: Final = frozenset((int(Renzv.RES_LISTEN), int(Renzv.RES_TUNE), int(Renzv.RES_CONNECT)))
-SEEDS: Final = 2  # the present seed and the one before it
 NUMBERS: Final = 2**32
-
-
-@define(eq=False)
-class Seed:
-    """A seed of work that an access point takes solutions for, each of them once."""
-
-    seed: bytes = field(repr=False)
-    effort: int
-    until: float  # by the clock of `now`
-    nonces: set[bytes] = field(factory=set, init=False, repr=False)
 
 
 @define(eq=False)
@@ -68,7 +52,7 @@ class Listener:
     left: int = field(default=POINT_INTROS, init=False)
     passed: int = field(default=0, init=False)
     refused: int = field(default=0, init=False)  # for want of work
-    seeds: list[Seed] = field(factory=list, init=False, repr=False)  # the newest first
+    seeds: Seeds = field(factory=Seeds, init=False, repr=False)
     _tokens: float = field(default=float(INTRO_BURST), init=False)
     _at: float
 
@@ -80,35 +64,6 @@ class Listener:
             return False
         self._tokens -= 1
         self.left -= 1
-        return True
-
-    def tune(self, said: Tune, now: float) -> None:
-        """Ask for work with this seed; solutions for the one before are still good for a while."""
-        present = self.seeds[0] if self.seeds else None
-        if present is not None and present.seed == said.seed:
-            present.effort = said.effort
-        else:
-            self.seeds = [Seed(said.seed, said.effort, now + 2 * SEED_LIFE), *self.seeds][:SEEDS]
-
-    @property
-    def effort(self) -> int:
-        """Say how much work is asked for now; 0 for none."""
-        return self.seeds[0].effort if self.seeds else 0
-
-    def good(self, work: bytes, now: float) -> bool:
-        """Tell whether a knock brings what is asked for; a solution is good once."""
-        wanted = self.effort
-        solution = Work.read(work)
-        if not wanted:
-            return True
-        if solution is None or solution.effort < wanted:
-            return False
-        seed = next((one for one in self.seeds if one.seed[:SEED_HEAD] == solution.head and now < one.until), None)
-        if seed is None or solution.nonce in seed.nonces or len(seed.nonces) >= SEEN_NONCES:
-            return False
-        if not check(WORK_LABEL, self.auth_key, seed.seed, solution.effort, solution.nonce):
-            return False
-        seed.nonces.add(solution.nonce)
         return True
 
 
@@ -154,7 +109,7 @@ class Access:
     def _tune(self, asker: Asker, said: Tune, now: float) -> None:
         if said.auth_key not in self._by_circuit.get(asker.circuit, ()):
             raise RemoteProtocolError("work for an auth key that listens on another circuit")
-        self.listeners[said.auth_key].tune(said, now)
+        self.listeners[said.auth_key].seeds.tune(said.seed, said.effort, now)
 
     def _connect(self, asker: Asker, said: Connect, now: float) -> None:
         knocks = self._knocks.get(asker.circuit, 0)
@@ -167,9 +122,9 @@ class Access:
         listener = self.listeners.get(said.auth_key)
         if listener is None or not listener.asker.alive:
             return Answer(Status.UNKNOWN)
-        if not listener.good(said.work, now):
+        if not listener.seeds.good(said.auth_key, said.work, now):
             listener.refused += 1
-            return Answer(Status.WORK, listener.effort)
+            return Answer(Status.WORK, listener.seeds.effort)
         if not listener.take(now):
             return Answer(Status.BUSY)
         listener.passed += 1

@@ -28,7 +28,7 @@ from layer8.crypto.keys import NodeKey
 from layer8.crypto.ntor import HandshakeFailed, Keys
 from layer8.crypto.work import following, search
 from layer8.relay.client import OFFER, Hop, Origin
-from layer8.rendezvous.limits import T_INTRO, T_RENDEZVOUS
+from layer8.rendezvous.limits import MAX_EFFORT, T_INTRO, T_RENDEZVOUS
 from layer8.rendezvous.ways import AccessPoint, Told, Ways, ask, even
 from layer8.rendezvous.wire import NO_WORK, SEED_HEAD, WORK_LABEL, Answer, Connect, Renzv, Status, Work
 
@@ -64,7 +64,7 @@ async def meet(
     *,
     cookie: bytes = b"",
     login: NodeKey | None = None,
-    max_effort: int = 50_000_000,
+    max_effort: int = MAX_EFFORT,
 ) -> Origin:
     """Meet the service with this key; `told` is its descriptor, `cookie` what known clients have. Raises NotMet."""
     points = [AccessPoint(one.node, one.onion_key, one.auth_key, one.enc_key, one.endpoint) for one in told.points]

@@ -25,3 +25,4 @@ BAD_PORTS: Final = 8  # wrong virtual ports that a client may ask for
 SETUP_CELLS: Final = 10  # that leave on each circuit of these kinds before it says anything of its own
 T_INTRO: Final = 20.0  # seconds that a step of an introduction takes
 T_RENDEZVOUS: Final = 30.0  # seconds that a client waits for the service
+MAX_EFFORT: Final = 50_000_000  # of work that a service asks for, and a client does: about ten seconds

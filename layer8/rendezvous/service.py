@@ -34,15 +34,18 @@ from layer8.rendezvous.limits import (
     BLOB_AGE,
     INTRO_AGE,
     INTRO_QUEUE,
+    MAX_EFFORT,
     POINT_INTROS,
     POINT_LIFE,
     POINTS,
+    SEED_LIFE,
     SESSIONS_PER_SERVICE,
     STREAMS_PER_SESSION,
     T_INTRO,
 )
+from layer8.rendezvous.price import LOOK, Price, Pricing
 from layer8.rendezvous.ways import AccessPoint, Ways, ask, even
-from layer8.rendezvous.wire import Join, Knock, Listen, Renzv, Work, listen_text
+from layer8.rendezvous.wire import Join, Knock, Listen, Renzv, Tune, listen_text
 
 BEFORE_POINT: Final = 3  # hops before an access point of ours, and before a rendezvous hop that a client names
 AT_ONCE: Final = 16  # introductions that are answered at a time
@@ -94,12 +97,14 @@ class HiddenService:
     later: Callable[[float, Callable[[], None]], Any]  # a reactor's `callLater`
     allow: Callable[[bytes | None], bool] = lambda login: True
     cookie: bytes = field(default=b"", repr=False)
+    max_effort: int = MAX_EFFORT
     wanted: int = POINTS
     life: float = POINT_LIFE  # seconds that a point is used
     points: dict[bytes, Held] = field(factory=dict, init=False)  # by auth key, those that listen
     sessions: dict[Origin, Session] = field(factory=dict, init=False)
     counted: Counter[str] = field(factory=Counter, init=False)  # what has become of knocks
     running: bool = field(default=False, init=False)
+    pricing: Pricing = field(init=False, repr=False)
     _picking: int = field(default=0, init=False)
     _again: float = field(default=AGAIN, init=False)
     _queue: list[tuple[int, int, float, Held, bytes]] = field(factory=list, init=False, repr=False)
@@ -107,10 +112,23 @@ class HiddenService:
     _busy: int = field(default=0, init=False)
     _timers: dict[int, Any] = field(factory=dict, init=False, repr=False)
 
+    def __attrs_post_init__(self) -> None:
+        """Ask for no work yet."""
+        self.pricing = Pricing(self.ways.random, self.max_effort)
+
+    @property
+    def price(self) -> Price | None:
+        """Say what knocking costs; None if nothing."""
+        pricing = self.pricing
+        if not pricing.seeds.effort:
+            return None
+        return Price(pricing.seed, pricing.seeds.effort, int(self.ways.wall() + SEED_LIFE))
+
     def start(self) -> None:
         """Begin to listen."""
         self.running = True
         self._fill()
+        self._soon(LOOK, self._look)
 
     def stop(self) -> None:
         """End all points and sessions."""
@@ -177,6 +195,8 @@ class HiddenService:
         self._again = AGAIN
         self.points[point.auth.node_id] = point
         origin.at_end = lambda reason: self._lost(point)
+        if self.pricing.seeds.effort:
+            self._tune(point)
         self._soon(self.life, lambda: self._drop(point))
         self._changed()
 
@@ -193,33 +213,51 @@ class HiddenService:
         if self.running:
             self.publish(tuple(point.told for point in self.points.values()))
 
+    def _look(self) -> None:
+        """Ask for more work, or less."""
+        self._soon(LOOK, self._look)
+        if self.pricing.look([-one[0] for one in self._queue], self.ways.seconds()):
+            for point in self.points.values():
+                self._tune(point)
+            self._changed()
+
+    def _tune(self, point: Held) -> None:
+        pricing = self.pricing
+        said = Tune(point.auth.node_id, pricing.seed, pricing.seeds.effort, int(self.ways.wall() + SEED_LIFE))
+        if point.origin is not None and point.origin.takes:
+            point.origin.tell(Renzv.RES_TUNE, said.encode())
+
     # Introductions.
 
     def _knocked(self, point: Held, data: bytes) -> None:
         """Take a knock that an access point has passed on: those with most work come first."""
         try:
             knock = Knock.read(data)
-            work = Work.read(knock.work)
+            worth = self.pricing.worth(point.auth.node_id, knock.work, self.ways.seconds())
         except RemoteProtocolError:
             self._drop(point)
             return
         point.introductions += 1
-        if knock.auth_key != point.auth.node_id or len(self._queue) >= INTRO_QUEUE:
+        if knock.auth_key != point.auth.node_id or worth is None:
+            self.counted["no work"] += 1
+        elif len(self._queue) >= INTRO_QUEUE:
             self.counted["dropped"] += 1
+            self.pricing.dropped(worth)
         else:
             self._number += 1
-            effort = work.effort if work is not None else 0
-            heappush(self._queue, (-effort, self._number, self.ways.seconds(), point, knock.blob))
+            heappush(self._queue, (-worth, self._number, self.ways.seconds(), point, knock.blob))
             self._next()
         if point.introductions >= POINT_INTROS:
             self._drop(point)
 
     def _next(self) -> None:
         while self._queue and self._busy < AT_ONCE and self.running:
-            _, _, since, point, blob = heappop(self._queue)
+            minus, _, since, point, blob = heappop(self._queue)
             if self.ways.seconds() - since > INTRO_AGE:
                 self.counted["late"] += 1
+                self.pricing.dropped(-minus)
                 continue
+            self.pricing.handled(-minus)
             self._busy += 1
             self.tasks.start("introduction", self._answer(point, blob))
 

@@ -121,7 +121,7 @@ class HiddenCase(SynchronousTestCase):
 
     def publish(self, points: tuple[AccessPoint, ...]) -> None:
         self.published.append(points)
-        self.told = Told(points)
+        self.told = Told(points, self.service.price)
 
     def asked(self, stream: Stream, port: int, login: bytes | None) -> None:
         self.logins.append(login)

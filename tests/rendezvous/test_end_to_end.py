@@ -13,6 +13,7 @@ from layer8.relay.origin import Origin, State
 from layer8.relay.wire import Open, Proto, Reason
 from layer8.rendezvous.client import NotMet, Step
 from layer8.rendezvous.limits import BAD_PORTS, SETUP_CELLS, T_RENDEZVOUS
+from layer8.rendezvous.price import LOOK
 from layer8.testing.network import Heard
 from tests.rendezvous.net import HiddenCase, Told
 
@@ -174,6 +175,66 @@ class FailureTests(MeetCase):
         self.net.settle()
         self.assertEqual([node.link.circuits for node in self.here.node.carriers], [0] * len(self.here.node.carriers))
         self.assertEqual(self.service.sessions, {})
+
+
+class WorkTests(MeetCase):
+    def raise_price(self, effort: int) -> None:
+        self.service.pricing.dropped(0)
+        self.service.pricing.handled(effort)
+        published = len(self.published)
+        self.net.settle(LOOK + 1)
+        self.net.run(lambda: len(self.published) > published)
+
+    def test_who_has_worked_is_let_in(self) -> None:
+        self.start()
+        self.raise_price(500)
+        assert self.told.price is not None
+        self.assertEqual(self.told.price.effort, 500)
+        self.echoed(self.meet(), b"hello")
+        self.assertEqual(sum(one.refused for access in self.access for one in access.listeners.values()), 0)
+
+    def test_too_little_is_asked_for_at_first(self) -> None:
+        """A client does more and more, as long as it is not too much for it."""
+        self.start()
+        self.raise_price(500)
+        assert self.told.price is not None
+        self.told = Told(self.told.points, evolve(self.told.price, effort=100))
+        self.echoed(self.meet(), b"hello")
+        with self.assertRaises(NotMet):
+            self.meet(max_effort=400)
+
+    def test_the_service_is_not_told_of_those_without(self) -> None:
+        self.start()
+        self.raise_price(500)
+        self.told = Told(self.told.points)
+        with self.assertRaises(NotMet) as caught:
+            self.meet()
+        self.assertEqual(caught.exception.step, Step.INTRODUCTION)
+        self.assertEqual(self.service.counted, {})
+
+    def test_an_access_point_that_passes_everything_on(self) -> None:
+        """The service checks what it is told, and works for nobody who has not."""
+        self.start()
+        self.raise_price(500)
+        for access in self.access:
+            for listener in access.listeners.values():
+                listener.seeds.effort = 0
+        self.told = Told(self.told.points)
+        with self.assertRaises(NotMet) as caught:
+            self.meet()
+        self.assertEqual(caught.exception.step, Step.LATE)
+        self.assertEqual(self.service.counted, {"no work": 3})
+
+    def test_new_points_ask_for_it_too(self) -> None:
+        self.start()
+        self.raise_price(500)
+        for point in list(self.service.points.values()):
+            assert point.origin is not None
+            point.origin.close()
+        self.net.run(lambda: len(self.service.points) == 3)
+        self.net.settle(0.5)
+        efforts = [one.seeds.effort for access in self.access for one in access.listeners.values()]
+        self.assertEqual(efforts, [500] * 3)
 
 
 class PointTests(MeetCase):
