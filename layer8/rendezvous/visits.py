@@ -5,7 +5,8 @@
     visits = Visits(ways, tasks, find)
     SocksServer(..., hidden=visits)
 
-`find(name)` gives the service that a name means, with its descriptor; it raises `NotFound`, whose code says why not.
+`find(name, fresh)` gives the service that a name means, with its descriptor, and one that was not kept if `fresh`; it
+raises `NotFound`, whose code says why not. A service that is not met by what was kept is looked for once more.
 What a program says before the service has answered is kept, up to EARLY bytes. Streams of users with different keys
 never share a circuit: the service would know that they are one.
 """
@@ -67,7 +68,7 @@ class Caller(Sink, Protocol):
         """Take the end before there was a beginning."""
 
 
-Find = Callable[[str], Awaitable[Found]]
+Find = Callable[[str, bool], Awaitable[Found]]
 Circuit = Origin | NotMet | NotFound
 
 
@@ -187,8 +188,14 @@ class Visits:
     async def _visit(self, place: Hashable, name: str) -> None:
         circuit: Circuit = NotMet("this client is stopping", Step.RENDEZVOUS)
         try:
-            found = await self._find(name)
-            circuit = await meet(self._ways, found.service, found.told, cookie=found.cookie, login=found.login)
+            found = await self._find(name, False)
+            try:
+                circuit = await self._meet(found)
+            except NotMet as error:
+                circuit = error
+                again = await self._find(name, True)
+                if again != found:
+                    circuit = await self._meet(again)
         except CancelledError:
             raise
         except (NotFound, NotMet) as error:
@@ -199,6 +206,9 @@ class Visits:
                 self._keep(place, circuit)
             for call in waiting:
                 call.got(circuit)
+
+    async def _meet(self, found: Found) -> Origin:
+        return await meet(self._ways, found.service, found.told, cookie=found.cookie, login=found.login)
 
     def _keep(self, place: Hashable, origin: Origin) -> None:
         self._circuits[place] = origin

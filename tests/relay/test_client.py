@@ -284,10 +284,10 @@ class AskTests(ClientCase):
             )
             if end:
                 circuit.close()
-            failure = []
-            waiting.addErrback(failure.append)
-            self.until(lambda failure=failure: failure)
-            failure[0].trap(NoCircuit)
+            failures: list[Any] = []
+            waiting.addBoth(failures.append)
+            self.fill(failures)
+            failures[0].trap(NoCircuit)
             self.assertEqual(circuit.origin.state, State.CLOSED)
         with self.assertRaises(NoCircuit):
             self.wait(self.client.extend(circuit, self.nodes[0].hop))

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from os import urandom
-from random import Random, SystemRandom
+from random import Random
 from typing import Any
 
 from twisted.logger import Logger
 
-from layer8.control.service import wall_clock
-from layer8.crypto.descriptor import Role
 from layer8.crypto.keys import NodeKey
 from layer8.net.tasks import TaskSet
+from layer8.node.hidden import hidden_ways, serve_rendezvous
 from layer8.relay.client import Address, Open, Opened, Origin, Proto, Stream
 from layer8.relay.service import Relay
-from layer8.rendezvous.access import Access
 from layer8.rendezvous.client import meet
-from layer8.rendezvous.meeting import Meeting
 from layer8.rendezvous.service import HiddenService
-from layer8.rendezvous.ways import AccessPoint, NetworkWays
+from layer8.rendezvous.ways import AccessPoint
 from layer8.testing.network import Echo
 from tests.relay.nodes import LOOPBACK, Heard, NodesCase
 from tests.rendezvous.net import Told
@@ -39,21 +35,16 @@ class HiddenNodesCase(NodesCase):
     def offer(self) -> Relay:
         config = {"network": "test-nodes", "listen": LOOPBACK, "links": 1}
         node = self.node(NodeKey.make(), config, start=False)
-        node.serve(Access(), Role.RENDEZVOUS)
-        node.serve(Meeting(node.circuits.join))
+        serve_rendezvous(node)
         node.startService()
         return node
-
-    def ways(self, node: Relay) -> NetworkWays:
-        known = lambda: [peer.descriptor for peer in node.database]  # noqa: E731
-        return NetworkWays(node.client, self.reactor, wall_clock, urandom, SystemRandom(), known)
 
     async def start(self) -> None:
         self.relays = [self.offer() for _ in range(8)]
         self.here, self.there = self.client(), self.client()
         self.introduce(*self.relays, self.here, self.there)
         self.service = HiddenService(
-            self.ways(self.there), self.tasks, self.key, self.asked, self.publish, self.reactor.callLater
+            hidden_ways(self.there), self.tasks, self.key, self.asked, self.publish, self.reactor.callLater
         )
         self.addCleanup(self.tasks.stop)
         self.addCleanup(self.service.stop)
@@ -68,7 +59,7 @@ class HiddenNodesCase(NodesCase):
         stream.accept(Opened(Address(""), 0))
 
     async def meet(self, **more: Any) -> Origin:
-        return await meet(self.ways(self.here), self.key.node_id, self.told, **more)
+        return await meet(hidden_ways(self.here), self.key.node_id, self.told, **more)
 
 
 class LoopbackTests(HiddenNodesCase):

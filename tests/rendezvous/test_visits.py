@@ -7,6 +7,7 @@ from os import urandom
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.utils import getProcessOutputAndValue
@@ -16,6 +17,7 @@ from twisted.web.static import File
 
 from layer8.config.network import SocksConfig
 from layer8.core.errors import ConfigError
+from layer8.node.hidden import hidden_ways
 from layer8.relay.client import Reason
 from layer8.rendezvous.target import Ports
 from layer8.rendezvous.visits import BAD_ADDRESS, INTRODUCTION_FAILED, Call, Found, NotFound, Visits
@@ -45,15 +47,16 @@ class VisitsCase(HiddenNodesCase):
         await self.start()
         self.service.asked = self.ports.asked
         self.found: list[str] = []
-        self.visits = Visits(self.ways(self.here), self.tasks, self.find)
+        self.kept: Told | None = None
+        self.visits = Visits(hidden_ways(self.here), self.tasks, self.find)
         self.addCleanup(self.visits.close)
         self.addCleanup(self.ports.close)
 
-    async def find(self, name: str) -> Found:
-        self.found.append(name)
+    async def find(self, name: str, fresh: bool) -> Found:
+        self.found.append("fresh" if fresh else name)
         if name != NAME:
             raise NotFound("a wrong address", BAD_ADDRESS)
-        return Found(self.key.node_id, self.told)
+        return Found(self.key.node_id, self.told if fresh or self.kept is None else self.kept)
 
     def visit(self, name: str = NAME, port: int = 7, key: str = "") -> tuple[Asking, Call]:
         asking = Asking()
@@ -95,6 +98,15 @@ class StreamTests(VisitsCase):
         asking, call = self.visit()
         call.write(b"again")
         await self.until(lambda: asking.all == b"again")
+
+    async def test_what_was_kept_is_old(self) -> None:
+        """The points are others by now: a fresh descriptor is asked for, once."""
+        await self.begin()
+        self.kept = Told(tuple(evolve(point, auth_key=bytes(32)) for point in self.told.points))
+        asking, call = self.visit()
+        call.write(b"hello")
+        await self.until(lambda: asking.all == b"hello")
+        self.assertEqual(self.found, [NAME, "fresh"])
 
     async def test_refusals(self) -> None:
         await self.begin()
