@@ -272,6 +272,8 @@ class HiddenService:
             hop = Hop(meeting.node, meeting.onion_key, (meeting.endpoint,))
             origin = await self.ways.to(hop, BEFORE_POINT, layer2=True, kept=True)
             reply, keys = await self.ways.work(lambda: come.reply(OFFER.to_bytes()))
+            if not self.running:
+                return
             even(origin)
             origin.tell(Renzv.JOIN, Join(meeting.cookie, reply).encode())
             session = Session(origin, come.login, self.ways.seconds())

@@ -15,7 +15,7 @@ none.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 from attrs import define, field
 from twisted.internet import error
@@ -38,6 +38,14 @@ YES: Final = Opened(Address(""), 0)
 
 Function = Callable[[Stream], Sink]
 """Makes the sink of a stream that a client has opened."""
+
+
+@runtime_checkable
+class Begins(Protocol):
+    """A sink that has something to say before it is asked."""
+
+    def begin(self) -> None:
+        """Say it: the stream has been accepted."""
 
 
 @define(eq=False)
@@ -68,8 +76,10 @@ class Ports:
         elif isinstance(target, str):
             self._tasks.start("hidden port", self._dial(stream, target))
         else:
-            stream.sink = target(stream)
+            sink = stream.sink = target(stream)
             stream.accept(YES)
+            if isinstance(sink, Begins):
+                sink.begin()
 
     def close(self) -> None:
         """End every connection."""

@@ -45,13 +45,14 @@ class MemoryWays:
     offering: list[Node]  # that are access points and rendezvous hops
     built: list[Building] = field(factory=list)
     paths: list[tuple[str, ...]] = field(factory=list)
+    behind: float = 0.0  # seconds that its clock is
 
     @property
     def network(self) -> bytes:
         return self.net.mark
 
     def wall(self) -> float:
-        return WALL + self.net.clock.seconds()
+        return WALL + self.net.clock.seconds() - self.behind
 
     def seconds(self) -> float:
         return self.net.clock.seconds()

@@ -6,14 +6,19 @@ import hashlib
 from random import Random
 from typing import Any
 
-from attrs import evolve
+from attrs import define, evolve
+from twisted.internet.defer import Deferred
 
+from layer8.core.roles import Asker
+from layer8.crypto.introduction import BLOB
 from layer8.crypto.keys import NodeKey
 from layer8.relay.origin import Origin, State
 from layer8.relay.wire import Open, Proto, Reason
-from layer8.rendezvous.client import NotMet, Step
-from layer8.rendezvous.limits import BAD_PORTS, SETUP_CELLS, T_RENDEZVOUS
+from layer8.rendezvous.client import NotMet, Step, meet
+from layer8.rendezvous.limits import BAD_PORTS, BLOB_AGE, SETUP_CELLS, T_RENDEZVOUS
+from layer8.rendezvous.meeting import Meeting
 from layer8.rendezvous.price import LOOK
+from layer8.rendezvous.wire import NO_WORK, REPLY_LEAST, Knock, Renzv
 from layer8.testing.network import Heard
 from tests.rendezvous.net import HiddenCase, Told
 
@@ -175,6 +180,93 @@ class FailureTests(MeetCase):
         self.net.settle()
         self.assertEqual([node.link.circuits for node in self.here.node.carriers], [0] * len(self.here.node.carriers))
         self.assertEqual(self.service.sessions, {})
+
+
+class HostileTests(MeetCase):
+    def test_an_access_point_that_repeats_a_knock(self) -> None:
+        """The service comes once, however often it is told."""
+        self.start()
+        said: list[tuple[int, bytes]] = []
+        for access in self.access:
+            for listener in access.listeners.values():
+                listener.asker = Repeating(listener.asker, said)
+        self.echoed(self.meet(), b"hello")
+        self.net.settle()
+        self.assertEqual(len(said), 3)
+        self.assertEqual(self.service.counted, {"met": 1, "not for us": 2})
+
+    def test_an_access_point_that_talks_nonsense(self) -> None:
+        """It is left for another one."""
+        self.start()
+        point, listener = next((access, one) for access in self.access for one in access.listeners.values())
+        listener.asker.answer(Renzv.CONNECT, b"nonsense")
+        self.net.run(lambda: listener.auth_key not in self.service.points and len(self.service.points) == 3)
+        self.assertNotIn(listener.auth_key, point.listeners)
+
+    def test_a_knock_for_another_point(self) -> None:
+        self.start()
+        one = next(one for access in self.access for one in access.listeners.values())
+        one.asker.answer(Renzv.CONNECT, Knock(bytes(32), 1, NO_WORK, bytes(BLOB)).encode())
+        self.net.run(lambda: self.service.counted["no work"] == 1)
+        one.asker.answer(Renzv.CONNECT, Knock(one.auth_key, 1, NO_WORK, bytes(BLOB)).encode())
+        self.net.run(lambda: self.service.counted["not for us"] == 1)
+        self.assertEqual(len(self.service.points), 3)
+
+    def test_a_rendezvous_hop_that_answers_itself(self) -> None:
+        """It knows no key that the client would take; there is no byte of data before that."""
+        self.start()
+        for node in self.relays[:4]:
+            node.circuits.serve(Liar())
+        with self.assertRaises(NotMet) as caught:
+            self.meet()
+        self.assertEqual(caught.exception.step, Step.RENDEZVOUS)
+
+    def test_a_client_whose_clock_is_wrong(self) -> None:
+        self.start()
+        ways = self.ways("late")
+        ways.behind = BLOB_AGE + 1
+        with self.assertRaises(NotMet):
+            self.result(meet(ways, self.key.node_id, self.told))
+        self.assertEqual(self.service.counted, {"old": 3})
+
+    def test_a_service_that_stops_in_between(self) -> None:
+        self.start()
+        done: list[Any] = []
+        Deferred.fromCoroutine(meet(self.here, self.key.node_id, self.told)).addBoth(done.append)
+        self.net.run(lambda: self.service._busy == 1)
+        self.service.stop()
+        self.net.run(lambda: bool(done))
+        self.net.settle()
+        self.assertEqual(self.service.sessions, {})
+
+
+class Liar:
+    """A rendezvous hop that says the service has come."""
+
+    commands = Meeting.commands
+
+    def asked(self, asker: Asker, command: int, data: bytes, now: float) -> None:
+        asker.answer(Renzv.LISTEN_OK, b"")
+        asker.answer(Renzv.CONNECT_OK, bytes(REPLY_LEAST))
+
+    def gone(self, circuit: int) -> None:
+        """Nothing is kept."""
+
+
+@define(eq=False)
+class Repeating:
+    """An access point's way to a service, by which everything goes three times."""
+
+    _asker: Any
+    _said: list[tuple[int, bytes]]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._asker, name)
+
+    def answer(self, command: int, data: bytes) -> None:
+        for _ in range(3):
+            self._said.append((command, data))
+            self._asker.answer(command, data)
 
 
 class WorkTests(MeetCase):
