@@ -340,6 +340,44 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         part="network",
+        party="access point of a hidden service",
+        learns="a key that is used there and nowhere else, how many knock and with how much work",
+        hidden="the service's key and address, who knocks, and everything that the two say to each other",
+        tests=(
+            "rendezvous.test_end_to_end.ViewTests",
+            "rendezvous.test_end_to_end.MeetTests.test_sixteen_mebibytes",
+            "crypto.test_introduction.AgreementTests.test_nothing_of_it_can_be_read_on_the_way",
+        ),
+    ),
+    Row(
+        part="network",
+        party="rendezvous hop",
+        learns="a cookie, two circuits, and how much goes over from one to the other",
+        hidden="both ends, which service it is, and everything that is said",
+        tests=("rendezvous.test_end_to_end.ViewTests", "relay.test_joined.ViewTests"),
+    ),
+    Row(
+        part="network",
+        party="hidden service",
+        learns="that somebody has come, and the key that he logs in with, if he does",
+        hidden="his address, and that he has other keys",
+        tests=(
+            "rendezvous.test_end_to_end.ViewTests.test_hops_see_their_neighbours_alone",
+            "rendezvous.test_end_to_end.MeetTests.test_login",
+        ),
+    ),
+    Row(
+        part="network",
+        party="client of a hidden service",
+        learns="that the service has the key of its address",
+        hidden="the service's address",
+        tests=(
+            "rendezvous.test_end_to_end.ViewTests.test_hops_see_their_neighbours_alone",
+            "rendezvous.test_end_to_end.FailureTests.test_a_wrong_service_key",
+        ),
+    ),
+    Row(
+        part="network",
         party="guard and exit together, or who watches both",
         learns="by times and volume, that a client's circuit and an exit's are one",
         hidden="nothing of that: padding and cells of one length do not stop whoever counts at both ends",

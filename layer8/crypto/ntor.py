@@ -229,7 +229,7 @@ def client_finish(begun: Begun, reply: bytes) -> Keys:
         shared = begun._e1 + begun._x.agree(y) + begun._dk.decapsulate(ct)
     except ValueError as error:
         raise HandshakeFailed from error
-    expected, km, keys = _schedule(begun._before + y + ct, shared)
+    expected, km, keys = schedule(begun._before + y + ct, shared)
     if not hmac.compare_digest(auth, expected):
         raise HandshakeFailed
     try:
@@ -272,9 +272,9 @@ def relay_answer(
     good = good and agreed and opened and seen.fresh(onion_key, x)
     y = y or OnionKey.make()
     e2, agreed = _agree(y, x)
-    ss, ct, fits = _encapsulated(kem, ek)
+    ss, ct, fits = encapsulated(kem, ek)
     good = good and agreed and fits
-    auth, km, made = _schedule(before + message + y.public + ct, e1 + e2 + ss)
+    auth, km, made = schedule(before + message + y.public + ct, e1 + e2 + ss)
     sm = b""
     if good:
         try:
@@ -308,7 +308,7 @@ def _first_key(place: bytes, e1: bytes, head: bytes) -> bytes:
     return _expand(_extract(place, e1), info, KEY)
 
 
-def _schedule(transcript: bytes, shared: bytes) -> tuple[bytes, bytes, bytes]:
+def schedule(transcript: bytes, shared: bytes) -> tuple[bytes, bytes, bytes]:
     """Give auth, km and the 320 bytes of keys, for P | client message | Y | ct and e1 | e2 | ss."""
     secret = _extract(hashlib.sha256(transcript).digest(), shared)
     return _expand(secret, b"auth", KEY), _expand(secret, b"enc", KEY), _expand(secret, b"keys", 2 * KEYS + BINDING)
@@ -341,7 +341,7 @@ def _open(key: bytes, head: bytes, sealed: bytes) -> tuple[bytes, bool]:
         return b"", False
 
 
-def _encapsulated(kem: Callable[[bytes], tuple[bytes, bytes]], ek: bytes) -> tuple[bytes, bytes, bool]:
+def encapsulated(kem: Callable[[bytes], tuple[bytes, bytes]], ek: bytes) -> tuple[bytes, bytes, bool]:
     """Give ss and ct, for a key of our own and False if the client's is none."""
     try:
         return *kem(ek), True

@@ -13,7 +13,10 @@ cells the end takes new keys and N from blocks 128 to 136 of the stream, which n
 
 This is CGO-shaped (Tor's proposal 359) and not CGO, and nobody has reviewed it: docs/onion.md says what differs.
 
-The six functions work on runs of bodies of one circuit, in order, with all of a run's work in flat loops: each body
+Where two circuits are joined, one of the clients takes a relay's part in a layer that the two share, and carries whole
+bodies through the layers of its own circuit with `client_away` and `client_home`.
+
+The eight functions work on runs of bodies of one circuit, in order, with all of a run's work in flat loops: each body
 costs one GMAC and one CTR call per layer, and where the order of things allows it one AES call serves the whole run.
 A run that is refused with `LocalProtocolError` or `LimitExceeded` has changed nothing. `tags`, where it is given,
 collects the 16-byte tag of each cell that was sent or recognised; `Layer.tag` is the last of them.
@@ -256,6 +259,24 @@ def client_backward(
         tag = bytes(marked[-1])
         last._passed(good, tag, tag)
     return messages
+
+
+def client_away(layers: Sequence[Layer], cmd: int, bodies: Sequence[Body]) -> list[bytes]:
+    """Make bodies that come out of the last of `layers` as these, at a hop that passes them on."""
+    return _through(layers[::-1], _SENT, cmd, bodies)
+
+
+def client_home(layers: Sequence[Layer], cmd: int, bodies: Sequence[Body]) -> list[bytes]:
+    """Give bodies as they went into the last of `layers`, at a hop that has passed them on."""
+    return _through(layers, _RECEIVED, cmd, bodies)
+
+
+def _through(layers: Sequence[Layer], use: str, cmd: int, bodies: Sequence[Body]) -> list[bytes]:
+    _admit(layers, use, bodies, BODY)
+    lefts, rights = _split(bodies)
+    for each in layers:
+        lefts, rights = _decrypt(each, cmd, lefts, rights)
+    return list(map(add, map(bytes, lefts), map(bytes, rights)))
 
 
 def _admit(layers: Sequence[Layer], use: str, run: Sequence[Body], length: int) -> None:

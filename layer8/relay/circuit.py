@@ -5,6 +5,8 @@
  worker                  |  ^                        |
                          |  '---DISCONNECT, stream 0-'  the next hop was not to be had
                          '-- messages of the client: streams -> asked, everything from RELAY_MESSAGE on -> Answers
+
+ ended + another one that is ended --a role joins them--> joined    cells go over to the other circuit, backward there
 ```
 `Circuits` are those of one node. It is the part of a link's owner that takes CREATE (`on_create`), and has the owner's
 `reach(node, endpoints, done)` give it a link to the next hop.
@@ -104,6 +106,7 @@ class State(Enum):
     ENDED = "ended"
     EXTENDING = "extending"
     FORWARDING = "forwarding"
+    JOINED = "joined"
     CLOSED = "closed"
 
 
@@ -195,6 +198,18 @@ class Circuits:
         del rest[circuit.number]
         if not rest:
             del self._of[circuit.link]
+
+    def join(self, number: int, other: int) -> bool:
+        """Let two circuits that end here go over into each other; False, and nothing has changed, if one cannot.
+
+        What a role has answered before leaves first, and nothing can be answered after it.
+        """
+        one, two = self.all.get(number), self.all.get(other)
+        if one is None or two is None or one is two or not (one.joinable and two.joinable):
+            return False
+        one.joined(two)
+        two.joined(one)
+        return True
 
     def lost(self, link: Way) -> None:
         """Forget a link; its circuits are told by their slots."""
@@ -423,6 +438,23 @@ class Circuit:
             self._quiet()
             streams.lost(Destroy.NONE)
 
+    @property
+    def joinable(self) -> bool:
+        """Say whether it ends here and has carried no data that the other end of a joined circuit would count."""
+        streams = self.streams
+        return self.state is State.ENDED and streams is not None and not (streams.live or streams.received)
+
+    def joined(self, other: Circuit) -> None:
+        """Send what was said, then say and read nothing any more: from here on this is a hop on the way."""
+        streams = self.streams
+        assert streams is not None
+        streams.flush()
+        if self.state is State.ENDED:
+            self.streams = None
+            self.onward = Across(other)
+            self.state = State.JOINED
+            streams.lost(Destroy.NONE)
+
     def not_extended(self, reason: Reason) -> None:
         """Tell the client that the next hop was not to be had; this hop stays the last one."""
         if self.state is State.EXTENDING:
@@ -526,6 +558,23 @@ class Back:
 
     def room(self, now: float) -> None:
         """Nothing is made here that could wait."""
+
+
+@define(eq=False)
+class Across:
+    """What a joined circuit hands cells on to: the other one, on which they go toward its client."""
+
+    _other: Circuit
+
+    def send(self, cmd: int, bodies: Sequence[bytes | memoryview]) -> None:
+        """Pass cells over; raises `RemoteProtocolError` for those that would be a mark on the other side."""
+        if cmd != Cell.RELAY:
+            raise RemoteProtocolError("an extension of a circuit that is joined to another one")
+        self._other.back(cmd, bodies)
+
+    def close(self, reason: int) -> None:
+        """End the other one too."""
+        self._other.close(reason)
 
 
 def _known(reason: int) -> Destroy:

@@ -23,6 +23,7 @@ from layer8.core.errors import ConfigError, LocalProtocolError, TimedOut, Unavai
 from layer8.crypto.keys import NodeKey
 from layer8.relay.limits import STREAM_WINDOW
 from layer8.relay.login import local, login
+from layer8.relay.origin import OFFER, Hop, Origin
 from layer8.relay.path import NoPath
 from layer8.relay.pool import Circuit, Need, NoCircuit, Pool
 from layer8.relay.route import (
@@ -47,11 +48,13 @@ from layer8.relay.turn import Sink, StreamLike
 from layer8.relay.wire import DATA, Address, Command, Open, Opened, Proto, Reason, datagram, read_datagram
 
 __all__ = [
+    "OFFER",
     "Address",
     "At",
     "Circuit",
     "Client",
     "Hidden",
+    "Hop",
     "Host",
     "Internet",
     "Named",
@@ -60,6 +63,7 @@ __all__ = [
     "NoPath",
     "Open",
     "Opened",
+    "Origin",
     "Port",
     "Proto",
     "Rand",
@@ -67,6 +71,7 @@ __all__ = [
     "Resource",
     "Route",
     "Sink",
+    "Stream",
     "StreamLike",
     "Target",
     "Tunnel",
@@ -296,6 +301,18 @@ class Client:
     async def build(self, need: Need) -> Circuit:
         """Build a circuit for one's own use; raises NoPath or NoCircuit."""
         return await self._circuit(self.pool.build, need)
+
+    async def extend(self, circuit: Circuit, hop: Hop) -> None:
+        """Build one more hop on a circuit of one's own, by what somebody else has said of it; raises NoCircuit."""
+        waiting: Deferred[Reason | None] = Deferred()
+        try:
+            circuit.extend(hop, waiting.callback)
+        except LocalProtocolError as error:
+            raise NoCircuit(f"the circuit is gone: {error}", Reason.RESET) from None
+        reason = await waiting
+        if reason is not None:
+            circuit.close()
+            raise NoCircuit("the last hop was not to be had", reason)
 
     async def circuit(self, need: Need) -> Circuit:
         """Give a circuit, a new one or one that is there; raises NoPath or NoCircuit."""

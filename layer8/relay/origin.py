@@ -9,6 +9,10 @@
     circuit.ask(command, data, answers, timeout, done)     a question to whatever role the last hop has
 
  building(k) -> open -> dirty -> closed
+                 '-- meet, host: joined to somebody's circuit at its last hop --'
+
+After a join the last hop passes cells on as all others do, and the two clients share one more layer, in which the one
+that hosts takes a relay's part: it reads what the other one opens. Both still count, end and close as before.
 
 A dirty circuit takes no new stream and closes with its last one. Nothing is said on a circuit while it is extended: a
 cell that the old last hop does not read would be a stranger to the new one. There is no object of a hop: a circuit has
@@ -28,7 +32,17 @@ from attrs import define, field, frozen
 
 from layer8.core.errors import LimitExceeded, LocalProtocolError, RemoteProtocolError
 from layer8.crypto.ntor import Begun, Keys, Terms, client_begin, client_finish
-from layer8.crypto.onion import RATCHET, Layer, client_backward, client_forward, layer
+from layer8.crypto.onion import (
+    RATCHET,
+    Layer,
+    client_away,
+    client_backward,
+    client_forward,
+    client_home,
+    layer,
+    relay_receive,
+    relay_send,
+)
 from layer8.relay.limits import CIRC_WINDOW, EARLY_CELLS, MAX_HOPS, T_HOP_MOST
 from layer8.relay.stream import ENDS, Cancels, Means, Stream, Streams, Worker
 from layer8.relay.turn import Sink, Slot, Taker
@@ -131,6 +145,10 @@ class Origin:
     _timer: Cancels | None = field(default=None, init=False)
     _unfinished: Reassembly = field(factory=Reassembly, init=False)
     _asks: dict[int, Ask] = field(factory=dict, init=False)
+    heard: dict[int, Callable[[bytes], None]] = field(factory=dict, init=False)  # takes messages unasked, by command
+    at_end: Callable[[Destroy], None] | None = field(default=None, init=False)  # called once, after `told`
+    joined: bool = field(default=False, init=False)
+    _host: tuple[Layer, Layer] | None = field(default=None, init=False, repr=False)  # what we read, what we send
 
     def __attrs_post_init__(self) -> None:
         """Begin with no hop."""
@@ -150,6 +168,11 @@ class Origin:
         """Count the cells of the busier direction, of which onion layers allow CIRC_CELLS."""
         return max((one.cells for one in (*self._forward[:1], *self._backward[:1])), default=0)
 
+    @property
+    def takes(self) -> bool:
+        """Say whether it takes new streams."""
+        return self.state is State.OPEN
+
     def begin(self, link: Way, hop: Hop) -> None:
         """Build the first hop over `link`; raises `Unavailable` if that takes no more circuits."""
         if self._slot is not None or self.state is State.CLOSED:
@@ -161,7 +184,7 @@ class Origin:
         """Build one more hop; raises `LocalProtocolError` if it is building, in use, or as long as may be."""
         if self.state is not State.OPEN:
             raise LocalProtocolError(f"a circuit that is {self.state.value} is not extended")
-        if self.streams.live or self.streams.sent or self.streams.received or self._asks:
+        if self._busy:
             raise LocalProtocolError("a circuit that is in use is not extended")
         if len(self.hops) >= MAX_HOPS or self._early >= EARLY_CELLS:
             raise LocalProtocolError("a circuit has at most eight hops, and as many tries")
@@ -169,6 +192,18 @@ class Origin:
             raise LocalProtocolError("a hop behind the first needs endpoints")
         self.state = State.BUILDING
         self._ask_hop(hop)
+
+    def meet(self, keys: Keys) -> None:
+        """Share one more layer with whoever hosts behind the last hop; raises `LocalProtocolError` if it is in use."""
+        self._join()
+        self._forward.append(layer(keys.forward))
+        self._backward.append(layer(keys.backward))
+
+    def host(self, keys: Keys, asked: Callable[[Stream, Open], None]) -> None:
+        """Take a relay's part in one more layer, for streams that the other client opens; may raise as `meet` does."""
+        self._join()
+        self._host = layer(keys.forward), layer(keys.backward)
+        self.streams.asked = asked
 
     def open(self, target: Open, sink: Sink) -> Stream:
         """Open a stream at the last hop; raises `LocalProtocolError` if the circuit takes none."""
@@ -229,7 +264,11 @@ class Origin:
         try:
             if cmd != Cell.RELAY or not self.hops:
                 raise RemoteProtocolError("cells that cannot be")
-            self.streams.took(client_backward(self._backward, cmd, bodies, tags), tags)
+            if self._host is None:
+                messages = client_backward(self._backward, cmd, bodies, tags)
+            else:
+                messages = relay_receive(self._host[0], cmd, client_home(self._backward, cmd, bodies), tags)
+            self.streams.took(messages, tags)
             self.came += len(bodies)
             if self.state is State.BUILDING and self.streams.received:
                 raise RemoteProtocolError("data that would count for the next hop")
@@ -247,7 +286,10 @@ class Origin:
     def seal(self, messages: list[bytes], tags: list[bytes]) -> bool:
         """Send messages to the last hop."""
         try:
-            bodies = client_forward(self._forward, Cell.RELAY, messages, tags)
+            if self._host is None:
+                bodies = client_forward(self._forward, Cell.RELAY, messages, tags)
+            else:
+                bodies = client_away(self._forward, Cell.RELAY, relay_send(self._host[1], Cell.RELAY, messages, tags))
         except LimitExceeded:
             self._end(Destroy.LIMIT)
             return False
@@ -269,6 +311,19 @@ class Origin:
             self._fail(read_disconnect(data)[0])
         else:
             raise RemoteProtocolError("a message that is not for clients")
+
+    @property
+    def _busy(self) -> bool:
+        """Say whether anything is or was said on it that another last hop would count, or know nothing of."""
+        streams = self.streams
+        return bool(self.joined or streams.live or streams.sent or streams.received or self._asks)
+
+    def _join(self) -> None:
+        if self.state is not State.OPEN or self._busy:
+            raise LocalProtocolError("only a circuit that stands and is not in use is joined to another one")
+        self.streams.flush()
+        self.joined = True
+        self.heard.clear()
 
     def _ready(self) -> None:
         if self.state is not State.OPEN:
@@ -357,8 +412,11 @@ class Origin:
 
     def _role_said(self, command: int, stream: int, data: bytes) -> None:
         ask = self._asks.get(stream)
+        unasked = self.heard.get(command)
         if ask is not None and command in ask.answers:
             self._answered(stream, (command, data))
+        elif unasked is not None:
+            unasked(data)
         elif ask is not None or not self.streams.lately(stream):
             raise RemoteProtocolError("an answer that nobody has asked for")
 
@@ -387,5 +445,9 @@ class Origin:
         for ask in asks.values():
             ask.timer.cancel()
             ask.done(ENDS.get(reason, Reason.RESET))
-        self._forward, self._backward = [], []
+        self._forward, self._backward, self._host = [], [], None
         self._told.closed(self, reason)
+        at_end, self.at_end = self.at_end, None
+        self.heard.clear()
+        if at_end is not None:
+            at_end(reason)

@@ -77,7 +77,8 @@ class Need:
     """What a circuit is wanted for.
 
     `key` keeps needs apart: those with different ones never share a circuit. `port` wants an exit that says it reaches
-    it, `last` a certain node at the end. `alone` wants a circuit that nobody else ever uses.
+    it, `last` a certain node at the end. `alone` wants a circuit that nobody else ever uses. A `kept` one is not closed
+    because it is old or idle, before CIRC_LIFE. `without` are nodes that it must not have.
     """
 
     key: Hashable = field(default=None, repr=False)  # of SOCKS it holds a password
@@ -87,6 +88,8 @@ class Need:
     hops: int = 3
     alone: bool = False
     layer2: bool = False
+    kept: bool = False
+    without: frozenset[bytes] = frozenset()
 
 
 @define(eq=False)
@@ -105,6 +108,7 @@ class Circuit:
     _bytes: int = field(default=0, init=False)  # at the last look
     _cells: int = field(default=0, init=False)  # that `fresh` has told of
     known: bool = field(default=False, init=False)  # its last hop has been told who we are
+    further: Callable[[Reason | None], None] | None = field(default=None, init=False)  # waits for one more hop
     waiting: dict[object, float] = field(factory=dict, init=False)  # openings without an answer, and since when
     _came: int = field(default=0, init=False)  # when it was asked whether it stands
     _probed: float | None = field(default=None, init=False)  # when that was, until it says something
@@ -152,6 +156,17 @@ class Circuit:
         moved = (self.origin.streams.received + self.origin.streams.sent) * DATA
         self.speed = max(self.speed, (moved - self._bytes) / LOOK)
         self._bytes = moved
+
+    def extend(self, hop: Hop, done: Callable[[Reason | None], None]) -> None:
+        """Build one more hop, whoever that is; `done` hears None, or why not. Raises `LocalProtocolError`."""
+        self.origin.extend(hop)
+        self.further = done
+
+    def went(self, reason: Reason | None) -> None:
+        """Tell who waits for one more hop."""
+        done, self.further = self.further, None
+        if done is not None:
+            done(reason)
 
     def close(self) -> None:
         """End it and its streams."""
@@ -245,6 +260,9 @@ class _Build:
             self._fell(first.identity, Reason.LIMIT)
 
     def built(self, circuit: Origin) -> None:
+        if self.circuit is not None:
+            self.circuit.went(None)
+            return
         at = len(circuit.hops)
         self.again = 0
         if at == len(self.path):
@@ -257,6 +275,9 @@ class _Build:
 
     def failed(self, circuit: Origin, reason: Reason) -> None:
         """Go on from the hop before with another node, if the user has not named this one."""
+        if self.circuit is not None:
+            self.circuit.went(reason)
+            return
         at = len(circuit.hops)
         bad = self.path[at].identity
         self.without.add(bad)
@@ -279,6 +300,7 @@ class _Build:
     def closed(self, circuit: Origin, reason: Destroy) -> None:
         if self.circuit is not None:
             self.pool.ended(self.circuit)
+            self.circuit.went(Reason.RESET)
         elif circuit is self.origin:
             self._broke(circuit, reason)
 
@@ -401,7 +423,7 @@ class Pool:
             done(NoCircuit("too many wait for a circuit", Reason.LIMIT))
             return
         want = Want(need.route, need.hops, need.port, need.last, layer2=need.layer2)
-        self._enter(_Build(self, need, want, [(need, done)]))
+        self._enter(_Build(self, need, want, [(need, done)], without=set(need.without)))
 
     def build(self, need: Need, done: Done) -> None:
         """Build a circuit whatever there is, for somebody who wants this very one."""
@@ -410,7 +432,7 @@ class Pool:
             return
         need = evolve(need, alone=True)
         want = Want(need.route, need.hops, need.port, need.last, layer2=need.layer2)
-        self._enter(_Build(self, need, want, [(need, done)]))
+        self._enter(_Build(self, need, want, [(need, done)], without=set(need.without)))
 
     def hurry(self) -> None:
         """Try spares again at once: there is more to choose from."""
@@ -555,6 +577,8 @@ class Pool:
             elif circuit.need is None:
                 if now - circuit.since >= CIRC_IDLE:
                     origin.close(Destroy.NONE)
+            elif circuit.need.kept:
+                continue
             elif now - circuit.first >= CIRC_DIRTY and origin.state is State.OPEN:
                 origin.retire()
             elif not origin.streams.live and now - circuit.last >= CIRC_IDLE:
@@ -580,10 +604,12 @@ class Pool:
 
 
 def _same(one: Need, other: Need) -> bool:
-    return (one.key, one.route, one.last, one.layer2, one.hops) == (
+    return (one.key, one.route, one.last, one.layer2, one.hops, one.kept, one.without) == (
         other.key,
         other.route,
         other.last,
         other.layer2,
         other.hops,
+        other.kept,
+        other.without,
     )

@@ -12,7 +12,7 @@ from layer8.core.roles import Asker
 from layer8.crypto.keys import NodeKey, id_text
 from layer8.relay.client import AGAIN_TIME, EARLY, OPEN_TRIES, Need, NoCircuit, NoPath, Open, Proto, Reason, parse_route
 from layer8.relay.login import Logins, local, login
-from layer8.relay.origin import State
+from layer8.relay.origin import Hop, State
 from layer8.relay.stream import Stream
 from layer8.relay.wire import Address, Command, Opened
 from layer8.testing.network import Echo, Heard, Node
@@ -264,6 +264,40 @@ class AskTests(ClientCase):
         mine.close()
         with self.assertRaises(Unavailable):
             self.wait(self.client.ask_on(mine, 40, b"a", {41}, 5.0))
+
+    def test_one_more_hop_that_nobody_here_knows(self) -> None:
+        """Somebody has said who it is and where; no descriptor of it is needed."""
+        circuit = self.wait(self.client.build(Need()))
+        stranger = self.relay("stranger", known=False)
+        self.wait(self.client.extend(circuit, stranger.hop))
+        self.assertEqual([len(circuit.origin.hops), circuit.origin.hops[-1].identity], [4, stranger.identity])
+        heard = Heard()
+        circuit.origin.open(TARGET, heard)
+        self.heard(heard)
+        self.assertEqual(heard.words, ["opened"])
+
+    def test_one_more_hop_that_is_not_to_be_had(self) -> None:
+        for end in (False, True):
+            circuit = self.wait(self.client.build(Need()))
+            waiting = Deferred.fromCoroutine(
+                self.client.extend(circuit, Hop(b"n" * 32, b"o" * 32, ("tcp:10.0.0.9:9000",)))
+            )
+            if end:
+                circuit.close()
+            failures: list[Any] = []
+            waiting.addBoth(failures.append)
+            self.fill(failures)
+            failures[0].trap(NoCircuit)
+            self.assertEqual(circuit.origin.state, State.CLOSED)
+        with self.assertRaises(NoCircuit):
+            self.wait(self.client.extend(circuit, self.nodes[0].hop))
+
+    def test_without_some_nodes(self) -> None:
+        """Whoever is to be the last hop is none of those before it."""
+        bad = frozenset(node.identity for node in self.nodes[:2])
+        for _ in range(5):
+            circuit = self.wait(self.client.build(Need(without=bad)))
+            self.assertFalse(bad & {one.identity for one in circuit.path})
 
     def test_one_that_cannot_be_built(self) -> None:
         dead = self.dead("dead")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from attrs import evolve
+
 from layer8.crypto.keys import id_text
 from layer8.crypto.onion import CELLS_MAX
 from layer8.relay import pool
@@ -148,6 +150,12 @@ class AgeTests(PoolCase):
         one = self.get(PLAIN)
         self.net.settle(CIRC_IDLE + 2 * LOOK)
         self.assertEqual((one.origin.state, self.pool.rows()), (Origin.CLOSED, []))
+
+    def test_a_kept_one_stays(self) -> None:
+        """Whoever listens on a circuit has nothing else to say there for hours."""
+        one = self.get(evolve(PLAIN, alone=True, kept=True))
+        self.net.settle(2 * CIRC_IDLE + 2 * LOOK)
+        self.assertEqual(one.origin.state, Origin.OPEN)
 
     def test_idle_is_counted_from_the_last_use(self) -> None:
         self.patch(pool, "CIRC_DIRTY", 10 * CIRC_IDLE)  # or it would close for that, in the same second

@@ -1,0 +1,133 @@
+"""The access point: a service listens with an auth key, and whoever knows that key may knock.
+
+::
+
+ idle -> listening(auth key) -> busy (no knock left) -> gone
+
+It sees the auth key, how many knock and with how much work, and neither the service's address nor who knocks. A service
+shows for each circuit that the auth key is its own; a second one with the same key is refused as long as the first
+one's circuit stands. Work that is asked for is checked here, so that the service never hears of a knock without it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from attrs import define, field
+
+from layer8.core.errors import LimitExceeded, RemoteProtocolError
+from layer8.core.roles import Asker
+from layer8.crypto.keys import verify
+from layer8.rendezvous.limits import (
+    INTRO_BURST,
+    INTRO_RATE,
+    KNOCKS_PER_CIRC,
+    LISTENERS_PER_CIRC,
+    LISTENERS_PER_NODE,
+    POINT_INTROS,
+)
+from layer8.rendezvous.price import Seeds
+from layer8.rendezvous.wire import (
+    Answer,
+    Connect,
+    Knock,
+    Listen,
+    Listening,
+    Renzv,
+    Status,
+    Tune,
+    listen_text,
+)
+
+COMMANDS: Final = frozenset((int(Renzv.RES_LISTEN), int(Renzv.RES_TUNE), int(Renzv.RES_CONNECT)))
+NUMBERS: Final = 2**32
+
+
+@define(eq=False)
+class Listener:
+    """A service that listens here with an auth key."""
+
+    auth_key: bytes
+    asker: Asker = field(repr=False)
+    left: int = field(default=POINT_INTROS, init=False)
+    passed: int = field(default=0, init=False)
+    refused: int = field(default=0, init=False)  # for want of work
+    seeds: Seeds = field(factory=Seeds, init=False, repr=False)
+    _tokens: float = field(default=float(INTRO_BURST), init=False)
+    _at: float
+
+    def take(self, now: float) -> bool:
+        """Take one knock if there is room for it."""
+        self._tokens = min(float(INTRO_BURST), self._tokens + (now - self._at) * INTRO_RATE)
+        self._at = now
+        if self._tokens < 1 or self.left < 1:
+            return False
+        self._tokens -= 1
+        self.left -= 1
+        return True
+
+
+@define(eq=False)
+class Access:
+    """The services that listen here: `layer8.core.roles.Answers`."""
+
+    commands = COMMANDS
+    listeners: dict[bytes, Listener] = field(factory=dict, init=False)  # by auth key
+    _by_circuit: dict[int, list[bytes]] = field(factory=dict, init=False)
+    _knocks: dict[int, int] = field(factory=dict, init=False)  # of each client's circuit
+    _next: int = field(default=0, init=False)
+
+    def asked(self, asker: Asker, command: int, data: bytes, now: float) -> None:
+        """Take a message of a service or of a client; raises `RemoteProtocolError`."""
+        if command == Renzv.RES_LISTEN:
+            self._listen(asker, Listen.read(data), now)
+        elif command == Renzv.RES_TUNE:
+            self._tune(asker, Tune.read(data), now)
+        else:
+            self._connect(asker, Connect.read(data), now)
+
+    def gone(self, circuit: int) -> None:
+        """Forget what listened or knocked on a circuit that has ended."""
+        self._knocks.pop(circuit, None)
+        for auth_key in self._by_circuit.pop(circuit, ()):
+            del self.listeners[auth_key]
+
+    def _listen(self, asker: Asker, said: Listen, now: float) -> None:
+        if not verify(said.auth_key, said.signature, listen_text(asker.binding)):
+            raise RemoteProtocolError("an auth key without its signature for this circuit")
+        if said.auth_key in self.listeners:
+            raise RemoteProtocolError("an auth key that listens already")
+        if len(self.listeners) >= LISTENERS_PER_NODE:
+            raise LimitExceeded("LISTENERS_PER_NODE", LISTENERS_PER_NODE)
+        mine = self._by_circuit.setdefault(asker.circuit, [])
+        if len(mine) >= LISTENERS_PER_CIRC:
+            raise LimitExceeded("LISTENERS_PER_CIRC", LISTENERS_PER_CIRC)
+        mine.append(said.auth_key)
+        self.listeners[said.auth_key] = Listener(said.auth_key, asker, now)
+        asker.answer(Renzv.RES_LISTEN_OK, Listening(int(INTRO_RATE), INTRO_BURST, POINT_INTROS).encode())
+
+    def _tune(self, asker: Asker, said: Tune, now: float) -> None:
+        if said.auth_key not in self._by_circuit.get(asker.circuit, ()):
+            raise RemoteProtocolError("work for an auth key that listens on another circuit")
+        self.listeners[said.auth_key].seeds.tune(said.seed, said.effort, now)
+
+    def _connect(self, asker: Asker, said: Connect, now: float) -> None:
+        knocks = self._knocks.get(asker.circuit, 0)
+        if knocks >= KNOCKS_PER_CIRC:
+            raise LimitExceeded("KNOCKS_PER_CIRC", KNOCKS_PER_CIRC)
+        self._knocks[asker.circuit] = knocks + 1
+        asker.answer(Renzv.RES_CONNECT_OK, self._pass(said, now).encode())
+
+    def _pass(self, said: Connect, now: float) -> Answer:
+        listener = self.listeners.get(said.auth_key)
+        if listener is None or not listener.asker.alive:
+            return Answer(Status.UNKNOWN)
+        if not listener.seeds.good(said.auth_key, said.work, now):
+            listener.refused += 1
+            return Answer(Status.WORK, listener.seeds.effort)
+        if not listener.take(now):
+            return Answer(Status.BUSY)
+        listener.passed += 1
+        self._next = (self._next + 1) % NUMBERS
+        listener.asker.answer(Renzv.CONNECT, Knock(said.auth_key, self._next, said.work, said.blob).encode())
+        return Answer(Status.PASSED)

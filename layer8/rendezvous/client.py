@@ -1,0 +1,199 @@
+"""A client of hidden services: from a service's descriptor to a circuit on which its ports can be opened.
+
+::
+
+    have descriptor -> waiting (rendezvous hop) -> introduced (access point) -> joined -> closed
+                             |                           |
+                             '--------- next point <-----'
+
+    origin = await meet(ways, service, told)          raises NotMet, whose `step` says how far it came
+    origin.open(Open(Proto.TCP, "", 80), sink)        a virtual port of the service
+
+The circuit to the rendezvous hop and the one to the access point are built at the same time. The service has to answer
+the very knock that we made with the key that we have read under its address: there is no byte of data before that.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any, Final
+
+from attrs import define, field
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.python.failure import Failure
+
+from layer8.core.errors import Layer8Error, LocalProtocolError, RemoteProtocolError, TimedOut, Unavailable
+from layer8.crypto.introduction import Door, Meeting, knock
+from layer8.crypto.keys import NodeKey
+from layer8.crypto.ntor import HandshakeFailed, Keys
+from layer8.crypto.work import following, search
+from layer8.relay.client import OFFER, Hop, Origin
+from layer8.rendezvous.limits import MAX_EFFORT, T_INTRO, T_RENDEZVOUS
+from layer8.rendezvous.ways import AccessPoint, Told, Ways, ask, even
+from layer8.rendezvous.wire import NO_WORK, SEED_HEAD, WORK_LABEL, Answer, Connect, Renzv, Status, Work
+
+BEFORE_MEETING: Final = 2  # hops before a rendezvous hop of ours
+BEFORE_POINT: Final = 3  # hops before somebody else's access point
+POINTS_TRIED: Final = 3
+KNOCKS: Final = 4  # with more and more work, at one point
+EFFORT_LEAST: Final = 8
+SLICE: Final = 100_000  # tries of work at a time
+
+
+class Step(Enum):
+    """How far a client came."""
+
+    INTRODUCTION = "introduction"
+    RENDEZVOUS = "rendezvous"
+    LATE = "late"  # introduced, and the service has not come
+
+
+class NotMet(Layer8Error):
+    """A service could not be met."""
+
+    def __init__(self, text: str, step: Step) -> None:
+        """Say why in words, and at which step."""
+        super().__init__(text)
+        self.step = step
+
+
+async def meet(
+    ways: Ways,
+    service: bytes,
+    told: Told,
+    *,
+    cookie: bytes = b"",
+    login: NodeKey | None = None,
+    max_effort: int = MAX_EFFORT,
+) -> Origin:
+    """Meet the service with this key; `told` is its descriptor, `cookie` what known clients have. Raises NotMet."""
+    points = [AccessPoint(one.node, one.onion_key, one.auth_key, one.enc_key, one.endpoint) for one in told.points]
+    points.sort(key=lambda _: ways.random(8))
+    last = NotMet("the service names no access point", Step.INTRODUCTION)
+    for point in points[:POINTS_TRIED]:
+        try:
+            return await Attempt(ways, service, point, told, cookie, login, max_effort).run()
+        except NotMet as error:
+            last = error
+    raise last
+
+
+@define(eq=False)
+class Attempt:
+    """One try by one access point."""
+
+    _ways: Ways
+    _service: bytes
+    _point: AccessPoint
+    _told: Told
+    _cookie: bytes = field(repr=False)
+    _login: NodeKey | None
+    _max_effort: int
+    _token: bytes = field(init=False, repr=False)
+    _answered: Deferred[bytes] = field(factory=Deferred, init=False)
+    _over: bool = field(default=False, init=False)
+
+    async def run(self) -> Origin:
+        """Build both circuits, knock, and wait; raises NotMet."""
+        ways, point = self._ways, self._point
+        self._token = ways.random(32)
+        places = ways.places(1, (point.node,))
+        if not places:
+            raise NotMet("no rendezvous hop is known", Step.RENDEZVOUS)
+        hop = Hop(point.node, point.onion_key, (point.endpoint,))
+        both: Any = await DeferredList(
+            [
+                Deferred.fromCoroutine(self._wait(places[0])),
+                Deferred.fromCoroutine(ways.to(hop, BEFORE_POINT)),
+            ],
+            consumeErrors=True,
+        )
+        origins = [made for good, made in both if good]
+        joined = False
+        try:
+            for (good, made), step in zip(both, (Step.RENDEZVOUS, Step.INTRODUCTION), strict=True):
+                if not good and isinstance(made, Failure):
+                    made.trap(Layer8Error)
+                    raise NotMet(str(made.value), step)
+            near: Origin = origins[0]
+            far: Origin = origins[1]
+            keys = await self._introduce(far, places[0])
+            near.meet(keys)
+            joined = True
+            return near
+        except (LocalProtocolError, Unavailable) as error:
+            raise NotMet(str(error), Step.RENDEZVOUS) from None
+        finally:
+            self._over = True
+            self._answered.addErrback(lambda failure: None)  # nobody waits for it any more
+            for origin in origins[joined:]:
+                origin.close()
+
+    async def _wait(self, hop: Hop) -> Origin:
+        origin = await self._ways.to(hop, BEFORE_MEETING)
+        origin.heard[Renzv.CONNECT_OK] = self._heard
+        origin.at_end = lambda reason: self._lost()
+        even(origin)
+        try:
+            await ask(self._ways, origin, Renzv.LISTEN, self._token, Renzv.LISTEN_OK, T_INTRO)
+        except Layer8Error:
+            origin.close()
+            raise
+        return origin
+
+    def _heard(self, data: bytes) -> None:
+        if not self._answered.called:
+            self._answered.callback(data)
+
+    def _lost(self) -> None:
+        if not (self._over or self._answered.called):
+            self._answered.errback(Unavailable("the rendezvous hop has gone"))
+
+    async def _introduce(self, far: Origin, place: Hop) -> Keys:
+        ways, point = self._ways, self._point
+        door = Door(ways.network, self._service, point.auth_key, point.enc_key)
+        now = int(ways.wall())
+        meeting = Meeting(1, now, self._token, place.identity, place.onion_key, place.endpoints[0])
+        try:
+            knocked = await ways.work(lambda: knock(door, meeting, cookie=self._cookie, login=self._login))
+            even(far)
+            await self._knock(far, knocked.blob)
+        except (TimedOut, Unavailable, RemoteProtocolError) as error:
+            raise NotMet(str(error), Step.INTRODUCTION) from None
+        try:
+            reply = await ways.limited(self._answered, T_RENDEZVOUS)
+            keys = await ways.work(lambda: knocked.finish(reply))
+        except TimedOut as error:
+            raise NotMet("the service was told, and has not come", Step.LATE) from error
+        except HandshakeFailed as error:
+            raise NotMet("somebody else than the service has come", Step.RENDEZVOUS) from error
+        if keys.sm != OFFER.to_bytes():
+            raise NotMet("the service speaks another version", Step.RENDEZVOUS)
+        return keys
+
+    async def _knock(self, far: Origin, blob: bytes) -> None:
+        """Have the knock passed on, with as much work as it takes; raises NotMet."""
+        price = getattr(self._told, "price", None)
+        effort = price.effort if price is not None else 0
+        for _ in range(KNOCKS):
+            work = await self._solve(price.seed, effort) if price is not None and effort else NO_WORK
+            said = Connect(self._point.auth_key, work, blob).encode()
+            answer = Answer.read(await ask(self._ways, far, Renzv.RES_CONNECT, said, Renzv.RES_CONNECT_OK, T_INTRO))
+            if answer.status is Status.PASSED:
+                return
+            if answer.status is not Status.WORK or price is None:
+                raise NotMet(f"the access point says: {answer.status.name.lower()}", Step.INTRODUCTION)
+            effort = max(answer.effort, effort * 2 if effort < 1000 else effort * 3 // 2, EFFORT_LEAST)
+            if effort > self._max_effort:
+                raise NotMet(f"knocking costs more work than {self._max_effort}", Step.INTRODUCTION)
+        raise NotMet("more and more work is asked for", Step.INTRODUCTION)
+
+    async def _solve(self, seed: bytes, effort: int) -> bytes:
+        start = self._ways.random(16)
+        auth_key = self._point.auth_key
+        while True:
+            begin = start
+            nonce = await self._ways.work(lambda: search(WORK_LABEL, auth_key, seed, effort, begin, SLICE))  # noqa: B023
+            if nonce is not None:
+                return Work(nonce, effort, seed[:SEED_HEAD]).encode()
+            start = following(start, SLICE)

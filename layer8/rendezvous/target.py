@@ -1,0 +1,238 @@
+"""What stands behind a virtual port of a hidden service: a program at an endpoint, or a function of ours.
+
+::
+
+    ports = Ports(reactor, tasks, {80: "tcp:localhost:8000", 7: Echo})
+    HiddenService(..., asked=ports.asked, ...)
+
+ stream --Sink.data--> transport.write      while the program takes no more, the far end gets no credit
+ program --dataReceived--> Stream.write     while the far end takes no more, the program is not read
+
+A program is dialled for a stream of a client that was met, and for nobody else. It hears no address of him: there is
+none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol, runtime_checkable
+
+from attrs import define, field
+from twisted.internet import error
+from twisted.internet.address import UNIXAddress
+from twisted.internet.endpoints import clientFromString
+from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer, IReactorTime
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import Protocol as TwistedProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from layer8.core.errors import ConfigError
+from layer8.net.tasks import TaskSet
+from layer8.relay.client import Address, Opened, Reason, Sink, Stream
+
+DIAL_TIME: Final = 10.0  # seconds that a program has to answer
+LEAVE_TIME: Final = 15.0  # seconds that a slow program has to take the last bytes
+WRITE_MOST: Final = 1 << 20  # bytes that may wait for a slow program, beyond the transport's own 64 KiB
+YES: Final = Opened(Address(""), 0)
+
+Function = Callable[[Stream], Sink]
+"""Makes the sink of a stream that a client has opened."""
+
+
+@runtime_checkable
+class Begins(Protocol):
+    """A sink that has something to say before it is asked."""
+
+    def begin(self) -> None:
+        """Say it: the stream has been accepted."""
+
+
+@define(eq=False)
+class Ports:
+    """The virtual ports of one service, each with an endpoint string or a function; may raise ConfigError."""
+
+    _reactor: Any
+    _tasks: TaskSet
+    _targets: Mapping[int, str | Function]
+    _open: set[Connection] = field(factory=set, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Read every endpoint now, so that a wrong one is heard of at once."""
+        for port, target in self._targets.items():
+            if not 0 < port < 65536:
+                raise ConfigError(f"{port}: a port is 1 to 65535")
+            if isinstance(target, str):
+                try:
+                    clientFromString(self._reactor, target)
+                except (ValueError, TypeError) as problem:
+                    raise ConfigError(f"{target!r}: no endpoint to dial: {problem}") from None
+
+    def asked(self, stream: Stream, port: int, login: bytes | None) -> None:
+        """Take a stream that a client opens, or refuse it."""
+        target = self._targets.get(port)
+        if target is None:
+            stream.close(Reason.NO_PORT)
+        elif isinstance(target, str):
+            self._tasks.start("hidden port", self._dial(stream, target))
+        else:
+            sink = stream.sink = target(stream)
+            stream.accept(YES)
+            if isinstance(sink, Begins):
+                sink.begin()
+
+    def close(self) -> None:
+        """End every connection."""
+        for connection in list(self._open):
+            connection.closed(Reason.RESET)
+
+    async def _dial(self, stream: Stream, target: str) -> None:
+        made = Connection(self._reactor, self._open.discard)
+        dialled = clientFromString(self._reactor, target).connect(Factory.forProtocol(lambda: made))
+        dialled.addTimeout(DIAL_TIME, self._reactor)
+        try:
+            await dialled
+        except (error.ConnectError, error.ConnectingCancelledError, error.DNSLookupError, TimeoutError) as problem:
+            stream.close(Reason.REFUSED if isinstance(problem, error.ConnectionRefusedError) else Reason.UNREACHABLE)
+            return
+        except error.UserError:
+            stream.close(Reason.UNREACHABLE)
+            return
+        if stream.closed or stream.last is not None:
+            made.closed(Reason.RESET)
+            return
+        self._open.add(made)
+        made.start(stream)
+
+
+@implementer(IHalfCloseableProtocol, IPushProducer)
+class Connection(TwistedProtocol):
+    """A connection to a program, as the sink of a stream; each half ends by itself."""
+
+    transport: Any  # ITCPTransport or a UNIX transport
+
+    def __init__(self, clock: IReactorTime, gone: Callable[[Connection], None]) -> None:
+        """Wait for a connection."""
+        self._clock = clock
+        self._gone = gone
+        self._stream: Stream | None = None
+        self._over = self._in_ended = self._out_ended = self._shut = self._full = False
+        self._unsent = 0
+        self._linger: IDelayedCall | None = None
+
+    def start(self, stream: Stream) -> None:
+        """Say yes, and carry bytes from now on."""
+        if self._over:
+            stream.close(Reason.RESET)
+            return
+        self._stream = stream
+        stream.sink = self
+        self.transport.registerProducer(self, True)
+        stream.accept(YES)
+        self.transport.resumeProducing()
+
+    # What the stream says.
+
+    def opened(self, opened: Opened) -> None:
+        """Hear what only the other end of a stream does."""
+
+    def data(self, pieces: list[bytes]) -> None:
+        """Send bytes to the program."""
+        if self._over or self._out_ended:
+            return
+        if self._full:
+            self._unsent += sum(map(len, pieces))
+            if self._unsent > WRITE_MOST:
+                self._fail(Reason.LIMIT)
+                return
+        self.transport.writeSequence(pieces)
+
+    def ended(self) -> None:
+        """Say no more to the program, once everything has left."""
+        if not self._over and not self._out_ended:
+            self._out_ended = True
+            self.transport.unregisterProducer()  # a paused one would keep the end back
+            self.transport.loseWriteConnection()
+
+    def closed(self, reason: Reason) -> None:
+        """End both halves: after the last bytes if the stream was done, else at once."""
+        if self._over:
+            return
+        self._over = True
+        if reason is not Reason.DONE:
+            self.transport.abortConnection()
+            return
+        if not self._out_ended:
+            self.transport.unregisterProducer()
+        self._linger = self._clock.callLater(LEAVE_TIME, self.transport.abortConnection)
+        self.transport.loseConnection()
+
+    def hold(self) -> None:
+        """Read no more for now."""
+        if not self._over:
+            self.transport.pauseProducing()
+
+    def go_on(self) -> None:
+        """Read again."""
+        if not self._over and not self._in_ended:
+            self.transport.resumeProducing()
+
+    # What Twisted says.
+
+    def connectionMade(self) -> None:
+        """Wait for `start`."""
+        if not isinstance(self.transport.getPeer(), UNIXAddress):
+            self.transport.setTcpNoDelay(True)
+        self.transport.pauseProducing()
+
+    def dataReceived(self, data: bytes) -> None:
+        """Pass bytes on."""
+        if not self._over and self._stream is not None:
+            self._stream.write(data)
+
+    def pauseProducing(self) -> None:
+        """Let the stream wait: the program takes no more for now."""
+        self._full = True
+        if self._stream is not None:
+            self._stream.pause()
+
+    def resumeProducing(self) -> None:
+        """Let the stream go on."""
+        self._full, self._unsent = False, 0
+        if self._stream is not None and not self._over:
+            self._stream.resume()
+
+    def stopProducing(self) -> None:
+        """Hear that the transport is going; `connectionLost` follows."""
+
+    def readConnectionLost(self) -> None:
+        """Pass the program's end on."""
+        self._in_ended = True
+        if self._stream is not None and not self._over:
+            self._stream.end()
+        if self._shut and not self._over:
+            self._over = True
+            self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Close, if the program has ended too."""
+        self._shut = True
+        if self._in_ended and not self._over:
+            self._over = True
+            self.transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """End the stream, unless it has ended already."""
+        if self._linger is not None and self._linger.active():
+            self._linger.cancel()
+        self._gone(self)
+        if not self._over:
+            self._over = True
+            if self._stream is not None:
+                self._stream.close(Reason.RESET)
+
+    def _fail(self, reason: Reason) -> None:
+        self._over = True
+        self.transport.abortConnection()
+        if self._stream is not None:
+            self._stream.close(reason)
