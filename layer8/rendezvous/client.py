@@ -28,8 +28,9 @@ from layer8.crypto.keys import NodeKey
 from layer8.crypto.ntor import HandshakeFailed, Keys
 from layer8.crypto.work import following, search
 from layer8.relay.client import OFFER, Hop, Origin
+from layer8.rendezvous.descriptor import Point
 from layer8.rendezvous.limits import MAX_EFFORT, T_INTRO, T_RENDEZVOUS
-from layer8.rendezvous.ways import AccessPoint, Told, Ways, ask, even
+from layer8.rendezvous.ways import Told, Ways, ask, even
 from layer8.rendezvous.wire import NO_WORK, SEED_HEAD, WORK_LABEL, Answer, Connect, Renzv, Status, Work
 
 BEFORE_MEETING: Final = 2  # hops before a rendezvous hop of ours
@@ -67,8 +68,7 @@ async def meet(
     max_effort: int = MAX_EFFORT,
 ) -> Origin:
     """Meet the service with this key; `told` is its descriptor, `cookie` what known clients have. Raises NotMet."""
-    points = [AccessPoint(one.node, one.onion_key, one.auth_key, one.enc_key, one.endpoint) for one in told.points]
-    points.sort(key=lambda _: ways.random(8))
+    points = sorted(told.points, key=lambda _: ways.random(8))
     last = NotMet("the service names no access point", Step.INTRODUCTION)
     for point in points[:POINTS_TRIED]:
         try:
@@ -84,7 +84,7 @@ class Attempt:
 
     _ways: Ways
     _service: bytes
-    _point: AccessPoint
+    _point: Point
     _told: Told
     _cookie: bytes = field(repr=False)
     _login: NodeKey | None
@@ -173,7 +173,7 @@ class Attempt:
 
     async def _knock(self, far: Origin, blob: bytes) -> None:
         """Have the knock passed on, with as much work as it takes; raises NotMet."""
-        price = getattr(self._told, "price", None)
+        price = self._told.price
         effort = price.effort if price is not None else 0
         for _ in range(KNOCKS):
             work = await self._solve(price.seed, effort) if price is not None and effort else NO_WORK

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from layer8.crypto.work import EFFORT_MOST, SEED, check
 from layer8.rendezvous.limits import SEED_LIFE, SEEN_NONCES
@@ -23,15 +23,6 @@ LOOK: Final = 300.0  # seconds
 FEW: Final = 125  # introductions, a quarter of a second of work
 CHANGE: Final = 0.15  # of the effort, below which clients need not hear of it
 SEEDS: Final = 2  # the present one and the one before it
-
-
-@frozen
-class Price:
-    """What a client has to know: the seed, good until `expires` (seconds since 1970), and the effort suggested."""
-
-    seed: bytes = field(repr=False)
-    effort: int
-    expires: int
 
 
 @define(eq=False)

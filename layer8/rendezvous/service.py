@@ -29,6 +29,7 @@ from layer8.crypto.keys import NodeKey
 from layer8.crypto.ntor import HandshakeFailed, OnionKey, SeenX
 from layer8.net.tasks import TaskSet
 from layer8.relay.client import OFFER, Hop, Open, Origin, Proto, Reason, Stream
+from layer8.rendezvous.descriptor import Point, Price
 from layer8.rendezvous.limits import (
     BAD_PORTS,
     BLOB_AGE,
@@ -43,8 +44,8 @@ from layer8.rendezvous.limits import (
     STREAMS_PER_SESSION,
     T_INTRO,
 )
-from layer8.rendezvous.price import LOOK, Price, Pricing
-from layer8.rendezvous.ways import AccessPoint, Ways, ask, even
+from layer8.rendezvous.price import LOOK, Pricing
+from layer8.rendezvous.ways import Ways, ask, even
 from layer8.rendezvous.wire import Join, Knock, Listen, Renzv, Tune, listen_text
 
 BEFORE_POINT: Final = 3  # hops before an access point of ours, and before a rendezvous hop that a client names
@@ -69,10 +70,10 @@ class Held:
     seen: SeenX = field(factory=SeenX, init=False, repr=False)
 
     @property
-    def told(self) -> AccessPoint:
+    def told(self) -> Point:
         """Give what clients have to know of it."""
         hop = self.hop
-        return AccessPoint(hop.identity, hop.onion_key, self.auth.node_id, self.enc.public, hop.endpoints[0])
+        return Point(hop.identity, hop.onion_key, self.auth.node_id, self.enc.public, hop.endpoints[0])
 
 
 @define(eq=False)
@@ -93,7 +94,7 @@ class HiddenService:
     tasks: TaskSet
     key: NodeKey
     asked: Asked
-    publish: Callable[[tuple[AccessPoint, ...]], None]
+    publish: Callable[[tuple[Point, ...]], None]
     later: Callable[[float, Callable[[], None]], Any]  # a reactor's `callLater`
     allow: Callable[[bytes | None], bool] = lambda login: True
     cookie: bytes = field(default=b"", repr=False)

@@ -7,38 +7,31 @@ one more to whom somebody has named; it is told how to reach it, and nobody has 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from attrs import define, field, frozen
+from attrs import define, field
 from twisted.internet.defer import Deferred
 
 from layer8.core.chance import Chance
 from layer8.core.errors import LocalProtocolError, TimedOut, Unavailable
 from layer8.crypto.descriptor import Role
 from layer8.relay.client import Client, Hop, Need, Origin, Reason
+from layer8.rendezvous.descriptor import ENDPOINT, Point, Price
 from layer8.rendezvous.limits import SETUP_CELLS
 
 T = TypeVar("T")
-ENDPOINT: Final = 40  # bytes of one that goes into a service's descriptor
-
-
-@frozen
-class AccessPoint:
-    """One access point as a client has to know it."""
-
-    node: bytes
-    onion_key: bytes
-    auth_key: bytes
-    enc_key: bytes
-    endpoint: str
 
 
 class Told(Protocol):
-    """A service's descriptor, as far as knocking needs it."""
+    """A service's descriptor, as far as knocking needs it: `layer8.rendezvous.descriptor.ServiceDescriptor`."""
 
     @property
-    def points(self) -> Sequence[Any]:
-        """Give the access points: `AccessPoint`, or whatever has its fields."""
+    def points(self) -> Sequence[Point]:
+        """Give the access points."""
+
+    @property
+    def price(self) -> Price | None:
+        """Say what knocking costs; None if nothing."""
 
 
 class Ways(Protocol):

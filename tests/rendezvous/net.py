@@ -19,9 +19,10 @@ from layer8.relay.stream import Stream
 from layer8.relay.wire import Address, Opened, Reason
 from layer8.rendezvous.access import Access
 from layer8.rendezvous.client import meet
+from layer8.rendezvous.descriptor import Point
 from layer8.rendezvous.meeting import Meeting
 from layer8.rendezvous.service import HiddenService
-from layer8.rendezvous.ways import AccessPoint, limited, worked
+from layer8.rendezvous.ways import limited, worked
 from layer8.testing.network import WALL, Building, Echo, Network, Node
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ T = TypeVar("T")
 class Told:
     """A descriptor as the DHT would give it."""
 
-    points: tuple[AccessPoint, ...]
+    points: tuple[Point, ...]
     price: Any = None
 
 
@@ -108,7 +109,7 @@ class HiddenCase(SynchronousTestCase):
         self.there = self.ways("service")
         self.here = self.ways("client")
         self.told = Told(())
-        self.published: list[tuple[AccessPoint, ...]] = []
+        self.published: list[tuple[Point, ...]] = []
         self.logins: list[bytes | None] = []
         self.service = self.serve(self.key)
 
@@ -120,7 +121,7 @@ class HiddenCase(SynchronousTestCase):
             self.there, TaskSet(Logger()), key, self.asked, self.publish, self.net.clock.callLater, **more
         )
 
-    def publish(self, points: tuple[AccessPoint, ...]) -> None:
+    def publish(self, points: tuple[Point, ...]) -> None:
         self.published.append(points)
         self.told = Told(points, self.service.price)
 

@@ -14,8 +14,8 @@ from layer8.node.hidden import hidden_ways, serve_rendezvous
 from layer8.relay.client import Address, Open, Opened, Origin, Proto, Stream
 from layer8.relay.service import Relay
 from layer8.rendezvous.client import meet
+from layer8.rendezvous.descriptor import Point
 from layer8.rendezvous.service import HiddenService
-from layer8.rendezvous.ways import AccessPoint
 from layer8.testing.network import Echo
 from tests.relay.nodes import LOOPBACK, Heard, NodesCase
 from tests.rendezvous.net import Told
@@ -51,7 +51,7 @@ class HiddenNodesCase(NodesCase):
         self.service.start()
         await self.until(lambda: len(self.told.points) == 3)
 
-    def publish(self, points: tuple[AccessPoint, ...]) -> None:
+    def publish(self, points: tuple[Point, ...]) -> None:
         self.told = Told(points)
 
     def asked(self, stream: Stream, port: int, login: bytes | None) -> None:
