@@ -132,6 +132,13 @@ class Mutable:
         fits = len(self.value) <= V_MAX and len(self.salt) <= SALT_MAX and 0 <= self.seq <= SEQ_MOST
         return fits and _canonical(self.value) and self.signed()
 
+    def check(self, target: bytes) -> None:
+        """Raise `RemoteProtocolError` unless it is good, and is what stands under this target."""
+        if self.target != target:
+            raise RemoteProtocolError("an item of another target")
+        if not self.good():
+            raise RemoteProtocolError("an item over the limits V_MAX, SALT_MAX or SEQ_MOST, or with a wrong signature")
+
 
 @frozen
 class Record:

@@ -32,7 +32,7 @@ from layer8.crypto.curtain import (
     seal,
     unseal,
 )
-from layer8.crypto.item import Item, item_target
+from layer8.crypto.items import Mutable, sha1
 from layer8.crypto.keys import NODE_ID, NodeKey, id_text, parse_id
 from layer8.crypto.work import EFFORT_MOST, SEED
 from layer8.rendezvous.address import OVERLAP, PERIOD
@@ -153,7 +153,7 @@ def publish(
     *,
     cookie: bytes = b"",
     clients: Iterable[bytes] = (),
-) -> list[Item]:
+) -> list[Mutable]:
     """Give the items of one period: the descriptor, and the lists of `clients` where a cookie is needed.
 
     `seq` is the second of publication, above the last one. Without a cookie everybody who knows the address may come.
@@ -164,19 +164,19 @@ def publish(
         raise LocalProtocolError("clients without a cookie would shut out nobody")
     blind = BlindKey.of(key, period)
     sealed = seal(key.node_id, blind.public, cookie, seq, descriptor.encode())
-    items = [Item.make(blind.public, blind.sign, SALT, seq, sealed)]
+    items = [Mutable.make(blind.public, blind.sign, seq, sealed, SALT)]
     for number, one in enumerate(client_lists(blind.public, cookie, known) if known else ()):
-        items.append(Item.make(blind.public, blind.sign, _LIST_SALTS[number], seq, one))
+        items.append(Mutable.make(blind.public, blind.sign, seq, one, _LIST_SALTS[number]))
     return items
 
 
 def targets(key: bytes, period: int) -> tuple[bytes, tuple[bytes, ...]]:
     """Give where the descriptor of a service is stored, and where its lists of clients are."""
     public = blinded(key, period)
-    return item_target(public, SALT), tuple(item_target(public, salt) for salt in _LIST_SALTS)
+    return sha1(public, SALT), tuple(sha1(public, salt) for salt in _LIST_SALTS)
 
 
-def find_cookie(key: bytes, period: int, lists: Sequence[Item], client: ClientKey) -> bytes:
+def find_cookie(key: bytes, period: int, lists: Sequence[Mutable], client: ClientKey) -> bytes:
     """Give the cookie that a service left for a client in those of its lists that were found.
 
     Raises `RemoteProtocolError`, and `NotAuthorised` where it is in none of them.
@@ -185,20 +185,20 @@ def find_cookie(key: bytes, period: int, lists: Sequence[Item], client: ClientKe
     for item in lists[:LISTS]:
         if item.salt not in _LIST_SALTS:
             raise RemoteProtocolError("a list of clients under another salt")
-        item.check(item_target(public, item.salt))
-    return client.find(public, [item.text for item in lists])
+        item.check(sha1(public, item.salt))
+    return client.find(public, [item.data for item in lists])
 
 
-def read_item(key: bytes, period: int, item: Item, now: float, *, cookie: bytes = b"") -> ServiceDescriptor:
+def read_item(key: bytes, period: int, item: Mutable, now: float, *, cookie: bytes = b"") -> ServiceDescriptor:
     """Check and open what somebody gave for a service's descriptor; raises `RemoteProtocolError`."""
     public = blinded(key, period)
-    item.check(item_target(public, SALT))
-    found = ServiceDescriptor.parse(unseal(key, public, cookie, item.seq, item.text))
+    item.check(sha1(public, SALT))
+    found = ServiceDescriptor.parse(unseal(key, public, cookie, item.seq, item.data))
     found.check(now)
     return found
 
 
-def clash(one: Item, other: Item) -> bool:
+def clash(one: Mutable, other: Mutable) -> bool:
     """Tell whether two good items show that two services hold one key: the same place and `seq`, not the same word."""
     return one.target == other.target and one.seq == other.seq and one.value != other.value
 

@@ -108,6 +108,39 @@ class ItemTests(SynchronousTestCase):
             self.assertRaises(ValueError, Mutable.make, key(1).node_id, key(1).sign, seq, data, salt)
         Mutable.make(key(1).node_id, key(1).sign, 2**63 - 1, bytes(996), bytes(64))
 
+    def test_check(self) -> None:
+        """Whoever got an item from somebody sees that it is good, and that it is what was asked for."""
+        one = Mutable.make(key(1).node_id, key(1).sign, 7, b"word", b"d")
+        one.check(sha1(key(1).node_id + b"d").digest())
+        with self.assertRaises(RemoteProtocolError):
+            one.check(sha1(key(1).node_id).digest())
+        large = b"1000:" + bytes(1000)
+        for other in (
+            Mutable(one.key, 7, one.signature, one.value, b"e"),
+            Mutable(one.key, 8, one.signature, one.value, b"d"),
+            Mutable(one.key, 7, one.signature, b"4:worm", b"d"),
+            Mutable(KEY, 7, one.signature, one.value, b"d"),
+            Mutable(one.key, 7, b"", one.value, b"d"),
+            Mutable(one.key, 7, key(1).sign(signed_text(b"d", 7, large)), large, b"d"),
+        ):
+            with self.assertRaises(RemoteProtocolError):
+                other.check(other.target)
+
+    def test_values_of_every_kind(self) -> None:
+        one = Mutable.make(key(1).node_id, key(1).sign, 1, {b"i": [1, 2]})
+        one.check(sha1(key(1).node_id).digest())
+        self.assertEqual(signed_text(b"", 1, one.value), b"3:seqi1e1:vd1:ili1ei2eee")
+        with self.assertRaises(RemoteProtocolError):
+            one.data  # noqa: B018
+
+    @given(
+        st.binary(max_size=40), st.integers(), st.binary(max_size=70), st.binary(max_size=1100), st.binary(max_size=70)
+    )
+    def test_any_noise(self, public: bytes, seq: int, signature: bytes, value: bytes, salt: bytes) -> None:
+        noise = Mutable(public, seq, signature, value, salt)
+        with self.assertRaises(RemoteProtocolError):
+            noise.check(noise.target)
+
     def test_a_value_in_parts(self) -> None:
         """G33."""
         for size in (0, 1, 990, 991, VALUE_MAX):

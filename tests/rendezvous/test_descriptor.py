@@ -13,7 +13,7 @@ from layer8.core import bencode
 from layer8.core.errors import ConfigError, LimitExceeded, LocalProtocolError, RemoteProtocolError
 from layer8.crypto.blind import BlindKey, blinded
 from layer8.crypto.curtain import AUTH_CLIENTS, TEXT_MAX, ClientKey, NotAuthorised, client_lists, seal
-from layer8.crypto.item import V_MAX, Item
+from layer8.crypto.items import V_MAX, Mutable
 from layer8.crypto.keys import id_text
 from layer8.rendezvous.address import PERIOD, period, published
 from layer8.rendezvous.descriptor import (
@@ -77,7 +77,7 @@ class FormTests(SynchronousTestCase):
         )
         self.assertLessEqual(len(largest.encode()), TEXT_MAX)
         (item,) = publish(SERVICE, TODAY, largest, int(NOW))
-        self.assertLessEqual(len(bencode.encode(item.value)), V_MAX)
+        self.assertLessEqual(len(item.value), V_MAX)
 
     def test_what_would_be_refused_is_not_published(self) -> None:
         for changed in (
@@ -136,14 +136,15 @@ class ReadTests(SynchronousTestCase):
     def test_signed_by_somebody_else(self) -> None:
         blind = BlindKey.of(key(2), TODAY)
         value = seal(A, blinded(A, TODAY), b"", 1, descriptor().encode())
-        forged = Item(blinded(A, TODAY), SALT, 1, value, Item.make(blind.public, blind.sign, SALT, 1, value).signature)
+        made = Mutable.make(blind.public, blind.sign, 1, value, SALT)
+        forged = Mutable(blinded(A, TODAY), 1, made.signature, made.value, SALT)
         with self.assertRaises(RemoteProtocolError):
             read_item(A, TODAY, forged, NOW)
 
     def test_no_byte_string(self) -> None:
         blind = BlindKey.of(SERVICE, TODAY)
         with self.assertRaises(RemoteProtocolError):
-            read_item(A, TODAY, Item.make(blind.public, blind.sign, SALT, 1, [1]), NOW)
+            read_item(A, TODAY, Mutable.make(blind.public, blind.sign, 1, [1], SALT), NOW)
 
     def test_expired_or_from_the_future(self) -> None:
         for expires, now in ((int(NOW), NOW), (int(NOW) + LIFE + CLOCK + 1, NOW)):
@@ -175,13 +176,13 @@ class StoringNodeTests(SynchronousTestCase):
         sizes = set()
         for count in range(1, POINTS + 1):
             points = tuple(point(number) for number in range(1, count + 1))
-            sizes.add(len(publish(SERVICE, TODAY, descriptor(points=points), int(NOW))[0].text))
+            sizes.add(len(publish(SERVICE, TODAY, descriptor(points=points), int(NOW))[0].data))
         self.assertEqual(len(sizes), 1)
 
     def seen(self, day: int, seq: int) -> bytes:
         clients = [ClientKey.make().public for _ in range(3)]
         items = publish(SERVICE, day, descriptor(), seq, cookie=COOKIE, clients=clients)
-        return b"\xff\0\xff".join(item.key + item.text + item.signature for item in items)
+        return b"\xff\0\xff".join(item.key + item.value + item.signature for item in items)
 
 
 class ClientTests(SynchronousTestCase):
@@ -224,10 +225,10 @@ class ClientTests(SynchronousTestCase):
         """Else whoever stores them could hand a client another cookie, or see by its coming back that it tried."""
         own = ClientKey.make()
         _, good = publish(SERVICE, TODAY, descriptor(), 1, cookie=COOKIE, clients=[own.public])
-        forged = client_lists(good.key, b"f" * 32, [own.public])[0]
+        forged = bencode.encode(client_lists(good.key, b"f" * 32, [own.public])[0])
         for value, signature in ((forged, good.signature), (good.value, bytes(64))):
             with self.assertRaises(RemoteProtocolError):
-                find_cookie(A, TODAY, [Item(good.key, good.salt, good.seq, value, signature)], own)
+                find_cookie(A, TODAY, [Mutable(good.key, good.seq, signature, value, good.salt)], own)
 
     def test_clients_need_a_cookie(self) -> None:
         with self.assertRaises(LocalProtocolError):
@@ -273,7 +274,7 @@ def pieces(data: bytes) -> set[bytes]:
     return {data[at : at + 8] for at in range(len(data) - 7)}
 
 
-def finds(client: ClientKey, lists: list[Item]) -> bool:
+def finds(client: ClientKey, lists: list[Mutable]) -> bool:
     """Say whether a client finds the cookie."""
     try:
         return find_cookie(A, TODAY, lists, client) == COOKIE

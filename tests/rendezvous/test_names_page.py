@@ -7,10 +7,10 @@ from hashlib import sha256
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from layer8.crypto import curtain, item, record
+from layer8.crypto import curtain, items, record
 from layer8.crypto.blind import BlindKey, factor
 from layer8.crypto.curtain import seal
-from layer8.crypto.item import Item
+from layer8.crypto.items import Mutable
 from layer8.crypto.keys import NodeKey
 from layer8.rendezvous import address, claims, descriptor, files, index, names
 from layer8.rendezvous.address import address_text, period
@@ -34,7 +34,7 @@ class PageTests(SynchronousTestCase):
         point = Point(b"N" * 32, b"O" * 32, b"U" * 32, b"E" * 32, "tcp:192.0.2.1:9000")
         text = ServiceDescriptor(AT + 3600, (point,), (1,), Price(b"S" * 32, 8, AT + 7200)).encode()
         sealed = seal(KEY.node_id, blind.public, b"", AT, text, bytes(12))
-        stored = Item.make(blind.public, blind.sign, b"d", AT, sealed)
+        stored = Mutable.make(blind.public, blind.sign, AT, sealed, b"d")
         file = ServiceFile.make(KEY, "blog", AT, LATER, ports={80: "http"})
         return {
             "address": address_text(KEY.node_id),
@@ -64,7 +64,7 @@ class PageTests(SynchronousTestCase):
         named = {
             row[0].strip("`"): row[1] for row in rows(self.page.partition("## Limits")[2].partition("## Vectors")[0])
         }
-        modules = (curtain, item, record, address, claims, descriptor, files, index, names)
+        modules = (curtain, items, record, address, claims, descriptor, files, index, names)
         found = {}
         for name in set(named) - {"name"}:
             values = {getattr(module, name) for module in modules if hasattr(module, name)}
