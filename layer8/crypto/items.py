@@ -171,8 +171,11 @@ class Record:
 
     @property
     def name(self) -> tuple[int, bytes, bytes]:
-        """What a later record takes the place of: the same kind and data by the same key."""
-        return self.kind, self.data, self.key
+        """What a later record takes the place of: the same kind and data by the same key.
+
+        Claims and attestations say anew how things stand: of a key, the last one counts.
+        """
+        return self.kind, b"" if self.kind in (Kind.CLAIM, Kind.ATTESTATION) else self.data, self.key
 
     def good(self, now: float, *, least: int = RECORD_EFFORT) -> bool:
         """Check time, work and signature; `least` is 0 in networks without rules. `now` is seconds since 1970."""

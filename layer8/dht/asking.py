@@ -87,7 +87,8 @@ class Asking:
 
     async def records(self, target: bytes) -> tuple[Record, ...]:
         """Give records of a set: what two last hops say, together."""
-        found = {one.name: one for one in await self._search(Kind.RECORD, target) if isinstance(one, Record)}
+        records = [one for one in await self._search(Kind.RECORD, target) if isinstance(one, Record)]
+        found = {one.name: one for one in sorted(records, key=lambda one: one.expires)}
         return tuple(found.values())
 
     async def put(self, item: Item) -> int:

@@ -27,13 +27,12 @@ from attrs import field, frozen
 from layer8.core import bencode
 from layer8.core.errors import LimitExceeded, RemoteProtocolError
 from layer8.crypto.blind import valid
+from layer8.crypto.items import RECORD_LIFE, Draft, Kind, Record, sha1
 from layer8.crypto.keys import NODE_ID, SIGNATURE, NodeKey, id_text, verify
-from layer8.crypto.record import Kind, Record, set_target
 from layer8.rendezvous.address import address_text, check_name
 
 CLAIM_EFFORT: Final = 2**22
 SEEN_EFFORT: Final = 2**18
-RECORD_LIFE: Final = 30 * 86_400  # seconds: who still means it says it again
 CLOCK: Final = 3600  # seconds that two honest clocks may differ by
 NEED: Final = 3  # attesters that make a claim a candidate
 KNOWN: Final = 7 * 86_400  # seconds for which an attester has to be known
@@ -133,38 +132,39 @@ class Verdict:
 
 def claim_target(name: str) -> bytes:
     """Give the set where a name is claimed."""
-    return set_target("layer8/1 name", name.encode())
+    return sha1(b"layer8/1 name", name.encode())
 
 
 def seen_target(name: str, key: bytes) -> bytes:
     """Give the set where a claim is attested."""
-    return set_target("layer8/1 seen", name.encode(), key)
+    return sha1(b"layer8/1 seen", name.encode(), key)
 
 
-def make_claim(key: NodeKey, name: str, now: float) -> Record:
+def make_claim(key: NodeKey, name: str, now: float, *, ruled: bool = True) -> Draft:
     """Give the claim of a service, still without its work; raises `WrongName`."""
     data = _CLAIM.pack(int(now)) + check_name(name).encode()
-    return Record.make(key, claim_target(name), Kind.NAME, data, int(now) + RECORD_LIFE)
+    return _draft(key, claim_target(name), Kind.CLAIM, data, now, CLAIM_EFFORT if ruled else 1)
 
 
-def read_claim(record: Record, name: str, now: float) -> Claim:
+def read_claim(record: Record, name: str, now: float, *, ruled: bool = True) -> Claim:
     """Check what stood in a name's set; raises `RemoteProtocolError`."""
-    _check(record, Kind.NAME, claim_target(name), CLAIM_EFFORT, now)
+    _check(record, Kind.CLAIM, claim_target(name), CLAIM_EFFORT if ruled else 0, now)
     if record.data[_CLAIM.size :] != name.encode() or not valid(record.key):
         raise RemoteProtocolError("a claim of another name, or of no service")
     return Claim(name, record.key, _CLAIM.unpack_from(record.data)[0])
 
 
-def make_seen(node: NodeKey, seen: Seen, now: float) -> Record:
+def make_seen(node: NodeKey, seen: Seen, now: float, *, ruled: bool = True) -> Draft:
     """Give an attestation of a node, still without its work."""
     counts = (min(number, _MOST) for number in (seen.asked, seen.answered))
     data = _SEEN.pack(seen.first, seen.last, seen.flags, *counts)
-    return Record.make(node, seen_target(seen.name, seen.key), Kind.SEEN, data, int(now) + RECORD_LIFE)
+    effort = SEEN_EFFORT if ruled else 1
+    return _draft(node, seen_target(seen.name, seen.key), Kind.ATTESTATION, data, now, effort)
 
 
-def read_seen(record: Record, name: str, key: bytes, now: float) -> Seen:
+def read_seen(record: Record, name: str, key: bytes, now: float, *, ruled: bool = True) -> Seen:
     """Check what stood in the set of a claim; raises `RemoteProtocolError`."""
-    _check(record, Kind.SEEN, seen_target(name, key), SEEN_EFFORT, now)
+    _check(record, Kind.ATTESTATION, seen_target(name, key), SEEN_EFFORT if ruled else 0, now)
     if len(record.data) != _SEEN.size:
         raise RemoteProtocolError("an attestation of another length")
     first, last, flags, asked, answered = _SEEN.unpack(record.data)
@@ -240,12 +240,15 @@ class Certificate:
         return cls(check_name(name.decode("ascii")), key, signer, expires)
 
 
+def _draft(key: NodeKey, target: bytes, kind: Kind, data: bytes, now: float, effort: int) -> Draft:
+    return Draft.make(key, target, kind, data, int(now) + RECORD_LIFE - CLOCK, effort)
+
+
 def _check(record: Record, kind: Kind, target: bytes, effort: int, now: float) -> None:
-    if record.kind != kind:
-        raise RemoteProtocolError("a record of another kind")
-    if record.expires > now + RECORD_LIFE + CLOCK:
-        raise RemoteProtocolError("a record that lives too long")
-    record.check(target, effort, now)
+    if record.kind != kind or record.target != target:
+        raise RemoteProtocolError("a record of another kind or set")
+    if not record.good(now, least=effort):
+        raise RemoteProtocolError("a record that has expired, lives too long, cost too little, or is not signed")
 
 
 def _candidate(key: bytes, said: list[Seen], witnesses: Mapping[bytes, Witness], now: float, ruled: bool) -> Candidate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from hashlib import sha1
 
 from hypothesis import given
@@ -40,6 +41,14 @@ SALTED = (
     "df9a8a7104b1258f30bed3787e6cb896fca78c58f8e03b5f18f14951a87d9a08"
 )
 NOW = 1_800_000_000.0
+
+
+def paid(draft: Draft) -> Record:
+    """Do the work of a record."""
+    nonce, start = None, bytes(16)
+    while nonce is None:
+        nonce, start = draft.search(start, 64)
+    return draft.record(nonce)
 
 
 class VectorTests(SynchronousTestCase):
@@ -172,20 +181,14 @@ class RecordTests(SynchronousTestCase):
     def draft(self, data: bytes = b"word", expires: int = int(NOW) + 1000, effort: int = 64) -> Draft:
         return Draft.make(key(1), self.target, Kind.TAG, data, expires, effort)
 
-    def worked(self, draft: Draft) -> Record:
-        nonce, start = None, bytes(16)
-        while nonce is None:
-            nonce, start = draft.search(start, 1000)
-        return draft.record(nonce)
-
     def test_round_trip(self) -> None:
-        record = self.worked(self.draft())
+        record = paid(self.draft())
         self.assertEqual(Record.parse(self.target, record.raw), record)
         self.assertEqual((record.kind, record.data, record.key), (Kind.TAG, b"word", key(1).node_id))
         self.assertTrue(record.good(NOW, least=64))
 
     def test_work(self) -> None:
-        record = self.worked(self.draft())
+        record = paid(self.draft())
         self.assertFalse(record.good(NOW, least=65))
         self.assertFalse(record.good(NOW))
         lazy = self.draft(effort=RECORD_EFFORT).record(bytes(16))
@@ -197,19 +200,37 @@ class RecordTests(SynchronousTestCase):
             self.assertFalse(self.draft(expires=int(expires)).record().good(NOW, least=0))
 
     def test_it_belongs_to_its_target(self) -> None:
-        record = self.worked(self.draft())
+        record = paid(self.draft())
         moved = Record.parse(sha1(b"another").digest(), record.raw)
         self.assertFalse(moved.good(NOW, least=0))
         self.assertFalse(moved.good(NOW, least=64))
 
-    def test_a_changed_byte(self) -> None:
-        raw = self.draft().record().raw
-        for at in (0, 4, 8, 20, 60, 100):
-            changed = raw[:at] + bytes((raw[at] ^ 1,)) + raw[at + 1 :]
+    def test_every_byte_counts(self) -> None:
+        raw = paid(self.draft()).raw
+        for at in range(len(raw)):
+            changed = raw[:at] + bytes((raw[at] ^ 0x80,)) + raw[at + 1 :]
+            least = 1 << 20 if at >= len(raw) - 20 else 64
             try:
-                self.assertFalse(Record.parse(self.target, changed).good(NOW, least=0), at)
+                self.assertFalse(Record.parse(self.target, changed).good(NOW, least=least), at)
             except RemoteProtocolError:
                 continue
+
+    def test_layout(self) -> None:
+        raw = paid(self.draft()).raw
+        head = struct.pack("!IBH", int(NOW) + 1000, Kind.TAG, 4) + b"word" + key(1).node_id
+        self.assertEqual(raw[: len(head)], head)
+        self.assertEqual(raw[len(head) : len(head) + 64], key(1).sign(b"layer8/1 record\0" + self.target + head))
+        self.assertEqual((raw[-4:], len(raw)), (struct.pack("!I", 64), len(head) + 64 + 16 + 4))
+
+    def test_work_is_of_this_record(self) -> None:
+        good, other = paid(self.draft(b"one", effort=4096)), self.draft(b"two", effort=4096)
+        self.assertTrue(good.good(NOW, least=4096))
+        self.assertFalse(other.record(good.nonce).good(NOW, least=4096))
+
+    def test_lengths(self) -> None:
+        raw = self.draft().record().raw
+        for wrong in (b"", raw[:-1], raw[1:], raw + b".", raw[:5] + b"\0\5" + raw[7:]):
+            self.assertRaises(RemoteProtocolError, Record.parse, self.target, wrong)
 
     def test_sizes(self) -> None:
         self.assertEqual(len(self.draft(bytes(197)).record().raw), RECORD_MAX)

@@ -12,8 +12,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core import bencode
 from layer8.core.errors import LimitExceeded, RemoteProtocolError
+from layer8.crypto.items import RECORD_LIFE, Draft, Kind, Record
 from layer8.crypto.keys import NodeKey
-from layer8.crypto.record import Kind, Record
 from layer8.rendezvous import claims
 from layer8.rendezvous.address import WrongName
 from layer8.rendezvous.claims import (
@@ -22,7 +22,6 @@ from layer8.rendezvous.claims import (
     CLAIMS_SHOWN,
     CLOCK,
     DAY,
-    RECORD_LIFE,
     Certificate,
     Claim,
     Flag,
@@ -38,8 +37,8 @@ from layer8.rendezvous.claims import (
     read_seen,
     seen_target,
 )
-from tests.crypto.test_record import paid
 from tests.descriptors import NOW, key, node
+from tests.dht.test_items import paid
 
 TODAY = int(NOW) // DAY
 A, B, C = (node(number) for number in (1, 2, 3))
@@ -76,6 +75,10 @@ def weigh(*stories: tuple[bytes, int, list[Node], int], ruled: bool = True, **mo
     ]
     known = {node(one.number): one.witness for _, _, some, _ in stories for one in some if not one.stranger}
     return decide("blog", told, said, known, NOW, ruled=ruled, **more)
+
+
+def drafted(owner: NodeKey, target: bytes, kind: int, data: bytes, expires: int) -> Draft:
+    return Draft.make(owner, target, kind, data, expires, 4)
 
 
 class ConflictTests(SynchronousTestCase):
@@ -241,23 +244,41 @@ class RecordTests(SynchronousTestCase):
 
     def test_claim(self) -> None:
         record = paid(make_claim(key(1), "blog", NOW))
-        self.assertEqual((record.kind, record.data), (Kind.NAME, int(NOW).to_bytes(4, "big") + b"blog"))
-        self.assertEqual(read_claim(Record.read(record.encode()), "blog", NOW), Claim("blog", A, int(NOW)))
+        self.assertEqual((record.kind, record.data), (Kind.CLAIM, int(NOW).to_bytes(4, "big") + b"blog"))
+        self.assertEqual(read_claim(Record.parse(record.target, record.raw), "blog", NOW), Claim("blog", A, int(NOW)))
         self.assertRaises(WrongName, make_claim, key(1), "-blog", NOW)
 
     def test_claims_that_are_refused(self) -> None:
         good = paid(make_claim(key(1), "blog", NOW))
-        longer = Record.make(key(1), claim_target("blog"), Kind.NAME, good.data, int(NOW) + RECORD_LIFE + CLOCK + 1)
-        other = Record.make(key(1), claim_target("blog"), Kind.NAME, good.data[:4] + b"shop", int(NOW) + 60)
-        short = Record.make(key(1), claim_target("blog"), Kind.NAME, b"x", int(NOW) + 60)
-        kind = Record.make(key(1), claim_target("blog"), Kind.TAG, good.data, int(NOW) + 60)
+        longer = drafted(key(1), claim_target("blog"), Kind.CLAIM, good.data, int(NOW) + RECORD_LIFE + 1)
+        other = drafted(key(1), claim_target("blog"), Kind.CLAIM, good.data[:4] + b"shop", int(NOW) + 60)
+        short = drafted(key(1), claim_target("blog"), Kind.CLAIM, b"x", int(NOW) + 60)
+        kind = drafted(key(1), claim_target("blog"), Kind.TAG, good.data, int(NOW) + 60)
         for record, name in (
             (good, "shop"),
-            (make_claim(key(1), "blog", NOW), "blog"),
+            (make_claim(key(1), "blog", NOW).record(), "blog"),
             *((paid(one), "blog") for one in (longer, other, short, kind)),
         ):
             with self.assertRaises(RemoteProtocolError):
                 read_claim(record, name, NOW)
+
+    def test_a_network_without_rules_asks_for_no_work(self) -> None:
+        free = make_claim(key(1), "blog", NOW, ruled=False).record()
+        self.assertEqual((read_claim(free, "blog", NOW, ruled=False).key, free.effort), (A, 1))
+        self.assertEqual(
+            read_seen(make_seen(key(9), self.seen(), NOW, ruled=False).record(), "blog", A, NOW, ruled=False),
+            self.seen(),
+        )
+
+    def test_the_last_word_takes_the_place_of_the_first(self) -> None:
+        before, after = (paid(make_claim(key(1), "blog", at)) for at in (NOW, NOW + DAY))
+        self.assertEqual(before.name, after.name)
+        self.assertNotEqual(before.name, paid(make_claim(key(2), "blog", NOW)).name)
+        today, tomorrow = (paid(make_seen(key(9), self.seen(asked=asked), NOW)) for asked in (7, 8))
+        self.assertEqual(today.name, tomorrow.name)
+
+    def test_they_are_good_for_a_clock_that_is_an_hour_behind(self) -> None:
+        read_claim(paid(make_claim(key(1), "blog", NOW)), "blog", NOW - CLOCK)
 
     def test_claims_of_keys_that_no_service_may_have(self) -> None:
         good = paid(make_claim(key(1), "blog", NOW))
@@ -268,7 +289,7 @@ class RecordTests(SynchronousTestCase):
     def test_attestation(self) -> None:
         record = paid(make_seen(key(9), self.seen(), NOW))
         self.assertEqual(len(record.data), 10)
-        self.assertEqual(read_seen(Record.read(record.encode()), "blog", A, NOW), self.seen())
+        self.assertEqual(read_seen(Record.parse(record.target, record.raw), "blog", A, NOW), self.seen())
 
     def test_attestations_that_are_refused(self) -> None:
         good = paid(make_seen(key(9), self.seen(), NOW))
@@ -278,17 +299,18 @@ class RecordTests(SynchronousTestCase):
         for changed in ({"first": TODAY + 2, "last": TODAY + 2}, {"first": TODAY, "last": TODAY - 1}, {"answered": 8}):
             with self.assertRaises(RemoteProtocolError, msg=str(changed)):
                 read_seen(paid(make_seen(key(9), self.seen(**changed), NOW)), "blog", A, NOW)
-        short = Record.make(key(9), seen_target("blog", A), Kind.SEEN, b"short", int(NOW) + 60)
+        short = drafted(key(9), seen_target("blog", A), Kind.ATTESTATION, b"short", int(NOW) + 60)
         with self.assertRaises(RemoteProtocolError):
             read_seen(paid(short), "blog", A, NOW)
 
     def test_what_they_cost(self) -> None:
+        claim, seen = paid(make_claim(key(1), "blog", NOW)), paid(make_seen(key(9), self.seen(), NOW))
         self.patch(claims, "CLAIM_EFFORT", 8)
         self.patch(claims, "SEEN_EFFORT", 8)
         with self.assertRaises(RemoteProtocolError):
-            read_claim(paid(make_claim(key(1), "blog", NOW)), "blog", NOW)
+            read_claim(claim, "blog", NOW)
         with self.assertRaises(RemoteProtocolError):
-            read_seen(paid(make_seen(key(9), self.seen(), NOW)), "blog", A, NOW)
+            read_seen(seen, "blog", A, NOW)
 
     def test_attestations_name_no_visitor(self) -> None:
         """A record holds days, flags and counts of a node that asks by itself, and nothing else: 10 bytes."""
@@ -301,7 +323,7 @@ class RecordTests(SynchronousTestCase):
             (1, claim_target("blog"), lambda one: read_claim(one, "blog", NOW)),
             (9, seen_target("blog", A), lambda one: read_seen(one, "blog", A, NOW)),
         ):
-            record = Record.make(key(number), target, Kind.NAME if number == 1 else Kind.SEEN, data, int(NOW) + 60)
+            record = drafted(key(number), target, Kind.CLAIM if number == 1 else Kind.ATTESTATION, data, int(NOW) + 60)
             with contextlib.suppress(RemoteProtocolError):
                 reader(paid(record))
 
