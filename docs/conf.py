@@ -62,10 +62,17 @@ def reference(kind: type, path: str) -> Iterator[str]:
     for key in nested:
         name = f"{path}.{key.name}" if path else key.name
         yield ""
-        yield f"**`[[{name}]]`**: {key.option.doc}" if key.repeated else f"**`[{name}]`**: {key.option.doc}"
+        yield f"**`{heading(key, name)}`**: {key.option.doc}"
         yield ""
         assert key.section is not None
         yield from reference(key.section, name)
+
+
+def heading(key: Key, name: str) -> str:
+    """Write a section's name as it stands in the file."""
+    if key.named:
+        return f"[{name}.NAME]"
+    return f"[[{name}]]" if key.repeated else f"[{name}]"
 
 
 def sections() -> str:
@@ -73,7 +80,7 @@ def sections() -> str:
     lines: list[str] = []
     for key in keys(Config):
         assert key.section is not None
-        lines += ["", f"**`[{key.name}]`**: {key.option.doc}", "", *reference(key.section, key.name)]
+        lines += ["", f"**`{heading(key, key.name)}`**: {key.option.doc}", "", *reference(key.section, key.name)]
     return "\n".join(lines)
 
 

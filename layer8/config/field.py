@@ -42,6 +42,7 @@ class Key:
     option: Option
     section: type | None
     repeated: bool
+    named: bool = False
 
 
 def option(
@@ -57,17 +58,22 @@ def option(
 ) -> Any:
     """Declare a key with its default; see `Option` for the words."""
     about = Option(doc, check, hot, secret, unit, file, example)
-    return field(default=default, metadata={_KEY: (about, None, False)}, repr=not secret)
+    return field(default=default, metadata={_KEY: (about, None, "")}, repr=not secret)
 
 
 def section(kind: type, *, doc: str) -> Any:
     """Declare a table inside a section, for example `[proxy.limits]`."""
-    return field(factory=kind, metadata={_KEY: (Option(doc), kind, False)})
+    return field(factory=kind, metadata={_KEY: (Option(doc), kind, "")})
 
 
 def sections(kind: type, *, doc: str) -> Any:
     """Declare an array of tables inside a section, for example `[[proxy.host]]`; empty by default."""
-    return field(default=(), metadata={_KEY: (Option(doc), kind, True)})
+    return field(default=(), metadata={_KEY: (Option(doc), kind, "repeated")})
+
+
+def named(kind: type, *, doc: str) -> Any:
+    """Declare tables that have names, for example `[service.NAME]`: a map from name to section, empty by default."""
+    return field(factory=dict, metadata={_KEY: (Option(doc), kind, "named")})
 
 
 def keys(kind: type) -> Iterator[Key]:
@@ -75,6 +81,6 @@ def keys(kind: type) -> Iterator[Key]:
     types = get_type_hints(kind)
     defaults = kind()
     for attribute in attrs.fields(kind):
-        about, nested, repeated = attribute.metadata[_KEY]
+        about, nested, many = attribute.metadata[_KEY]
         default = getattr(defaults, attribute.name)
-        yield Key(attribute.name, types[attribute.name], default, about, nested, repeated)
+        yield Key(attribute.name, types[attribute.name], default, about, nested, many == "repeated", many == "named")

@@ -149,6 +149,9 @@ def _flat(section: object, prefix: str) -> list[tuple[str, object, bool]]:
         elif key.repeated:
             for index, item in enumerate(value):
                 rows += _flat(item, f"{prefix}{key.name}[{index}].")
+        elif key.named:
+            for name, item in value.items():
+                rows += _flat(item, f"{prefix}{key.name}.{name}.")
         else:
             rows += _flat(value, f"{prefix}{key.name}.")
     return rows
@@ -163,6 +166,8 @@ def as_options(section: object, prefix: str = "") -> dict[str, object]:
             continue
         if key.repeated:
             options[path] = [_as_table(item) for item in value]
+        elif key.named:
+            options[path] = {name: _as_table(item) for name, item in value.items()}
         elif key.section is not None:
             options |= as_options(value, path + ".")
         else:
@@ -186,7 +191,7 @@ def _as_value(value: object) -> object:
 
 
 def diff(old: Config, new: Config) -> Changes:
-    """Compare two configurations key by key; an array of tables counts as one key."""
+    """Compare two configurations key by key; an array of tables counts as one key, and so do tables with names."""
     changed: list[str] = []
     restart: list[str] = []
     _compare(old, new, "", changed, restart)

@@ -19,9 +19,12 @@ from layer8.core.errors import ConfigError
 
 T = TypeVar("T")
 
+NAME_MOST = 32  # letters of `[service.NAME]`
+
 _PORT = re.compile(r"(tcp6?|tls):PORT(?=:|\Z)")
 """The only placeholder: in `control.listen`, it stands for the port of the daemon that reads the file."""
 
+_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*\Z")
 _STEP = re.compile(r"(\w+)(?:\[(\d+)\])?")
 
 
@@ -114,6 +117,8 @@ class Builder:
                 values[name] = self._value(key, tree.get(name), path)
             elif key.repeated:
                 values[name] = self._tables(key.section, tree.get(name), path)
+            elif key.named:
+                values[name] = self._named(key.section, tree.get(name), path)
             else:
                 values[name] = self.build(key.section, self._table(tree.get(name), path), path + ".")
         self._places[prefix] = _place(tree)
@@ -162,6 +167,22 @@ class Builder:
         if found is not None:
             self._add(_place(found), path, _plain(found), f"it has to be an array of tables, [[{path}]]")
         return ()
+
+    def _named(self, kind: type, node: Given | Tables | Tree | None, path: str) -> dict[str, Any]:
+        tables = self._table(node, f"{path}.NAME") if node is not None else {}
+        self.origins[path] = _place(tables) if tables else Origin("default")
+        found = {}
+        for name, inner in tables.items():
+            if name == "" and _is_place(inner):
+                continue
+            if not _NAME.match(name) or len(name) > NAME_MOST:
+                reason = f"a name here is made of a to z, 0 to 9 and single - in between, {NAME_MOST} at most"
+                self._problems.append(Problem(_place(inner), f"{path}.{_short(name)}", "", reason))
+                continue
+            table = self._table(inner, f"{path}.{name}")
+            if table:
+                found[name] = self.build(kind, table, f"{path}.{name}.")
+        return found
 
     def _value(self, key: Key, node: Given | Tables | Tree | None, path: str) -> Any:
         if node is None:

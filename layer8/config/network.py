@@ -217,6 +217,26 @@ class DhtConfig:
 
 
 @frozen
+class RendezvousConfig:
+    """What a node does for hidden services, other nodes' and its own."""
+
+    enabled: bool = option(
+        True,
+        doc="Be an access point and a rendezvous hop for others, where circuits are carried "
+        "(`twistd layer8-rendezvous` always is).",
+        hot=False,
+    )
+    points: int = option(3, doc="Access points of each service of ours.", check=accept.between(1, 5), hot=False)
+    max_effort: int = option(
+        50_000_000,
+        doc="Work that knocking at a service of ours may cost, and that we do for one knock at another's; "
+        "the usual value is about ten seconds.",
+        check=accept.between(0, 2**32 - 1),
+        hot=False,
+    )
+
+
+@frozen
 class SocksConfig:
     """The SOCKS5 port for programs of this machine."""
 

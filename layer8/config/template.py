@@ -32,8 +32,9 @@ def _lines(kind: type, prefix: str) -> Iterator[str]:
             continue
         path = prefix + key.name
         yield "\n" + _comment(key.option.doc)
-        if key.repeated:
-            yield f"#[[{path}]]\n"
+        if key.repeated or key.named:
+            assert key.section is not None
+            yield f"#[[{path}]]\n" if key.repeated else f"#[{path}.NAME]\n"
             for inner in keys(key.section):
                 yield from _key(inner, "#")
         else:

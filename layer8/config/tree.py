@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from attrs import frozen
 
 from layer8.config import endpoint
-from layer8.config.field import section
-from layer8.config.network import DhtConfig, RelayConfig, SocksConfig, TrackerConfig
+from layer8.config.field import named, section
+from layer8.config.network import DhtConfig, RelayConfig, RendezvousConfig, SocksConfig, TrackerConfig
 from layer8.config.proxy import AgentConfig, ProxyConfig
 from layer8.config.sections import ControlConfig, DebugConfig, LogConfig
+from layer8.config.services import ServiceConfig, VisitConfig
 
 
 @frozen
@@ -27,6 +28,12 @@ class Config:
     tracker: TrackerConfig = section(TrackerConfig, doc="Lists of relays: twistd layer8-tracker.")
     dht: DhtConfig = section(DhtConfig, doc="Signed items under keys: twistd layer8-dht.")
     socks: SocksConfig = section(SocksConfig, doc="SOCKS5 for the programs of this machine: layer8 up, layer8 socks.")
+
+    rendezvous: RendezvousConfig = section(
+        RendezvousConfig, doc="Hidden services of others and of our own: twistd layer8-rendezvous."
+    )
+    service: Mapping[str, ServiceConfig] = named(ServiceConfig, doc="A hidden service that this node offers.")
+    visit: Mapping[str, VisitConfig] = named(VisitConfig, doc="How this node shows itself to one hidden service.")
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Give keys that do not go together, with the reason."""

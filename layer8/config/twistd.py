@@ -18,9 +18,10 @@ from layer8.config.tree import Config
 
 _RENAMED = {"agent.servers": "server"}
 _SECTIONS = {
-    "node": ("relay", "socks", "tracker", "dht"),
+    "node": ("relay", "socks", "tracker", "dht", "rendezvous"),
     "tracker": ("relay", "tracker"),
     "dht": ("relay", "dht"),
+    "rendezvous": ("relay", "rendezvous"),
 }
 """Roles that have more than the section of their name; options of all but the first begin with the section's name."""
 

@@ -15,16 +15,19 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from attrs import define, field
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from layer8.core.errors import LocalProtocolError, RemoteProtocolError
+from layer8.core.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from layer8.crypto.keyfile import read_private
 from layer8.crypto.keys import NODE_ID
 
 COOKIE: Final = 32
@@ -94,6 +97,17 @@ class ClientKey:
     def from_bytes(cls, raw: bytes) -> ClientKey:
         """Take the 32 bytes of a private key."""
         return cls(X25519PrivateKey.from_private_bytes(raw))
+
+    @classmethod
+    def load(cls, path: Path) -> ClientKey:
+        """Read a key from a private PEM file (PKCS #8); raises `ConfigError` with the path."""
+        try:
+            private = load_pem_private_key(read_private(path), password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+            raise ConfigError(f"{path}: holds no unencrypted private key in PEM form") from error
+        if not isinstance(private, X25519PrivateKey):
+            raise ConfigError(f"{path}: holds another kind of key than X25519")
+        return cls(private)
 
     def find(self, blinded: bytes, lists: Sequence[bytes]) -> bytes:
         """Give the cookie that a service left for this client; raises `NotAuthorised`."""

@@ -58,15 +58,60 @@ class DefaultTests(ConfigCase):
         bare = "\n".join(
             line.removeprefix("#")
             for line in template().splitlines()
-            if not line.startswith("# ") and not line.startswith(("#[[", "#host =", "#target"))
+            if not line.startswith("# ")
+            and not line.startswith(("#[[", "#host =", "#target", "#[service.", "#[visit."))
         )
         cut = bare.index('secret_file = ""', bare.index("[proxy]"))
         found = read(bare[:cut])
         self.assertEqual(found.config, read("").config)
         self.assertEqual({origin.kind for key, origin in found.origins.items() if key.startswith("log.")}, {"file"})
-        for word in ("[proxy.limits]", "#[[proxy.host]]", "#[[agent.host]]", "#half_closed = 60.0"):
+        for word in ("[proxy.limits]", "#[service.NAME]", "#[[proxy.host]]", "#[[agent.host]]", "#half_closed = 60.0"):
             self.assertIn(word, template())
         tomllib.loads(template().replace("#[[", "[["))
+
+
+class NamedTests(ConfigCase):
+    """Tables with names: `[service.NAME]`, `[visit.NAME]`."""
+
+    TEXT = (
+        '[service.blog]\nports = { 80 = "localhost:8080" }\n[service.file-2]\nports = {1 = "file:a"}\npublic = true\n'
+    )
+
+    def test_each_has_its_defaults(self) -> None:
+        loaded = read(self.TEXT)
+        self.assertEqual(list(loaded.config.service), ["blog", "file-2"])
+        self.assertEqual(loaded.config.service["blog"].ports, {80: "localhost:8080"})
+        self.assertFalse(loaded.config.service["blog"].public)
+        rows = load.show(loaded)
+        self.assertEqual(
+            (rows["service.file-2.public"]["value"], rows["service.blog.public"]["origin"]), (True, "default")
+        )
+        self.assertTrue(str(rows["service.file-2.public"]["where"]).endswith(":5"))
+
+    def test_by_the_environment_and_by_an_option(self) -> None:
+        config = read("", {"LAYER8_SERVICE__BLOG__PORTS": '{80 = "localhost:1"}'}).config
+        self.assertEqual(config.service["blog"].ports, {80: "localhost:1"})
+        options = load.as_options(read(self.TEXT).config)
+        self.assertEqual(load_text("", {}, options, role="proxy").config, read(self.TEXT).config)
+
+    def test_they_count_as_one_key(self) -> None:
+        self.assertEqual(load.diff(read("").config, read(self.TEXT).config), load.Changes(("service",), ()))
+
+    def test_wrong_ones(self) -> None:
+        good = 'ports = {80 = "localhost:1"}'
+        self.refused(f"[service.Blog]\n{good}", "service.Blog", "a to z", ":1:")
+        self.refused(f"[service.{'a' * 33}]\n{good}", "32 at most")
+        self.refused(f"[service.blog]\n{good}\nkeys = 'a'", "service.blog.keys", "service.blog.key", ":3:")
+        self.refused("[service.blog]", "service.blog.ports", "needs a port")
+        self.refused("[service]\nblog = 3", "it has to be a table, [service.blog]")
+        self.refused("service = 3", "[service.NAME]")
+        self.refused("[[service]]\nblog = 3", "[service.NAME]")
+        self.refused(f"[service.blog]\n{good}\nallow = ['x']", "service.blog.allow")
+        for ports in ("{0 = 'a:1'}", "{80 = ''}"):
+            self.refused(f"[service.blog]\nports = {ports}", "service.blog.ports")
+        ident = "a" * 52
+        self.refused(f"[service.blog]\n{good}\nallow = '{ident}'\ndeny = '{ident}'", "is in allow too")
+        self.assertEqual(len(self.problems("[visit.blog]\nidentity = ''")), 2)
 
 
 class PrecedenceTests(ConfigCase):
