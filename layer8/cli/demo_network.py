@@ -16,6 +16,7 @@ from layer8.core.errors import Layer8Error, TimedOut, Unavailable
 
 ANYWHERE: Final = "tcp:0:interface=127.0.0.1"
 EXIT: Final = ("accept 127.0.0.0/8:*", "reject *:*")
+UDP: Final = "udp:0:interface=127.0.0.1"
 TRACKERS: Final = 2
 START_TIME: Final = 20.0
 """Seconds until a circuit stands; it takes a tenth of that."""
@@ -94,6 +95,7 @@ class Network:
     _frame: Any = field(default=None, init=False)
     _storages: list[Any] = field(factory=list, init=False)
     _trackers: list[str] = field(factory=list, init=False)
+    _dht: list[Any] = field(factory=list, init=False)  # a DhtService for each relay
 
     async def open(self) -> None:
         """Start everything, and wait for a circuit."""
@@ -122,11 +124,13 @@ class Network:
         return f"http://127.0.0.1:{self._web.getHost().port}/"
 
     def _open_relay(self, name: str, *, tracker: bool = False, exit: Sequence[str] = ("off",)) -> Any:
-        from layer8.config.network import RelayConfig
+        from layer8.config.network import DhtConfig, RelayConfig
         from layer8.control.service import wall_clock
         from layer8.crypto.keys import NodeKey
         from layer8.net.sqlite import Database
         from layer8.net.storage import ThreadedStorage
+        from layer8.node.hidden import serve_rendezvous
+        from layer8.node.holding import serve_dht
         from layer8.node.tracking import ask_trackers, serve_tracker
         from layer8.relay.memory import SCHEMA
         from layer8.relay.service import Relay
@@ -146,8 +150,15 @@ class Network:
             storage = ThreadedStorage(self.reactor, Database(self.folder / f"{name}.db", SCHEMA))
             self._storages.append(storage)
             serve_tracker(relay, storage)
+        else:
+            serve_rendezvous(relay)
+            first = tuple(dht.listening.split(":")[1] for dht in self._dht[:1])
+            known = tuple(f"127.0.0.1:{port}" for port in first)
+            self._dht.append(serve_dht(relay, DhtConfig(listen=UDP, bootstrap=known), None))
         ask_trackers(relay, TRACKERS)
         relay.startService()
+        if not tracker:
+            self._dht[-1].startService()
         self.nodes[relay.key.node_id] = name, relay
         return relay
 
@@ -282,6 +293,8 @@ class Network:
 
         if self._frame is not None and self._frame.process.running:
             await self._frame.process.stopService()
+        for dht in self._dht:
+            await dht.stopService()
         for _, relay in reversed(list(self.nodes.values())):
             relay.publishing.lists = None  # nobody is left to tell
             await relay.stopService()
