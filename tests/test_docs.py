@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from enum import Enum
+from types import ModuleType
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -14,9 +15,13 @@ from layer8.control.errors import ControlError, from_wire
 from layer8.control.jsonrpc import parse
 from layer8.crypto.keys import parse_id
 from layer8.crypto.proof import secret_key, subscribe_proof
+from layer8.dht import limits as dht_limits
+from layer8.dht import lookup
 from layer8.proxy.wire import Code
 from layer8.relay import circuit, flow, guards, link, origin
 from layer8.relay import limits as relay_limits
+from layer8.rendezvous import claims, client, names, wire
+from layer8.rendezvous import limits as rendezvous_limits
 from layer8.socks import session
 from layer8.tracker import limits as tracker_limits
 from tests.names import ROOT, find_test
@@ -88,13 +93,16 @@ class RequirementsTests(SynchronousTestCase):
                 self.assertTrue(find_test(f"tests.{name}"), f"{ident}: there is no tests.{name}")
 
 
-class NetworkTests(SynchronousTestCase):
-    """What the page about requirements says of the network's limits, states and bad input."""
+class PartCase(SynchronousTestCase):
+    """What the page about requirements says of one part's limits, states and bad input."""
+
+    part: str
 
     def section(self, name: str) -> list[list[str]]:
-        return rows(page("requirements").partition(f"\n## Network: {name}\n")[2].partition("\n## ")[0])[1:]
+        return rows(page("requirements").partition(f"\n## {self.part}: {name}\n")[2].partition("\n## ")[0])[1:]
 
-    def test_every_limit_has_its_value(self) -> None:
+    def limits(self, *modules: ModuleType) -> None:
+        """Hold every listed limit equal to the code, and every limit of these modules listed."""
         listed: dict[str, set[str]] = {}
         for name, value, _ in self.section("limits"):
             module, _, constant = name.strip("`").rpartition(".")
@@ -102,30 +110,73 @@ class NetworkTests(SynchronousTestCase):
             self.assertEqual(float(value.split()[0].replace(",", "")), number, name)
             self.assertNotIn(constant, listed.setdefault(module, set()))
             listed[module].add(constant)
-        for limits in (relay_limits, tracker_limits):
-            named = {name for name in vars(limits) if re.fullmatch(r"[A-Z][A-Z0-9_]+", name)}
-            self.assertEqual(named, listed[limits.__name__.removeprefix("layer8.")])
+        for one in modules:
+            named = {name for name in vars(one) if re.fullmatch(r"[A-Z][A-Z0-9_]+", name)}
+            self.assertEqual(named, listed[one.__name__.removeprefix("layer8.")])
 
-    def test_every_state_of_every_conversation(self) -> None:
-        conversations: dict[str, type[Enum]] = {
-            "link": link.State,
-            "circuit at its client": origin.State,
-            "circuit at a relay": circuit.State,
-            "stream": flow.State,
-            "SOCKS client": session._At,
-            "guard": guards.State,
-        }
+    def states(self, conversations: dict[str, type[Enum] | tuple[str, ...]]) -> None:
         wanted = [
-            (name, state.name.lower().replace("_", " ")) for name, states in conversations.items() for state in states
+            (name, state.lower().replace("_", " "))
+            for name, states in conversations.items()
+            for state in (states if isinstance(states, tuple) else tuple(states.__members__))
         ]
         self.assertEqual([(row[0], row[1]) for row in self.section("states")], wanted)
 
-    def test_every_row_names_tests_that_are_there(self) -> None:
-        for section, least in (("limits", 100), ("states", 30), ("who learns what", 5), ("bad input", 18)):
-            shown = self.section(section)
-            self.assertGreaterEqual(len(shown), least)
+    def named(self, **least: int) -> None:
+        """Hold every row to tests that are there."""
+        for section, count in least.items():
+            shown = self.section(section.replace("_", " "))
+            self.assertGreaterEqual(len(shown), count)
             for row in shown:
                 names = re.findall(r"`((?:\w+\.)*test_\w+(?:\.\w+)*)`", row[-1])
                 self.assertTrue(names or row[-1] == "missing", f"{row[0]} names nothing")
                 for name in names:
                     self.assertTrue(find_test(f"tests.{name}"), f"{row[0]}: there is no tests.{name}")
+
+
+class NetworkTests(PartCase):
+    part = "Network"
+
+    def test_every_limit_has_its_value(self) -> None:
+        self.limits(relay_limits, tracker_limits)
+
+    def test_every_state_of_every_conversation(self) -> None:
+        self.states(
+            {
+                "link": link.State,
+                "circuit at its client": origin.State,
+                "circuit at a relay": circuit.State,
+                "stream": flow.State,
+                "SOCKS client": session._At,
+                "guard": guards.State,
+            }
+        )
+
+    def test_every_row_names_tests_that_are_there(self) -> None:
+        self.named(limits=100, states=30, who_learns_what=5, bad_input=18)
+
+
+class HiddenTests(PartCase):
+    part = "Hidden services"
+
+    def test_every_limit_has_its_value(self) -> None:
+        self.limits(dht_limits, rendezvous_limits)
+
+    def test_every_state_of_every_conversation(self) -> None:
+        self.states(
+            {
+                "service": ("off", "picking points", "listening", "published", "stopping"),
+                "client": ("have name", "descriptor", "work", "waiting rendezvous", "introduced", "joined", "closed"),
+                "client that fails": client.Step,
+                "access point": ("idle", "listening", "busy", "gone"),
+                "answer to a knock": wire.Status,
+                "rendezvous hop": ("waiting", "joined", "closed"),
+                "DHT lookup": ("seeding", "running", "storing", "done", "none"),
+                "node in a lookup": lookup.State,
+                "name": claims.State,
+                "layer of a name": names.Layer,
+            }
+        )
+
+    def test_every_row_names_tests_that_are_there(self) -> None:
+        self.named(limits=70, states=40, who_learns_what=9, bad_input=14)
