@@ -444,6 +444,11 @@ class Circuit:
         streams = self.streams
         return self.state is State.ENDED and streams is not None and not (streams.live or streams.received)
 
+    @property
+    def across(self) -> Circuit | None:
+        """Give the circuit that this one is joined to."""
+        return self.onward.other if isinstance(self.onward, Across) else None
+
     def joined(self, other: Circuit) -> None:
         """Send what was said, then say and read nothing any more: from here on this is a hop on the way."""
         streams = self.streams
@@ -564,17 +569,17 @@ class Back:
 class Across:
     """What a joined circuit hands cells on to: the other one, on which they go toward its client."""
 
-    _other: Circuit
+    other: Circuit
 
     def send(self, cmd: int, bodies: Sequence[bytes | memoryview]) -> None:
         """Pass cells over; raises `RemoteProtocolError` for those that would be a mark on the other side."""
         if cmd != Cell.RELAY:
             raise RemoteProtocolError("an extension of a circuit that is joined to another one")
-        self._other.back(cmd, bodies)
+        self.other.back(cmd, bodies)
 
     def close(self, reason: int) -> None:
         """End the other one too."""
-        self._other.close(reason)
+        self.other.close(reason)
 
 
 def _known(reason: int) -> Destroy:
