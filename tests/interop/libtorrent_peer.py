@@ -59,8 +59,11 @@ def item(session: Any, kind: str) -> str | None:
     end = time.monotonic() + 20.0
     while time.monotonic() < end:
         done = wait(session, {kind}, 5.0)
-        if done is not None and done.item:
-            return text(done.item).decode("latin-1")
+        found = done.item if done is not None else None
+        if isinstance(found, dict):  # before 2.1 it is everything about the item
+            found = found.get("value")
+        if found:
+            return text(found).decode("latin-1")
     return None
 
 
