@@ -7,6 +7,7 @@ text    canonical bencode, 964 bytes at most, of
 point   node id 32 | onion key 32 | auth key 32 | enc key 32 | endpoint, 40 bytes at most
 item    key A' of the period, salt `d`, seq = second of publication, value as in `layer8.crypto.curtain`
 lists   where only known clients are let in: salts `a0` to `a7`, the same key and seq
+public  of a resource: key A itself, no salt, value = text as it is; found by SHA-1(A) alone
 ```
 Times are seconds since 1970. Unknown keys are left alone, so that later versions can say more.
 """
@@ -21,7 +22,7 @@ from attrs import field, frozen
 from layer8.core import bencode
 from layer8.core.errors import ConfigError, LimitExceeded, LocalProtocolError, RemoteProtocolError
 from layer8.core.place import place
-from layer8.crypto.blind import BlindKey, blinded
+from layer8.crypto.blind import BlindKey, blinded, valid
 from layer8.crypto.curtain import (
     AUTH_CLIENTS,
     LISTS,
@@ -168,6 +169,26 @@ def publish(
     for number, one in enumerate(client_lists(blind.public, cookie, known) if known else ()):
         items.append(Mutable.make(blind.public, blind.sign, seq, one, _LIST_SALTS[number]))
     return items
+
+
+def publish_public(key: NodeKey, descriptor: ServiceDescriptor, seq: int) -> Mutable:
+    """Give the item of a resource, which whoever has the SHA-1 of its key finds and reads; raises `ConfigError`."""
+    return Mutable.make(key.node_id, key.sign, seq, descriptor.encode())
+
+
+def read_public(target: bytes, item: Mutable, now: float) -> ServiceDescriptor:
+    """Check and read what somebody gave for a resource's descriptor: `item.key` is its key, and hashes to `target`.
+
+    Raises `RemoteProtocolError`.
+    """
+    if item.salt or sha1(item.key) != target:
+        raise RemoteProtocolError("a resource's descriptor by another key than the one that was asked for")
+    item.check(target)
+    if not valid(item.key):
+        raise RemoteProtocolError("a resource's key that is no point of prime order: nobody can have that key")
+    found = ServiceDescriptor.parse(item.data)
+    found.check(now)
+    return found
 
 
 def targets(key: bytes, period: int) -> tuple[bytes, tuple[bytes, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from hashlib import sha1
 from typing import Any
 
 from hypothesis import given
@@ -14,7 +15,7 @@ from layer8.core.errors import ConfigError, LimitExceeded, LocalProtocolError, R
 from layer8.crypto.blind import BlindKey, blinded
 from layer8.crypto.curtain import AUTH_CLIENTS, TEXT_MAX, ClientKey, NotAuthorised, client_lists, seal
 from layer8.crypto.items import V_MAX, Mutable
-from layer8.crypto.keys import id_text
+from layer8.crypto.keys import SMALL_ORDER, id_text
 from layer8.rendezvous.address import PERIOD, period, published
 from layer8.rendezvous.descriptor import (
     CLOCK,
@@ -29,7 +30,9 @@ from layer8.rendezvous.descriptor import (
     find_cookie,
     parse_clients,
     publish,
+    publish_public,
     read_item,
+    read_public,
     targets,
 )
 from tests.descriptors import NOW, key
@@ -158,6 +161,53 @@ class ReadTests(SynchronousTestCase):
         self.assertTrue(clash(one, two))
         self.assertFalse(clash(one, one) or clash(one, later))
         self.assertFalse(clash(one, publish(SERVICE, TODAY + 1, descriptor(), int(NOW))[0]))
+
+
+class PublicTests(SynchronousTestCase):
+    """A resource: 20 bytes are enough to find and to read it (G39)."""
+
+    def test_round_trip(self) -> None:
+        item = publish_public(SERVICE, descriptor(), int(NOW))
+        name = sha1(A).digest()
+        self.assertEqual((item.target, item.key, item.salt, item.seq), (name, A, b"", int(NOW)))
+        self.assertEqual(read_public(name, item, NOW), descriptor())
+
+    def test_the_key_is_the_one_that_was_asked_for(self) -> None:
+        name, other = sha1(A).digest(), publish_public(key(2), descriptor(), int(NOW))
+        with self.assertRaisesRegex(RemoteProtocolError, "another key"):
+            read_public(name, other, NOW)
+        forged = Mutable(A, other.seq, other.signature, other.value)
+        with self.assertRaisesRegex(RemoteProtocolError, "wrong signature"):
+            read_public(name, forged, NOW)
+        salted = Mutable.make(A, SERVICE.sign, int(NOW), descriptor().encode(), b"d")
+        for target in (name, salted.target):
+            with self.assertRaises(RemoteProtocolError):
+                read_public(target, salted, NOW)
+
+    def test_a_key_of_small_order(self) -> None:
+        """Everybody can sign for it."""
+        for small in SMALL_ORDER:
+            item = Mutable(small, 1, b"\1" + bytes(63), bencode.encode(descriptor().encode()))
+            with self.assertRaises(RemoteProtocolError):
+                read_public(item.target, item, NOW)
+
+    def test_what_is_bad_in_it_is_refused(self) -> None:
+        for told in (
+            text(i=[point(number).encode() for number in range(1, POINTS + 2)]),
+            text(e=int(NOW)),
+            text(e=int(NOW) + LIFE + CLOCK + 1),
+            text(v=2),
+            b"",
+            [1],
+        ):
+            item = Mutable.make(A, SERVICE.sign, int(NOW), told)
+            with self.assertRaises(RemoteProtocolError, msg=str(told)):
+                read_public(item.target, item, NOW)
+
+    def test_a_hidden_service_is_none(self) -> None:
+        (item,) = publish(SERVICE, TODAY, descriptor(), int(NOW))
+        with self.assertRaises(RemoteProtocolError):
+            read_public(item.target, item, NOW)
 
 
 class StoringNodeTests(SynchronousTestCase):
