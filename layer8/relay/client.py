@@ -45,7 +45,7 @@ from layer8.relay.route import (
 )
 from layer8.relay.stream import Stream
 from layer8.relay.turn import Sink, StreamLike
-from layer8.relay.wire import DATA, Address, Command, Open, Opened, Proto, Reason, datagram, read_datagram
+from layer8.relay.wire import DATA, Address, Command, Destroy, Open, Opened, Proto, Reason, datagram, read_datagram
 
 __all__ = [
     "OFFER",
@@ -53,6 +53,7 @@ __all__ = [
     "At",
     "Circuit",
     "Client",
+    "Destroy",
     "Hidden",
     "Hop",
     "Host",

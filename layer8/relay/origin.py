@@ -224,6 +224,11 @@ class Origin:
         self._ready()
         self.streams.push(fragments(command, 0, data))
 
+    def add(self, command: int, data: bytes) -> None:
+        """Send a message of a role also where nothing new is taken; on a circuit that is gone nobody hears it."""
+        if self.state in (State.OPEN, State.DIRTY):
+            self.streams.push(fragments(command, 0, data))
+
     def drop(self, count: int = 1) -> None:
         """Send cells to the last hop that say nothing."""
         self._ready()

@@ -122,6 +122,8 @@ class Circuit:
         """Say whether an opening has had no answer for so long that one should ask."""
         if self.origin.state is not State.OPEN or self.silent(now) is not None or not self.waiting:
             return False
+        if self.origin.joined:  # what the last hop refuses itself would be a port of somebody's there
+            return False
         return now - max(min(self.waiting.values()), self._spoke) >= T_SILENT
 
     def probe(self, now: float) -> None:

@@ -9,12 +9,15 @@
     origin = await meet(ways, service, told)          raises NotMet, whose `step` says how far it came
     origin.open(Open(Proto.TCP, "", 80), sink)        a virtual port of the service
 
-The circuit to the rendezvous hop and the one to the access point are built at the same time. The service has to answer
-the very knock that we made with the key that we have read under its address: there is no byte of data before that.
+The circuit to the rendezvous hop and the one to the access point are built at the same time. In mode 0, which a service
+may ask for, the access point is the rendezvous hop too, and there is one circuit; it sees volume and time then. The
+service has to answer the very knock that we made with the key that we have read under its address: there is no byte of
+data before that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, Final
 
@@ -31,7 +34,7 @@ from layer8.relay.client import OFFER, Hop, Origin
 from layer8.rendezvous.descriptor import Point
 from layer8.rendezvous.limits import MAX_EFFORT, T_INTRO, T_RENDEZVOUS
 from layer8.rendezvous.ways import Told, Ways, ask, even
-from layer8.rendezvous.wire import NO_WORK, SEED_HEAD, WORK_LABEL, Answer, Connect, Renzv, Status, Work
+from layer8.rendezvous.wire import NO_WORK, SEED_HEAD, WORK_LABEL, Alert, Answer, Connect, Renzv, Status, Work
 
 BEFORE_MEETING: Final = 2  # hops before a rendezvous hop of ours
 BEFORE_POINT: Final = 3  # hops before somebody else's access point
@@ -66,13 +69,18 @@ async def meet(
     cookie: bytes = b"",
     login: NodeKey | None = None,
     max_effort: int = MAX_EFFORT,
+    kept: bool = False,
+    alert: Callable[[str], None] = lambda text: None,
 ) -> Origin:
-    """Meet the service with this key; `told` is its descriptor, `cookie` what known clients have. Raises NotMet."""
+    """Meet the service with this key; `told` is its descriptor, `cookie` what known clients have. Raises NotMet.
+
+    A `kept` circuit is not closed because it is old or idle. `alert` hears what the service tells unasked, in words.
+    """
     points = sorted(told.points, key=lambda _: ways.random(8))
     last = NotMet("the service names no access point", Step.INTRODUCTION)
     for point in points[:POINTS_TRIED]:
         try:
-            return await Attempt(ways, service, point, told, cookie, login, max_effort).run()
+            return await Attempt(ways, service, point, told, cookie, login, max_effort, kept, alert).run()
         except NotMet as error:
             last = error
     raise last
@@ -89,57 +97,89 @@ class Attempt:
     _cookie: bytes = field(repr=False)
     _login: NodeKey | None
     _max_effort: int
+    _kept: bool
+    _alert: Callable[[str], None] = field(repr=False)
     _token: bytes = field(init=False, repr=False)
     _answered: Deferred[bytes] = field(factory=Deferred, init=False)
     _over: bool = field(default=False, init=False)
 
+    @property
+    def _mode(self) -> int:
+        """Give the way that the service likes best."""
+        return next(iter(self._told.modes), 1)
+
     async def run(self) -> Origin:
         """Build both circuits, knock, and wait; raises NotMet."""
-        ways, point = self._ways, self._point
-        self._token = ways.random(32)
-        places = ways.places(1, (point.node,))
-        if not places:
-            raise NotMet("no rendezvous hop is known", Step.RENDEZVOUS)
-        hop = Hop(point.node, point.onion_key, (point.endpoint,))
-        both: Any = await DeferredList(
-            [
-                Deferred.fromCoroutine(self._wait(places[0])),
-                Deferred.fromCoroutine(ways.to(hop, BEFORE_POINT)),
-            ],
-            consumeErrors=True,
-        )
-        origins = [made for good, made in both if good]
-        joined = False
+        self._token = self._ways.random(32)
+        origins: list[Origin] = []
+        met: Origin | None = None
         try:
-            for (good, made), step in zip(both, (Step.RENDEZVOUS, Step.INTRODUCTION), strict=True):
-                if not good and isinstance(made, Failure):
-                    made.trap(Layer8Error)
-                    raise NotMet(str(made.value), step)
-            near: Origin = origins[0]
-            far: Origin = origins[1]
-            keys = await self._introduce(far, places[0])
-            near.meet(keys)
-            joined = True
+            near, far, place = await self._reach(origins)
+            near.meet(await self._introduce(far, place))
+            met = near
+            self._listen(near)
             return near
         except (LocalProtocolError, Unavailable) as error:
             raise NotMet(str(error), Step.RENDEZVOUS) from None
         finally:
             self._over = True
             self._answered.addErrback(lambda failure: None)  # nobody waits for it any more
-            for origin in origins[joined:]:
-                origin.close()
+            for origin in origins:
+                if origin is not met:
+                    origin.close()
 
-    async def _wait(self, hop: Hop) -> Origin:
-        origin = await self._ways.to(hop, BEFORE_MEETING)
+    async def _reach(self, origins: list[Origin]) -> tuple[Origin, Origin, Hop]:
+        """Give the circuits by which the service comes and by which we knock, and the rendezvous hop."""
+        ways, point = self._ways, self._point
+        hop = Hop(point.node, point.onion_key, (point.endpoint,))
+        if self._mode == 0:
+            try:
+                origins.append(await self._wait(hop, BEFORE_POINT, 2))
+            except Layer8Error as error:
+                raise NotMet(str(error), Step.INTRODUCTION) from None
+            return origins[0], origins[0], hop
+        places = ways.places(1, (point.node,))
+        if not places:
+            raise NotMet("no rendezvous hop is known", Step.RENDEZVOUS)
+        both: Any = await DeferredList(
+            [
+                Deferred.fromCoroutine(self._wait(places[0], BEFORE_MEETING, 1)),
+                Deferred.fromCoroutine(ways.to(hop, BEFORE_POINT)),
+            ],
+            consumeErrors=True,
+        )
+        origins += [made for good, made in both if good]
+        for (good, made), step in zip(both, (Step.RENDEZVOUS, Step.INTRODUCTION), strict=True):
+            if not good and isinstance(made, Failure):
+                made.trap(Layer8Error)
+                raise NotMet(str(made.value), step)
+        even(origins[1])
+        return origins[0], origins[1], places[0]
+
+    async def _wait(self, hop: Hop, before: int, left: int) -> Origin:
+        """Wait at a rendezvous hop; `left` messages are to be said by this circuit before the service comes."""
+        origin = await self._ways.to(hop, before, kept=self._kept)
         origin.heard[Renzv.CONNECT_OK] = self._heard
         origin.at_end = lambda reason: self._lost()
-        even(origin)
+        even(origin, left)
         try:
             await ask(self._ways, origin, Renzv.LISTEN, self._token, Renzv.LISTEN_OK, T_INTRO)
         except Layer8Error:
             origin.close()
             raise
         return origin
+
+    def _listen(self, origin: Origin) -> None:
+        """Answer when the service asks whether we are there, and pass on what it tells."""
+        alert = self._alert
+
+        def told(data: bytes) -> None:
+            if data == bytes((Alert.LOGIN_TWICE,)):
+                alert("somebody else has come with the same login, and was not let in")
+
+        origin.heard[Renzv.PING] = lambda data: origin.add(Renzv.PING_OK, b"")
+        origin.heard[Renzv.PING_OK] = lambda data: None
+        origin.heard[Renzv.ALERT] = told
 
     def _heard(self, data: bytes) -> None:
         if not self._answered.called:
@@ -153,10 +193,9 @@ class Attempt:
         ways, point = self._ways, self._point
         door = Door(ways.network, self._service, point.auth_key, point.enc_key)
         now = int(ways.wall())
-        meeting = Meeting(1, now, self._token, place.identity, place.onion_key, place.endpoints[0])
+        meeting = Meeting(self._mode, now, self._token, place.identity, place.onion_key, place.endpoints[0])
         try:
             knocked = await ways.work(lambda: knock(door, meeting, cookie=self._cookie, login=self._login))
-            even(far)
             await self._knock(far, knocked.blob)
         except (TimedOut, Unavailable, RemoteProtocolError) as error:
             raise NotMet(str(error), Step.INTRODUCTION) from None

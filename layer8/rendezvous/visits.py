@@ -8,13 +8,18 @@
 `find(name, fresh)` gives the service that a name means, with its descriptor, and one that was not kept if `fresh`; it
 raises `NotFound`, whose code says why not. A service that is not met by what was kept is looked for once more.
 What a program says before the service has answered is kept, up to EARLY bytes. Streams of users with different keys
-never share a circuit: the service would know that they are one.
+never share a circuit: the service would know that they are one. Where we log in it knows anyway, and there is one
+circuit for all, since it takes a login once.
+
+A circuit that stands looks well for a minute after its rendezvous hop or the service hangs. So a service that has said
+nothing for T_SILENT after we spoke is asked whether it is there; if it does not answer in T_PING the circuit is closed,
+its streams hear TIMEOUT, and the next one meets the service anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError
@@ -22,10 +27,15 @@ from twisted.internet.defer import CancelledError
 from layer8.core.errors import Layer8Error, LocalProtocolError
 from layer8.crypto.keys import NodeKey
 from layer8.net.tasks import TaskSet
-from layer8.relay.client import Open, Origin, Proto, Reason, Sink, Stream, StreamLike
+from layer8.relay.client import Destroy, Open, Origin, Proto, Reason, Sink, Stream, StreamLike
 from layer8.rendezvous.client import NotMet, Step, meet
+from layer8.rendezvous.limits import MAX_EFFORT, T_PING
 from layer8.rendezvous.ways import Told, Ways
+from layer8.rendezvous.wire import Renzv
 
+LOOK: Final = 1.0  # seconds between looks at circuits
+T_SILENT: Final = 3.0  # seconds without a word, after which a service is asked whether it is there
+IDLE: Final = 600.0  # seconds without a stream, after which a circuit on which we have logged in is closed
 EARLY: Final = 512 * 1024  # bytes that are kept until there is a circuit; then the program has to wait
 
 NO_DESCRIPTOR: Final = 0xF0
@@ -157,22 +167,71 @@ class Call:
 
 
 @define(eq=False)
+class Standing:
+    """A circuit to a service, and whether it still stands."""
+
+    origin: Origin
+    known: bool  # we have logged in
+    _quiet: float  # since when we wait for a word, or wait for nothing
+    _used: float = field(init=False)  # when there was a stream last
+    _came: int = field(default=0, init=False)
+    _sent: int = field(default=0, init=False)
+    _owed: bool = field(default=False, init=False)  # we have said something since the last word
+    _asked: float | None = field(default=None, init=False)  # when it was asked, until it says something
+    _own: int = field(default=0, init=False)  # cells of the question that have not left
+
+    def __attrs_post_init__(self) -> None:
+        """Begin where the circuit stands."""
+        self._used = self._quiet
+        self._came, self._sent = self.origin.came, self.origin.sent
+
+    def look(self, now: float) -> None:
+        """Ask whether it stands, if there is reason to doubt it, and close it if it does not, or is idle."""
+        origin = self.origin
+        heard, said = origin.came - self._came, origin.sent - self._sent
+        self._came, self._sent = origin.came, origin.sent
+        if said and self._own:
+            said, self._own = said - self._own, 0
+        if heard:
+            # What we said before it spoke may be answered or not; the answer to our question alone settles it.
+            self._owed = said > 0 if self._asked is not None and heard == 1 else True
+            self._quiet, self._asked = now, None
+        elif said and not self._owed:
+            self._owed = True
+            if self._asked is None:
+                self._quiet = now
+        if self._asked is not None:
+            if now - self._asked >= T_PING:
+                origin.close(Destroy.TIMEOUT)
+        elif self._owed and now - self._quiet >= T_SILENT:
+            self._asked, self._own, self._owed = now, 1, False
+            origin.add(Renzv.PING, b"")
+        if origin.streams.live:
+            self._used = now
+        elif self.known and now - self._used >= IDLE:
+            origin.close()
+
+
+@define(eq=False)
 class Visits:
-    """See the module: `layer8.socks.server.Hidden`."""
+    """See the module: `layer8.socks.server.Hidden`. `alert` hears what services tell unasked, in words."""
 
     _ways: Ways
     _tasks: TaskSet
     _find: Find
-    _circuits: dict[Hashable, Origin] = field(factory=dict, init=False, repr=False)
+    max_effort: int = MAX_EFFORT
+    alert: Callable[[str], None] = field(default=lambda text: None, repr=False)
+    _circuits: dict[Hashable, Standing] = field(factory=dict, init=False, repr=False)
     _waiting: dict[Hashable, list[Call]] = field(factory=dict, init=False, repr=False)
+    _timer: Any = field(default=None, init=False, repr=False)
 
     def open(self, name: str, port: int, caller: Caller, key: Hashable) -> StreamLike:
         """Open a stream to a virtual port of a service; `caller.refused(code)` says why not."""
         call = Call(caller, port)
         place = (name, key)
-        origin = self._circuits.get(place)
-        if origin is not None and origin.takes:
-            call.got(origin)
+        there = self._circuits.get(place)
+        if there is not None and there.origin.takes:
+            call.got(there.origin)
         elif place in self._waiting:
             self._waiting[place].append(call)
         else:
@@ -182,13 +241,18 @@ class Visits:
 
     def close(self) -> None:
         """Leave all services."""
-        for origin in list(self._circuits.values()):
-            origin.close()
+        for there in list(self._circuits.values()):
+            there.origin.close()
+        self._rest()
 
     async def _visit(self, place: Hashable, name: str) -> None:
         circuit: Circuit = NotMet("this client is stopping", Step.RENDEZVOUS)
         try:
             found = await self._find(name, False)
+            if found.login is not None:
+                place, circuit = self._shared(place, (found.service, found.login.node_id))
+                if isinstance(circuit, Origin) or place is None:
+                    return
             try:
                 circuit = await self._meet(found)
             except NotMet as error:
@@ -196,25 +260,63 @@ class Visits:
                 again = await self._find(name, True)
                 if again != found:
                     circuit = await self._meet(again)
+            self._keep(place, circuit, found.login is not None)
         except CancelledError:
             raise
         except (NotFound, NotMet) as error:
             circuit = error
         finally:
-            waiting = self._waiting.pop(place)
-            if isinstance(circuit, Origin):
-                self._keep(place, circuit)
-            for call in waiting:
+            for call in self._waiting.pop(place, ()):
                 call.got(circuit)
 
-    async def _meet(self, found: Found) -> Origin:
-        return await meet(self._ways, found.service, found.told, cookie=found.cookie, login=found.login)
+    def _shared(self, place: Hashable, shared: Hashable) -> tuple[Hashable, Circuit]:
+        """Let those who wait wait for the one circuit that we log in on; None where another visit builds it."""
+        nobody = NotMet("this client is stopping", Step.RENDEZVOUS)
+        there = self._circuits.get(shared)
+        if there is not None and there.origin.takes:
+            return place, there.origin
+        if shared in self._waiting:
+            self._waiting[shared] += self._waiting.pop(place)
+            return None, nobody
+        if there is not None:  # an old one would answer when the service asks whether we are there
+            there.origin.close()
+        self._waiting[shared] = self._waiting.pop(place)
+        return shared, nobody
 
-    def _keep(self, place: Hashable, origin: Origin) -> None:
-        self._circuits[place] = origin
+    async def _meet(self, found: Found) -> Origin:
+        return await meet(
+            self._ways,
+            found.service,
+            found.told,
+            cookie=found.cookie,
+            login=found.login,
+            max_effort=self.max_effort,
+            kept=found.login is not None,
+            alert=self.alert,
+        )
+
+    def _keep(self, place: Hashable, circuit: Circuit, known: bool) -> None:
+        if not isinstance(circuit, Origin):
+            return
+        there = self._circuits[place] = Standing(circuit, known, self._ways.seconds())
 
         def ended(reason: object) -> None:
-            if self._circuits.get(place) is origin:
+            if self._circuits.get(place) is there:
                 del self._circuits[place]
+            if not self._circuits:
+                self._rest()
 
-        origin.at_end = ended
+        circuit.at_end = ended
+        if self._timer is None:
+            self._timer = self._ways.later(LOOK, self._look)
+
+    def _look(self) -> None:
+        self._timer = self._ways.later(LOOK, self._look)
+        now = self._ways.seconds()
+        for there in list(self._circuits.values()):
+            there.look(now)
+
+    def _rest(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from layer8.core.chance import Chance
 from layer8.core.errors import LocalProtocolError, TimedOut, Unavailable
 from layer8.crypto.descriptor import Role
-from layer8.relay.client import Client, Hop, Need, Origin, Reason
+from layer8.relay.client import Client, Hop, Need, NoCircuit, Origin, Reason
 from layer8.rendezvous.descriptor import ENDPOINT, Point, Price
 from layer8.rendezvous.limits import SETUP_CELLS
 
@@ -32,6 +32,14 @@ class Told(Protocol):
     @property
     def price(self) -> Price | None:
         """Say what knocking costs; None if nothing."""
+
+    @property
+    def modes(self) -> Sequence[int]:
+        """Give the ways by which it comes, the one that it likes best first."""
+
+
+class Gone(Unavailable):
+    """The last hop of a circuit was not to be had, and those before it stood."""
 
 
 class Ways(Protocol):
@@ -50,6 +58,9 @@ class Ways(Protocol):
     def random(self, size: int) -> bytes:
         """Give random bytes."""
 
+    def later(self, seconds: float, what: Callable[[], None]) -> Any:
+        """Do something later, unless what this gives is cancelled."""
+
     def limited(self, waiting: Deferred[T], seconds: float) -> Deferred[T]:
         """Let what is awaited fail with `TimedOut` after so many seconds."""
 
@@ -60,7 +71,7 @@ class Ways(Protocol):
         """Do what takes long where the reactor does not wait."""
 
     async def to(self, last: Hop, before: int, *, layer2: bool = False, kept: bool = False) -> Origin:
-        """Build a circuit of so many hops and then this one; raises Unavailable."""
+        """Build a circuit of so many hops and then this one; raises Unavailable, `Gone` if only this one is missing."""
 
 
 async def ask(ways: Ways, origin: Origin, command: int, data: bytes, answer: int, timeout: float) -> bytes:
@@ -106,6 +117,10 @@ class NetworkWays:
         """Give monotonic seconds."""
         return float(self.reactor.seconds())
 
+    def later(self, seconds: float, what: Callable[[], None]) -> Any:
+        """Call the reactor's `callLater`."""
+        return self.reactor.callLater(seconds, what)
+
     def limited(self, waiting: Deferred[T], seconds: float) -> Deferred[T]:
         """Let what is awaited fail with `TimedOut` after so many seconds."""
         return limited(self.reactor, waiting, seconds)
@@ -130,10 +145,13 @@ class NetworkWays:
         return await worked(self.client.pool.worker, what)
 
     async def to(self, last: Hop, before: int, *, layer2: bool = False, kept: bool = False) -> Origin:
-        """Build a circuit; raises Unavailable."""
+        """Build a circuit; raises Unavailable, or `Gone`."""
         need = Need(hops=before, alone=True, layer2=layer2, kept=kept, without=frozenset((last.identity,)))
         circuit = await self.client.build(need)
-        await self.client.extend(circuit, last)
+        try:
+            await self.client.extend(circuit, last)
+        except NoCircuit as error:
+            raise Gone(str(error)) from None
         return circuit.origin
 
 

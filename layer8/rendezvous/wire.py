@@ -17,10 +17,12 @@ client C            rendezvous hop R          access point P               servi
 | 53, 54 | RENZV_LISTEN, _OK     | `cookie 32`; nothing                                                           |
 | 55     | RENZV_JOIN            | `cookie 32, reply`                                                             |
 | 56     | RENZV_CONNECT         | `auth key 32, src u32, work 25, blob 1600`                                     |
-| 57     | RENZV_CONNECT_OK      | mode 1: `reply`; mode 0: `src u32, dst u32, reply`                             |
-| 58, 59 | RENZV_DATA, _CLOSE    | mode 0: `dst u32, body`; `dst u32, reason u8`                                  |
+| 57     | RENZV_CONNECT_OK      | `reply`                                                                        |
+| 60, 61 | RENZV_PING, _OK       | nothing; nothing: after the join, between the two ends, whoever wants to know  |
+| 62     | RENZV_ALERT           | `what u8`: after the join, from the service                                    |
 
-work = `version u8, nonce 16, effort u32, seed head 4`, all zeros for none.
+work = `version u8, nonce 16, effort u32, seed head 4`, all zeros for none. In mode 0 the access point is the rendezvous
+hop too, and RENZV_LISTEN and RES_CONNECT go by one circuit.
 """
 
 from __future__ import annotations
@@ -66,8 +68,9 @@ class Renzv(IntEnum):
     JOIN = 55
     CONNECT = 56
     CONNECT_OK = 57
-    DATA = 58
-    CLOSE = 59
+    PING = 60
+    PING_OK = 61
+    ALERT = 62
 
 
 class Status(IntEnum):
@@ -77,6 +80,12 @@ class Status(IntEnum):
     UNKNOWN = 1
     WORK = 2
     BUSY = 3
+
+
+class Alert(IntEnum):
+    """What a service tells a client unasked."""
+
+    LOGIN_TWICE = 1
 
 
 def listen_text(binding: bytes) -> bytes:

@@ -34,6 +34,7 @@ class Told:
 
     points: tuple[Point, ...]
     price: Any = None
+    modes: tuple[int, ...] = (1,)
 
 
 @define(eq=False)
@@ -60,6 +61,9 @@ class MemoryWays:
 
     def random(self, size: int) -> bytes:
         return self.net.chance.randbytes(size)
+
+    def later(self, seconds: float, what: Callable[[], None]) -> Any:
+        return self.net.clock.callLater(seconds, what)
 
     def limited(self, waiting: Deferred[T], seconds: float) -> Deferred[T]:
         return limited(self.net.clock, waiting, seconds)
