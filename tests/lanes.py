@@ -24,7 +24,7 @@ NETWORK = "ip link set lo up && ip address add 127.77.7.8/8 dev lo"
 """What is in the namespace: with nothing but 127.0.0.1, glibc looks up no name at all (AI_ADDRCONFIG)."""
 
 
-NAME = re.compile(rb"tests(\.\w+)+")
+NAME = re.compile(rb"tests(\.\w+)*\.test_\w+\.[A-Z]\w*\.test_\w+")
 
 
 def lanes(names: list[str]) -> tuple[list[str], list[str]]:

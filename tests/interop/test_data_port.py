@@ -244,5 +244,8 @@ class RotationTests(SynchronousTestCase):
         self.assertNotIn(first, server.data_ports())
         until("the first port is closed", lambda: not answers(first))
         self.assertEqual(agent.ask("agent.status")["rejected"], 0)
-        self.assertEqual({line["reason"] for line in server.access()} - {"done", "visitor_reset"}, set())
+        # wrk has seen no error; what it leaves open when its time is up ends as the two ends happen to notice.
+        cut = [line["reason"] for line in server.access() if line["reason"] != "done"]
+        self.assertEqual(set(cut) - {"visitor_reset", "agent_reset"}, set())
+        self.assertLessEqual(len(cut), 2 * 8, "the connections of wrk")
         self.assertEqual([*server.defects(), *agent.defects()], [])
