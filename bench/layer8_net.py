@@ -1,4 +1,7 @@
-"""Our own network in the shape of the private Tor one: six relays, two exits and a client, a process each."""
+"""Our own network in the shape of the private Tor one: six relays, two exits and a client, a process each.
+
+Where hidden services are measured, a tenth process has them, and the relays keep the DHT.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,14 @@ from twisted.internet.threads import blockingCallFromThread
 
 from bench.processes import Child, DidNotStart
 from bench.systems import twistd
-from bench.tor_net import BUILD_S, CLIENT, EXITS, RELAYS, port_near
+from bench.tor_net import BUILD_S, CLIENT, EXITS, RELAYS, SERVICE, port_near
 from layer8.config.home import run_dir
 from layer8.config.state import node_key
 from layer8.control.client import Client, connect
 from layer8.core.errors import Layer8Error
+from layer8.crypto.keys import NodeKey
 from layer8.relay.securing import TLS
+from layer8.rendezvous.address import DOMAIN, address_text
 
 T = TypeVar("T")
 
@@ -52,6 +57,14 @@ enabled = {tracker}
 
 [socks]
 listen = {socks}
+
+[dht]
+enabled = {dht}
+listen = "udp:{port}:interface=127.0.0.1"
+"""
+HIDDEN = """
+[service.{name}]
+ports = {{ 80 = "127.0.0.1:{origin}" }}
 """
 
 
@@ -87,10 +100,18 @@ class Node:
         """Its control socket."""
         return f"unix:{run_dir({'LAYER8_HOME': str(self.home)}) / 'node.sock'}"
 
-    def configuration(self, origin: int, socks: int, first: Node) -> str:
+    def keys(self, services: int) -> list[NodeKey]:
+        """Make the keys of its hidden services, or read them."""
+        return [NodeKey.load_or_make(self.home / "services" / f"hidden{n}.pem") for n in range(services)]
+
+    def configuration(self, origin: int, socks: int, first: Node, services: int = 0) -> str:
         """Its file; everybody is told of the first relay, which keeps the list."""
-        client = self.name == CLIENT
+        client = self.name in (CLIENT, SERVICE)
         exits = self.name.startswith("exit")
+        hidden = [HIDDEN.format(name=f"hidden{n}", origin=origin) for n in range(services) if self.name == SERVICE]
+        return "".join((self._common(origin, socks, first, client, exits, bool(services)), *hidden))
+
+    def _common(self, origin: int, socks: int, first: Node, client: bool, exits: bool, dht: bool) -> str:
         return COMMON.format(
             network=NETWORK,
             listen=[] if client else [f"tcp:{self.port}:interface=127.0.0.1"],
@@ -100,7 +121,9 @@ class Node:
             relay=_toml(not client),
             exit=[f"accept *:{origin}", "reject *:*"] if exits else ["off"],
             tracker=_toml(self is first),
-            socks=[f"tcp:{socks}:interface=127.0.0.1"] if client else [],
+            socks=[f"tcp:{socks}:interface=127.0.0.1"] if self.name == CLIENT else [],
+            dht=_toml(dht and not client),
+            port=self.port,
         )
 
 
@@ -113,6 +136,9 @@ class Layer8Net:
     number: int = 0
     """Networks that run beside each other have different ones."""
     link: str = TLS
+    services: int = 0
+    """Hidden services, all of one process."""
+    hidden: list[str] = field(factory=list)
     chain: list[Child] = field(factory=list)
     socks: tuple[str, int] | None = None
     _nodes: list[Node] = field(factory=list)
@@ -130,7 +156,12 @@ class Layer8Net:
     @property
     def relays(self) -> list[Child]:
         """The processes that carry what others send."""
-        return self.chain[:-1]
+        return self.chain[: RELAYS + EXITS]
+
+    @property
+    def service(self) -> Child | None:
+        """The process that has the hidden services."""
+        return self.chain[-2] if self.services else None
 
     def absent(self) -> str | None:
         """What is missing here; None if nothing is."""
@@ -140,9 +171,12 @@ class Layer8Net:
     def configurations(self) -> list[str]:
         """Make homes and keys, and the text of each node's file."""
         self.socks = ("127.0.0.1", port_near(9180 + self.number))
-        names = [*(f"relay{n}" for n in range(RELAYS)), *(f"exit{n}" for n in range(EXITS)), CLIENT]
+        names = [*(f"relay{n}" for n in range(RELAYS)), *(f"exit{n}" for n in range(EXITS))]
+        names += [SERVICE] * bool(self.services) + [CLIENT]
         self._nodes = [Node.make(name, self.folder, 20 * self.number + at, self.link) for at, name in enumerate(names)]
-        return [node.configuration(self.origin, self.socks[1], self._nodes[0]) for node in self._nodes]
+        if self.services:
+            self.hidden = [address_text(key.node_id) + DOMAIN for key in self._nodes[-2].keys(self.services)]
+        return [node.configuration(self.origin, self.socks[1], self._nodes[0], self.services) for node in self._nodes]
 
     def start(self) -> None:
         """Write the configurations and start the processes."""
@@ -155,7 +189,8 @@ class Layer8Net:
     def ready(self) -> None:
         """Wait until every node listens, and a circuit of three hops can be built; raises DidNotStart."""
         for node, child in zip(self._nodes, self.chain, strict=True):
-            child.listening(self.socks[1] if node.name == CLIENT and self.socks else node.port)
+            if node.name != SERVICE:
+                child.listening(self.socks[1] if node.name == CLIENT and self.socks else node.port)
         end = time.monotonic() + UP_S
         why = "none was built"
         while time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""Networks of relays side by side: `layer8 bench stream | build | web`.
+"""Networks of relays side by side: `layer8 bench stream | build | web | hidden`.
 
 Every network runs for the whole time, on this machine's loopback; per round and figure they take turns in random
 order. What counts is MiB, circuits or requests for each second of processor time of the whole chain, beside the clock.
@@ -26,13 +26,11 @@ import click
 from attrs import define, field
 from rich.console import Console
 
-from bench import machine, report
+from bench import hidden_figures, machine, network_figures, report
 from bench.layer8_net import Layer8Net
 from bench.load import NoLoad
 from bench.loopback import Outside, other_tors, stay_inside
 from bench.network_figures import (
-    FIGURES,
-    GROUPS,
     Direct,
     Effort,
     Figure,
@@ -48,10 +46,14 @@ from bench.tor_net import VARIANTS, TorNet, Variant, port_near
 from layer8.relay.securing import NOISE, TLS
 
 ORIGIN_PORT = 18080
+GROUPS = (*network_figures.GROUPS, hidden_figures.GROUP)
+FIGURES = (*network_figures.FIGURES, *hidden_figures.FIGURES)
 SETTLE_S = 30.0
 """Seconds between the last network's coming up and the first sample; memory is looked at after them."""
 FETCH_S = 60.0
 """Seconds in which a network that is up has to carry its first stream."""
+HIDDEN_S = 120.0
+"""Seconds in which its first hidden service has to be met."""
 ROUND_S = 170.0
 """Seconds for all figures of one network in one round."""
 MOST_S = 1200.0
@@ -89,7 +91,9 @@ class Race:
             if self._or_drop(peer, peer.ready):
                 load = next(load for one, load in self.peers if one is peer)
                 load.socks = peer.socks
-                self._or_drop(peer, partial(_first_fetch, load))
+                if self._or_drop(peer, partial(_first_fetch, load, FETCH_S)) and peer.hidden:
+                    there = load.at((peer.hidden[0], hidden_figures.PORT))
+                    self._or_drop(peer, partial(_first_fetch, there, HIDDEN_S))
         if others := other_tors(self.pids()):
             raise Outside(f"another tor runs here: {', '.join(map(str, others))}")
         if any(peer.chain for peer, _ in self.peers):
@@ -132,7 +136,9 @@ class Race:
     def sample(self, figure: Figure, turn: Turn, number: int) -> None:
         """Measure once."""
         name = turn.peer.name
-        if figure.group == "build" and not turn.peer.chain:
+        if (figure.group == "build" and not turn.peer.chain) or (
+            figure.group == hidden_figures.GROUP and not turn.peer.hidden
+        ):
             return
         foreign = machine.Foreign(self.cpu_s)
         foreign.begin()
@@ -174,8 +180,8 @@ class Race:
         self.backend.end()
 
 
-def _first_fetch(load: SocksLoad) -> None:
-    end = time.monotonic() + FETCH_S
+def _first_fetch(load: SocksLoad, seconds: float) -> None:
+    end = time.monotonic() + seconds
     while True:
         try:
             load.warm(load.users(1))
@@ -186,20 +192,20 @@ def _first_fetch(load: SocksLoad) -> None:
             time.sleep(0.5)
 
 
-Make = Callable[[Path, int, int], Peer]
-"""An empty folder, the origin's port and a number of its own give a network that is not started."""
+Make = Callable[[Path, int, int, int], Peer]
+"""An empty folder, the origin's port, a number of its own and hidden services make a network that is not started."""
 
 
-def _direct(folder: Path, origin: int, number: int) -> Peer:
+def _direct(folder: Path, origin: int, number: int, services: int) -> Peer:
     return Direct()
 
 
 def _tor(variant: Variant) -> Make:
-    return lambda folder, origin, number: TorNet(variant, folder, origin, number)
+    return lambda folder, origin, number, services: TorNet(variant, folder, origin, number, services)
 
 
 def _layer8(link: str) -> Make:
-    return lambda folder, origin, number: Layer8Net(folder, origin, number, link)
+    return lambda folder, origin, number, services: Layer8Net(folder, origin, number, link, services)
 
 
 PEERS: dict[str, Make] = {"direct": _direct, "layer8": _layer8(TLS), "layer8-noise": _layer8(NOISE)}
@@ -232,7 +238,8 @@ def main(
 ) -> None:
     """Measure networks of relays beside each other: a private Tor network of the same shape, and layer8's own.
 
-    `stream` is bulk through one circuit and through many, `build` is circuits, `web` is first bytes and small requests.
+    `stream` is bulk through one circuit and through many, `build` is circuits, `web` is first bytes and small requests,
+    `hidden` is hidden services.
     """
     facts = machine.describe()
     versions = machine.versions()
@@ -246,13 +253,14 @@ def main(
     errors = Console(stderr=True, highlight=False)
     effort = Effort(rounds, 4 if quick else 1)
     figures = [figure for figure in FIGURES if figure.group in groups]
+    services = hidden_figures.services(rounds) if hidden_figures.GROUP in groups else 0
     with tempfile.TemporaryDirectory(prefix="layer8-bench-") as folder:
         port = port_near(ORIGIN_PORT)
         wanted = []
         for number, name in enumerate(only or USUAL):
             place = Path(folder) / name
             place.mkdir()
-            wanted.append(PEERS[name](place, port, number))
+            wanted.append(PEERS[name](place, port, number, services))
         results = report.Results({peer.name: peer.title for peer in wanted})
         try:
             backend = start_origin(port, Path(folder))
@@ -276,10 +284,13 @@ def main(
     )
     if results.reasons:
         facts["not measured"] = "; ".join(f"{name}: {reason}" for name, reason in results.reasons.items())
-    made = tables(results, [peer.name for peer in wanted])
+    layouts = (*network_figures.LAYOUTS, *hidden_figures.LAYOUTS)
+    gates = (*network_figures.GATES, *hidden_figures.GATES)
+    made = tables(results, [peer.name for peer in wanted], layouts, gates)
     if markdown is not None:
         page = markdown.read_text() if markdown.exists() else ""
-        markdown.write_text(report.into_page(page, report.markdown(made, facts)))
+        part = hidden_figures.GROUP if groups == (hidden_figures.GROUP,) else ""
+        markdown.write_text(report.into_page(page, report.markdown(made, facts), part))
     if not as_json:
         console = Console()
         report.show(console if console.is_terminal else Console(width=150), made, facts)

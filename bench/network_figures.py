@@ -44,6 +44,14 @@ class Peer(Protocol):
     def relays(self) -> list[Child]:
         """Those of them that carry what others send."""
 
+    @property
+    def hidden(self) -> list[str]:
+        """The names of its hidden services; figures take away those that nobody is to visit again."""
+
+    @property
+    def service(self) -> Child | None:
+        """The process that has them."""
+
     def absent(self) -> str | None:
         """What is missing here; None if nothing is."""
 
@@ -72,6 +80,8 @@ class Direct:
     socks: Address | None = None
     chain: list[Child] = field(factory=list)
     relays: list[Child] = field(factory=list)
+    hidden: list[str] = field(factory=list)
+    service: Child | None = None
 
     def absent(self) -> str | None:
         """Nothing is missing."""
@@ -337,8 +347,8 @@ LAYOUTS = (
     ),
 )
 
-UNITS = {"rate": "MiB/s", "least": "MiB/s", "cpu": "MiB/CPU-s", "failed": "%"}
-PER_SECOND = frozenset({"build", "twenty", "small"})
+UNITS = {"rate": "MiB/s", "least": "MiB/s", "cpu": "MiB/CPU-s", "failed": "%", "spent": "CPU-s", "host": "CPU-ms"}
+PER_SECOND = frozenset({"build", "twenty", "small", "meet"})
 
 
 def unit(value: str) -> str:
@@ -387,10 +397,10 @@ GATES = (
 GATE_HEAD = ["layer8, or layer8 over the other", "measured", "gate", "verdict"]
 
 
-def gate_rows(results: report.Results, ours: str = "layer8") -> list[list[str]]:
+def gate_rows(results: report.Results, gates: Sequence[Gate] = GATES, ours: str = "layer8") -> list[list[str]]:
     """Text, measured value, gate and verdict of every gate whose sides were measured."""
     found = []
-    for gate in GATES:
+    for gate in gates:
         summary = results.summary(ours, gate.value)
         if gate.theirs:
             measured = ratio(summary, results.summary(gate.theirs, gate.value))
@@ -404,15 +414,20 @@ def gate_rows(results: report.Results, ours: str = "layer8") -> list[list[str]]:
     return found
 
 
-def tables(results: report.Results, peers: Sequence[str]) -> list[tuple[str, list[str], list[list[str]]]]:
+def tables(
+    results: report.Results,
+    peers: Sequence[str],
+    layouts: Sequence[Layout] = LAYOUTS,
+    gates: Sequence[Gate] = GATES,
+) -> list[tuple[str, list[str], list[list[str]]]]:
     """Every table that has something in it: title, head, rows."""
     made = []
-    for layout in LAYOUTS:
+    for layout in layouts:
         head, body = report.rows(layout, results, peers)
         if body:
             made.append((layout.title, head, body))
-    if gates := gate_rows(results):
-        made.append(("Gates", GATE_HEAD, gates))
+    if judged := gate_rows(results, gates):
+        made.append(("Gates", GATE_HEAD, judged))
     return made
 
 

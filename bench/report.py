@@ -279,11 +279,15 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 """What stands between these lines of a page is replaced by the next run."""
 
 
-def into_page(page: str, measured: str) -> str:
-    """The page with `measured` between its two marks; `measured` alone if the page has none."""
-    before, mark, rest = page.partition(BEGIN)
-    _, closing, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{measured}{END}{after}" if mark and closing else measured
+def into_page(page: str, measured: str, part: str = "") -> str:
+    """The page with `measured` between its two marks; `measured` alone if the page has none.
+
+    A page on which several runs write has a pair of marks with a name for each `part`.
+    """
+    begin, end = (mark.replace("measured", f"measured {part}".strip(), 1) for mark in (BEGIN, END))
+    before, mark, rest = page.partition(begin)
+    _, closing, after = rest.partition(end)
+    return f"{before}{begin}\n{measured}{end}{after}" if mark and closing else measured
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from bench.load import NoLoad
 from bench.processes import Child
@@ -71,6 +71,10 @@ class SocksLoad:
     def users(self, wanted: int) -> list[str]:
         """Names that this load has never used."""
         return [f"user{next(self._fresh)}" for _ in range(wanted)]
+
+    def at(self, target: Address) -> SocksLoad:
+        """The same clients, of something else by the same port."""
+        return evolve(self, origin=target)
 
     def fetch(self, user: str, size: int) -> Fetched:
         """Fetch `size` bytes as `user`, on a connection of its own; raises NoLoad."""
@@ -131,7 +135,11 @@ def connect(sock: socket.socket, target: Address, user: str) -> None:
     if (got := _exactly(sock, 2))[1]:
         raise ConnectionError(f"not let in: {got.hex()}")
     host, port = target
-    sock.sendall(b"\5\1\0\1" + socket.inet_aton(host) + port.to_bytes(2, "big"))
+    try:
+        where = b"\1" + socket.inet_aton(host)
+    except OSError:
+        where = b"\3%c%b" % (len(host), host.encode())
+    sock.sendall(b"\5\1\0" + where + port.to_bytes(2, "big"))
     version, reply, _, kind = _exactly(sock, 4)
     if version != 5 or reply:
         raise ConnectionError(f"the server answers {reply}")

@@ -1,5 +1,7 @@
 """A private Tor network on this machine's loopback: an authority, six relays, two exits and a client.
 
+Where hidden services are measured, an eleventh process has them.
+
 Nothing in it knows the public network: its only authority is its own, every address is 127.0.0.1, and names are
 resolved nowhere. The lines are those of `chutney`'s networks; what took time to find out stands beside the line.
 """
@@ -19,7 +21,7 @@ from attrs import define, field, frozen
 
 from bench.processes import Child, DidNotStart, free_port
 
-AUTHORITY, RELAYS, EXITS, CLIENT = "auth0", 6, 2, "client0"
+AUTHORITY, RELAYS, EXITS, SERVICE, CLIENT = "auth0", 6, 2, "service0", "client0"
 UP_S = 120.0
 """Seconds in which all nodes have to have bootstrapped."""
 KEY_S = 60.0
@@ -82,6 +84,12 @@ ExitPolicy reject *:*
 """
 
 
+ONION = """HiddenServiceDir {folder}
+HiddenServiceVersion 3
+HiddenServicePort 80 127.0.0.1:{origin}
+"""
+
+
 @frozen
 class Variant:
     """What one network has that the default has not: lines for every node, for the authority, and for the client."""
@@ -119,11 +127,18 @@ class Node:
         place.mkdir(mode=0o700)
         return cls(name, place, *(port_near(base + number) for base in (5100, 7100, 8100, 9100)))
 
-    def torrc(self, origin: int, authority: str, variant: Variant) -> str:
+    def hidden(self, services: int) -> list[Path]:
+        """The folders of its hidden services."""
+        return [self.folder / f"hs{number}" for number in range(services)]
+
+    def torrc(self, origin: int, authority: str, variant: Variant, services: int = 0) -> str:
         """Its configuration; `authority` is the line that names the only one."""
         text = COMMON.format(folder=self.folder, name=self.name, control=self.control) + variant.every + authority
         if self.name == CLIENT:
             return f"{text}SocksPort 127.0.0.1:{self.socks} IsolateSOCKSAuth\n{variant.client}"
+        if self.name == SERVICE:
+            lines = "".join(ONION.format(folder=place, origin=origin) for place in self.hidden(services))
+            return f"{text}SocksPort 0\n{lines}"
         resolver = self.folder / "resolv.conf"
         text += SERVER.format(onion=self.onion, directory=self.directory, resolver=resolver)
         if self.name == AUTHORITY:
@@ -140,6 +155,9 @@ class TorNet:
     origin: int
     number: int = 0
     """Networks that run beside each other have different ones."""
+    services: int = 0
+    """Hidden services, all of one process."""
+    hidden: list[str] = field(factory=list)
     chain: list[Child] = field(factory=list)
     _nodes: list[Node] = field(factory=list)
 
@@ -160,8 +178,13 @@ class TorNet:
 
     @property
     def relays(self) -> list[Child]:
-        """The processes that carry what others send: all but the authority and the client."""
-        return self.chain[1:-1]
+        """The processes that carry what others send: all but the authority, the service and the client."""
+        return self.chain[1 : 1 + RELAYS + EXITS]
+
+    @property
+    def service(self) -> Child | None:
+        """The process that has the hidden services."""
+        return self.chain[-2] if self.services else None
 
     def absent(self) -> str | None:
         """The program that is not installed; None if nothing is missing."""
@@ -170,12 +193,13 @@ class TorNet:
 
     def start(self) -> None:
         """Make the authority's keys and start all processes; raises DidNotStart."""
-        names = [AUTHORITY, *(f"relay{n}" for n in range(RELAYS)), *(f"exit{n}" for n in range(EXITS)), CLIENT]
+        names = [AUTHORITY, *(f"relay{n}" for n in range(RELAYS)), *(f"exit{n}" for n in range(EXITS))]
+        names += [SERVICE] * bool(self.services) + [CLIENT]
         self._nodes = [Node.make(name, self.folder, 20 * self.number + at) for at, name in enumerate(names)]
         line = authority_line(self._nodes[0])
         for node in self._nodes:
             (node.folder / "resolv.conf").write_text("nameserver 127.0.0.1\n")
-            (node.folder / "torrc").write_text(node.torrc(self.origin, line, self.variant))
+            (node.folder / "torrc").write_text(node.torrc(self.origin, line, self.variant, self.services))
             argv = ["tor", "-f", str(node.folder / "torrc"), "--defaults-torrc", "/dev/null"]
             self.chain.append(Child.start(node.name, argv, self.folder))
 
@@ -192,6 +216,9 @@ class TorNet:
                 said = ", ".join(f"{node.name} {progress(_log(node))} %" for node, _ in waiting)
                 raise DidNotStart(f"{self.name}: not up within {UP_S:g} s: {said}")
             time.sleep(0.2)
+        if self.services:
+            places = self._nodes[-2].hidden(self.services)
+            self.hidden = [(place / "hostname").read_text().strip() for place in places]
 
     def builds(self, wanted: int, at_once: int) -> list[float | None]:
         """Build circuits of Tor's own choice and close them: seconds for each, None for one that failed."""
