@@ -5,11 +5,11 @@ HOP     `rand` or `*`
         a node's id, 8 or more letters of it, or its alias, in brackets or not
         `HOST:PORT` of a node; `HOST` with a dot in it for port 9000
         `via:N`, last: the hop before it goes on through N peers of its own
-        `ADDRESS.l8.alt`, a hidden service, last
+        `ADDRESS.l8.alt`, or its 56 letters alone: a hidden service, the only hop
 TARGET  `HOST:PORT`
         `internet`: whatever a SOCKS client asks for
         `PORT` of the last hop itself
-        40 hex digits: a resource
+        40 hex digits: a resource, with no hop before it
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z")
 _HOST = re.compile(r"[^\s/@>\[\]?#\\]+\Z")
 _RESOURCE = re.compile(r"[0-9a-f]{40}\Z", re.IGNORECASE)
 _ENDPOINT = re.compile(r"(tcp|tcp6|unix|systemd):")
+_ADDRESS = re.compile(r"[a-z2-7]{56}\Z")
 _HIDDEN = re.compile(r"(?:[a-z0-9_~-]+\.)+l8\.alt\Z")
 
 
@@ -65,7 +66,7 @@ class Via:
 
 @frozen
 class Hidden:
-    """A hidden service, by address or petname; the last hop."""
+    """A hidden service, by address or petname; the only hop."""
 
     name: str
 
@@ -174,6 +175,8 @@ def _route(words: list[str]) -> Route:
     for hop in hops[:-1]:
         if isinstance(hop, Hidden):
             raise ConfigError(f"{hop.name!r} is where a path ends; behind it comes a port")
+    if len(hops) > 1 and isinstance(last := hops[-1], Hidden):
+        raise ConfigError(f"{last.name!r} has no hop before it: the way to a hidden service is made when it is met")
     return Route(hops)
 
 
@@ -185,6 +188,8 @@ def _hop(word: str) -> Hop:
         if not (count.isascii() and count.isdigit() and 1 <= int(count) <= MAX_HOPS):
             raise ConfigError(f"{word!r}: via:N with N from 1 to {MAX_HOPS}")
         return Via(int(count))
+    if _ADDRESS.match(word):
+        return Hidden(word + HIDDEN)
     if word.endswith(HIDDEN):
         if not _HIDDEN.match(word):
             raise ConfigError(f"{word!r} is no name of a hidden service")
@@ -208,6 +213,8 @@ def _target(word: str, route: Route) -> Target:
     if word == "internet":
         return Internet()
     if _RESOURCE.match(word):
+        if route.hops:
+            raise ConfigError(f"{word!r} has no hop before it: the way to a resource is made when it is met")
         return Resource(bytes.fromhex(word))
     return Host(*_host_port(word))
 

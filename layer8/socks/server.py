@@ -6,12 +6,14 @@
     server.startService()        listens; `server.clients` are the programs that have asked for something
 
 Streams share a circuit only if listener, user and password are the same; with `isolate = "dest"` also the host, with
-`isolate = "stream"` none do. A name is never looked up here: it goes to the exit as it stands. Names below `.l8.alt`
-go to a `Hidden` object, and to nobody else; without one they are answered F0, no descriptor.
+`isolate = "stream"` none do. A name is never looked up here: it goes to the exit as it stands. Names below `.l8.alt`,
+and the 40 hex digits of a resource, go to a `Hidden` object, and to nobody else; without one they are answered F0, no
+descriptor.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterator
 from time import monotonic
 from typing import Any, Final, Protocol
@@ -48,10 +50,11 @@ from layer8.socks.wire import Ask, Code, Login, reply
 OPTION: Final = "socks.listen"
 SOCKS_CONNS: Final = 1024  # programs at a time, at all listeners together
 INSIDE: Final = ".l8.alt"  # names outside the DNS (RFC 9476); no exit is ever asked for one
+_RESOURCE: Final = re.compile(r"[0-9a-f]{40}\Z")  # the SHA-1 of a resource's key, in hexadecimal
 
 
 class Hidden(Protocol):
-    """Who reaches hidden services by address or petname."""
+    """Who reaches hidden services by address or petname, and resources by their hash."""
 
     def open(self, name: str, port: int, caller: Caller, key: Hashable) -> StreamLike:
         """Open a stream to a service; `caller.refused(code)` says why not."""
@@ -82,12 +85,14 @@ class Ways:
         if self.hidden is None:
             caller.refused(Code.NO_DESCRIPTOR)
             return None
+        if self.isolate == "stream":
+            key = (key, object())
         return self.hidden.open(name, port, caller, key)
 
 
 def is_inside(host: str) -> bool:
-    """Say whether a name belongs to this network and not to the DNS."""
-    return host.endswith(INSIDE) or host == INSIDE[1:]
+    """Say whether a name, in lower case, belongs to this network and not to the DNS."""
+    return host.endswith(INSIDE) or host == INSIDE[1:] or _RESOURCE.match(host) is not None
 
 
 @define(eq=False)

@@ -7,9 +7,10 @@
     tunnels.startService()
     row = await tunnels.open("2222>NODEID>192.168.0.2:22", keep=True)
 
-Behind the last hop stands a host that it reaches, or `internet`: that is a SOCKS5 port with this path. The last hop may
-be a hidden service with a port behind it. The circuits of a tunnel are its own. The host is what the user has written,
-so a last hop that he has named is told who we are if the host is on its local network.
+Behind the last hop stands a host that it reaches, or `internet`: that is a SOCKS5 port with this path. A hidden service
+stands there alone with a port behind it (`80>ADDRESS.l8.alt>80`), and a resource by its hash (`9100>HASH`). The
+circuits of a tunnel are its own. The host is what the user has written, so a last hop that he has named is told who we
+are if the host is on its local network.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from layer8.socks.server import Hidden as Services
 from layer8.socks.wire import Code
 
 TUNNELS: Final = 256
+RESOURCE_PORT: Final = 1  # the one port of a resource, unless it says otherwise
 KINDS: Final = ("tcp", "tcp6", "unix", "systemd")
 
 
@@ -114,6 +116,8 @@ class Entry(Factory):
                 return self._ways.open(Open(Proto.TCP, host, port), program, key, known=True)
             case Port(port=port) if isinstance(hop := self._tunnel.route.hops[-1], Hidden):
                 return self._ways.inside(hop.name, port, program, key)
+            case Resource(name=name):
+                return self._ways.inside(name.hex(), RESOURCE_PORT, program, key)
         program.refused(Code.FAILED)
         return None
 
@@ -230,7 +234,7 @@ class Tunnels(Service):
         if found.kind not in KINDS:
             raise ConfigError(f"{found.kind}: cannot be used here")
         last = tunnel.route.hops[-1] if tunnel.route.hops else None
-        if isinstance(tunnel.target, Resource):
+        if isinstance(tunnel.target, Resource) and self._hidden is None:
             raise Unavailable("this node does not reach resources")
         if isinstance(last, Hidden) and self._hidden is None:
             raise Unavailable("this node does not reach hidden services")

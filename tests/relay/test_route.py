@@ -54,7 +54,8 @@ TUNNELS: tuple[tuple[str, str, tuple[Hop, ...], Target], ...] = (
     ("1000>[2001:db8::1]:9001>x:1", HERE.format(1000), (At("2001:db8::1", 9001),), Host("x", 1)),
     ("1000>example.com:80", HERE.format(1000), (), Host("example.com", 80)),
     ("[::1]:1000>rand>[::2]:80", r"tcp6:1000:interface=\:\:1", (Rand(),), Host("::2", 80)),
-    ("unix:/run/x>rand>" + "0f" * 20, "unix:/run/x", (Rand(),), Resource(bytes([15]) * 20)),
+    (f"127.0.0.42:80>{'b' * 56}>80", "tcp:80:interface=127.0.0.42", (Hidden(ADDRESS),), Port(80)),
+    ("unix:/run/x>" + "0f" * 20, "unix:/run/x", (), Resource(bytes([15]) * 20)),
     (" 1000 > rand > x:1 ", HERE.format(1000), (Rand(),), Host("x", 1)),
 )
 
@@ -69,6 +70,8 @@ WRONG = (
     ("1000>via:0>x:1", "via:0"),
     ("1000>via:99>x:1", "via:99"),
     ("1000>blog.l8.alt>rand>80", "blog.l8.alt"),
+    ("1000>rand>blog.l8.alt>80", "no hop before"),
+    ("1000>rand>" + "0f" * 20, "no hop before"),
     ("1000>blog.l8.alt>x:80", "a port"),
     ("1000>80", "'80'"),
     ("1000>a b>x:1", "a b"),

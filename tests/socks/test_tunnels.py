@@ -100,6 +100,10 @@ class PathTests(TunnelCase):
         program.say(b"words")
         await program.hear(b"WORDS")
         self.assertEqual(services.asked, [("blog.l8.alt", 22, ("tunnel 1",))])
+        program = self.program(await self.net.tunnels.open("0>" + "AB" * 20))
+        program.say(b"resource")
+        await program.hear(b"RESOURCE")
+        self.assertEqual(services.asked[1:], [("ab" * 20, 1, ("tunnel 2",))])
         program = self.program(await self.net.tunnels.open("0>locked.l8.alt>22"))
         await program.ends()
         self.assertEqual((program.over, bytes(program.got)), ("reset", b""))
@@ -126,7 +130,7 @@ class RefusalTests(TunnelCase):
             ("0>via:2>rand>example.org:80", ConfigError),
             ("tls:0>rand>example.org:80", ConfigError),
             ("0.0.0.0:0>rand>internet", ConfigError),
-            (f"0>rand>{'ab' * 20}", Unavailable),
+            (f"0>{'ab' * 20}", Unavailable),
             ("0>blog.l8.alt>80", Unavailable),
             (f"0>{node}>22", Unavailable),
             (f"{self.net.port}>rand>example.org:80", Unavailable),
