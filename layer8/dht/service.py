@@ -28,6 +28,7 @@ from layer8.net.storage import Change, Drop, Put, Storage, Value
 
 OPTION: Final = "dht.listen"
 SAVE: Final = 60.0  # seconds between writes of what has changed
+LOOK: Final = 1.0  # seconds between looks for nodes while none is known
 BATCH: Final = 500  # rows of one transaction
 EVERYWHERE: Final = ("0.0.0.0", "::")
 
@@ -96,7 +97,7 @@ class DhtService(Service):
         self.session.know(known, self.seconds())
         self.port.carry_out()
         self._books.start(SAVE, now=False)
-        self._look.start(SAVE, now=False)
+        self._look.start(LOOK, now=False)
 
     def stopService(self) -> Deferred[None]:
         """Write everything down, and leave the port."""
@@ -213,7 +214,10 @@ class DhtService(Service):
         ]
 
     def _renew(self) -> None:
-        self.session.bootstrap = tuple(self._peers())
+        """Hear who has come to be known; a node that has just joined knows nobody before trackers have answered."""
+        if not len(self.session.table):
+            self.session.seed(tuple(self._peers()), self.seconds())
+            self.port.carry_out()
 
     async def _save(self) -> None:
         """Write what has changed; what cannot be written is tried again with what changes next."""

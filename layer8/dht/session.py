@@ -5,7 +5,7 @@
     session = Dht(key, network, chance, randbytes, epoch=wall - now)
     number = session.get(target, now)         -> Tell(Done(number, ...)) when it is over
     session.put(item, now), .records(target, now), .find(target, now)
-    session.bootstrap = (peer, ...)           who is asked while nobody is known
+    session.seed((peer, ...), now)            who is asked while nobody is known
 
 It is a `layer8.core.datagram.DatagramSession`; `now` is monotonic, and `now + epoch` is seconds since 1970.
 
@@ -216,6 +216,13 @@ class Dht:
     def least(self) -> int:
         """The work that a record needs here."""
         return RECORD_EFFORT if self.network.ruled else 0
+
+    def seed(self, peers: Sequence[Peer], now: float) -> None:
+        """Take where nodes may be; while nobody is known, those that were not named before are asked at once."""
+        new = not set(peers) <= set(self.bootstrap)
+        self.bootstrap = peers
+        if new and not len(self.table):
+            self._boot, self._upkeep = 0.0, min(self._upkeep, now + FIRST)
 
     def know(self, contacts: Sequence[Contact], now: float) -> None:
         """Ask nodes for a proof that were known before a restart, or that somebody has named."""

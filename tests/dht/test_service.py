@@ -106,6 +106,23 @@ class ServiceTests(NodesCase):
         self.assertGreaterEqual(len((await self.services[1].find(bytes(20))).nodes), 6)
         self.assertTrue(self.services[1].listening.startswith("udp:"))
 
+    async def test_peers_that_are_heard_of_later(self) -> None:
+        """A node that has just joined knows nobody until trackers have answered; then it does not wait."""
+        await self.many(2)
+        found: list[Peer] = []
+        late = DhtService(
+            self.reactor, key(50), Network("test-dht"), ANY, SystemRandom(), urandom, wall_clock, monotonic,
+            peers=lambda: found,
+        )  # fmt: skip
+        late.startService()
+        self.services.append(late)
+        self.assertEqual(late.entries(), [])
+        begun = monotonic()
+        assert self.services[1].session.bound is not None
+        found.append(self.services[1].session.bound)
+        await self.until(late.entries)
+        self.assertLess(monotonic() - begun, 5.0)
+
     async def test_restart(self) -> None:
         """Section 14: items, sets and nodes are there again, and nobody is asked for an address."""
         await self.many(3)
