@@ -7,7 +7,7 @@
     await items.put(item)
 
 It is `layer8.crypto.items.Items`. That nothing is there is believed only when two last hops say so; where they differ,
-two others are asked as well.
+two others are asked as well. A last hop sees no two items asked for by one circuit, nor items of two keys put by one.
 """
 
 from __future__ import annotations
@@ -44,8 +44,12 @@ T = TypeVar("T")
 PAIR: Final = 2  # circuits that are asked at a time
 ROUNDS: Final = 3  # of them, while answers differ or fail
 
-Ask = Callable[[int, bytes, Container[int]], Awaitable[tuple[int, bytes]]]
-"""Send a message over a circuit that ends at a node of the DHT; gives command and data of the first answer wanted."""
+Ask = Callable[[bytes, int, bytes, Container[int]], Awaitable[tuple[int, bytes]]]
+"""Send a message over a circuit that ends at a node of the DHT; gives command and data of the first answer wanted.
+
+The first argument says what it is about: what is about different things never goes by one circuit, or the last hop
+would know that one node wants or says both. Where it is empty, any circuit will do that no such thing goes by.
+"""
 
 
 @frozen
@@ -77,9 +81,15 @@ class Asking:
         self._wall = wall
 
     async def get(self, target: bytes, salt: bytes = b"", least: int = 0) -> Mutable | None:
-        """Give the item with the highest `seq` that somebody has; see the module."""
-        found = await self._search(Kind.MUTABLE, target, salt, least)
-        return max((one for one in found if isinstance(one, Mutable)), key=lambda one: one.seq, default=None)
+        """Give the item with the highest `seq` that somebody has; see the module.
+
+        Raises `RemoteProtocolError` where its key has signed two that are not the same: two hold it.
+        """
+        found = [one for one in await self._search(Kind.MUTABLE, target, salt, least) if isinstance(one, Mutable)]
+        last = max(found, key=lambda one: one.seq, default=None)
+        if any(last is not None and one.seq == last.seq and one.value != last.value for one in found):
+            raise RemoteProtocolError("two items of one key and seq that are not the same: two hold this key")
+        return last
 
     async def fetch(self, target: bytes) -> Immutable | None:
         """Give an immutable item."""
@@ -93,9 +103,10 @@ class Asking:
 
     async def put(self, item: Item) -> int:
         """Store an item, by two last hops: one that lies cannot keep it away. Says how many nodes took it."""
+        about = item.target if isinstance(item, Immutable) else item.key
 
         async def store(source: Source) -> Data:
-            return await self._ask(source, Command.STORE, lambda request: Store(request, item).encode())
+            return await self._ask(source, about, Command.STORE, lambda request: Store(request, item).encode())
 
         answers = [one for _, one in await self._pair(self._shuffled()[:PAIR], store) if one is not None]
         stored = max((one.stored for one in answers if one.status is Status.STORED), default=0)
@@ -126,7 +137,7 @@ class Asking:
         """Give descriptors of nodes near a target, a random one for fresh peers (G17)."""
 
         async def near(source: Source) -> Data:
-            return await self._ask(source, Command.NODES, lambda request: Nodes(request, target).encode())
+            return await self._ask(source, b"", Command.NODES, lambda request: Nodes(request, target).encode())
 
         answers = await self._pair(self._shuffled()[:PAIR], near)
         if all(answer is None for _, answer in answers):
@@ -178,8 +189,9 @@ class Asking:
         return found
 
     async def _retrieve(self, source: Source, kind: Kind, target: bytes, salt: bytes, least: int) -> tuple[Item, ...]:
+        about = b"" if kind is Kind.RECORD else target
         answer = await self._ask(
-            source, Command.RETR, lambda request: Retrieve(request, kind, target, least, salt).encode()
+            source, about, Command.RETR, lambda request: Retrieve(request, kind, target, least, salt).encode()
         )
         if answer.status is Status.NONE:
             return ()
@@ -209,11 +221,11 @@ class Asking:
             raise Unavailable("no node of the DHT is known")
         return self._chance.sample(known, len(known))
 
-    async def _ask(self, source: Source, command: Command, data: Callable[[int], bytes]) -> Data:
+    async def _ask(self, source: Source, about: bytes, command: Command, data: Callable[[int], bytes]) -> Data:
         request = self._chance.randrange(1 << 32)
 
         async def ask() -> tuple[int, bytes]:
-            return await source.ask(command, data(request), (Command.DATA,))
+            return await source.ask(about, command, data(request), (Command.DATA,))
 
         waiting = Deferred.fromCoroutine(ask())
         waiting.addTimeout(ASK_TIME, self._clock, _late)

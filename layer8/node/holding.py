@@ -30,7 +30,7 @@ from layer8.relay.service import Relay
 SLICE: Final = 20_000  # tries in a thread at a time
 STATE: Final = 30.0  # seconds between looks whether the descriptor has changed
 BOOT: Final = 32  # addresses that are tried while no node is known
-ASKS: Final = 8  # questions of one circuit
+ASKS: Final = 8  # questions of one circuit, of those about nothing in particular
 
 
 def serve_dht(relay: Relay, config: DhtConfig, storage: Storage | None, table: Table | None = None) -> DhtService:
@@ -82,10 +82,10 @@ def ask_dht(relay: Relay, table: Table | None = None) -> Asking:
         return [Source(one.identity, asking(one.identity)) for one in live if one.descriptor.roles & Role.DHT]
 
     def asking(identity: bytes) -> Ask:
-        async def ask(command: int, data: bytes, answers: Container[int]) -> tuple[int, bytes]:
+        async def ask(about: bytes, command: int, data: bytes, answers: Container[int]) -> tuple[int, bytes]:
             nonlocal asks
-            asks += 1
-            need = Need(key=("dht", asks // ASKS), last=identity, hops=relay.client.hops)
+            asks += not about
+            need = Need(key=("dht", about or asks // ASKS), last=identity, hops=relay.client.hops)
             return await relay.client.ask(need, command, data, answers, ASK_TIME)
 
         return ask

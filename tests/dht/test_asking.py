@@ -32,8 +32,8 @@ NET = Network("test")
 TARGET = sha1(b"set").digest()
 
 
-def item(seq: int = 1, data: bytes = b"value", salt: bytes = b"") -> Mutable:
-    return Mutable.make(key(1).node_id, key(1).sign, seq, data, salt)
+def item(seq: int = 1, data: bytes = b"value", salt: bytes = b"", owner: int = 1) -> Mutable:
+    return Mutable.make(key(owner).node_id, key(owner).sign, seq, data, salt)
 
 
 def record(number: int) -> Record:
@@ -51,9 +51,11 @@ class Hop:
     silent: bool = False
     asked: int = 0
     descriptors: list[bytes] = field(factory=list)
+    about: list[bytes] = field(factory=list)  # which circuits it was asked by
 
-    async def ask(self, command: int, data: bytes, answers: Container[int]) -> tuple[int, bytes]:
+    async def ask(self, about: bytes, command: int, data: bytes, answers: Container[int]) -> tuple[int, bytes]:
         self.asked += 1
+        self.about.append(about)
         assert Command.DATA in answers
         if self.silent:
             await Deferred()
@@ -117,6 +119,31 @@ class AskingTests(SynchronousTestCase):
             hop.items[item().target] = item(seq)
         self.assertEqual(self.run_(self.asking().get(item().target)).seq, 4)
         self.assertEqual([hop.asked for hop in self.hops], [1] * 4)
+
+    def test_each_by_a_circuit_of_its_own(self) -> None:
+        """Or a last hop would know that whoever asks for one wants the other too, and which node puts it."""
+        asking = self.asking()
+        node, service, value = item(), item(owner=2), Immutable.of(b"x")
+        for one in (node, service, value, record(3), record(4)):
+            self.run_(asking.put(one))
+        for one in (node, service, value):
+            self.run_(asking.get(one.target))
+        self.run_(asking.fetch(value.target))
+        keys = [node.key, service.key, value.target, record(3).key, record(4).key]
+        wanted = [*keys, node.target, service.target, value.target, value.target]
+        for hop in self.hops:
+            self.assertEqual(hop.about, wanted)
+            self.assertEqual(len(set(keys)), len(keys))
+
+    def test_two_with_one_seq(self) -> None:
+        """Both are signed, so two hold the key: neither is given, unless there is a later one."""
+        self.hops = [Hop(n) for n in range(4)]
+        for number, hop in enumerate(self.hops):
+            hop.items[item().target] = item(2, b"one" if number % 2 else b"other")
+        self.fails(self.asking().get(item().target), RemoteProtocolError)
+        for hop in self.hops[:3]:  # whichever two are asked first, one of them has it
+            hop.items[item().target] = item(3)
+        self.assertEqual(self.run_(self.asking().get(item().target)), item(3))
 
     def test_lies(self) -> None:
         """An item of another key, target or salt, an unsigned one, noise: as if that hop had said nothing."""
