@@ -144,8 +144,8 @@ class Circuit:
 
     @property
     def hops(self) -> tuple[str, ...]:
-        """Short ids of its nodes."""
-        return tuple(id_text(one.identity)[:8] for one in self.path)
+        """Short ids of its nodes, also of one that it was extended to."""
+        return tuple(id_text(one.identity)[:8] for one in self.origin.hops)
 
     def fresh(self) -> int:
         """Count the cells that have gone through it since this was asked last."""
