@@ -108,6 +108,10 @@ def _udp_peers(value: tuple[str, ...]) -> str | None:
     return None
 
 
+def _signers(value: tuple[str, ...]) -> str | None:
+    return "at most 16" if len(value) > 16 else _each(parse_id)(value)
+
+
 @frozen
 class RelayConfig:
     """Links with other nodes, and what this node does for circuits."""
@@ -233,6 +237,23 @@ class RendezvousConfig:
         "the usual value is about ten seconds.",
         check=accept.between(0, 2**32 - 1),
         hot=False,
+    )
+
+
+@frozen
+class NamesConfig:
+    """Names of hidden services."""
+
+    enabled: bool = option(
+        False,
+        doc="Knock at services that claim names, once a day, and say in the DHT what was met; keep the sets seen.",
+        hot=False,
+    )
+    petnames: str = option(
+        "petnames.toml", doc='Your own names, lines of NAME = "ADDRESS"; relative to the state folder.', hot=False
+    )
+    name_signers: tuple[str, ...] = option(
+        (), doc="Ids of those whose certificates of names count; at most 16.", check=_signers, example="ID", hot=False
     )
 
 

@@ -8,7 +8,7 @@ from attrs import frozen
 
 from layer8.config import endpoint
 from layer8.config.field import named, section
-from layer8.config.network import DhtConfig, RelayConfig, RendezvousConfig, SocksConfig, TrackerConfig
+from layer8.config.network import DhtConfig, NamesConfig, RelayConfig, RendezvousConfig, SocksConfig, TrackerConfig
 from layer8.config.proxy import AgentConfig, ProxyConfig
 from layer8.config.sections import ControlConfig, DebugConfig, LogConfig
 from layer8.config.services import ServiceConfig, VisitConfig
@@ -32,6 +32,7 @@ class Config:
     rendezvous: RendezvousConfig = section(
         RendezvousConfig, doc="Hidden services of others and of our own: twistd layer8-rendezvous."
     )
+    names: NamesConfig = section(NamesConfig, doc="Names of hidden services: whose word counts, and our own word.")
     service: Mapping[str, ServiceConfig] = named(ServiceConfig, doc="A hidden service that this node offers.")
     visit: Mapping[str, VisitConfig] = named(VisitConfig, doc="How this node shows itself to one hidden service.")
 

@@ -18,7 +18,7 @@ from layer8.config.tree import Config
 
 _RENAMED = {"agent.servers": "server"}
 _SECTIONS = {
-    "node": ("relay", "socks", "tracker", "dht", "rendezvous"),
+    "node": ("relay", "socks", "tracker", "dht", "rendezvous", "names"),
     "tracker": ("relay", "tracker"),
     "dht": ("relay", "dht"),
     "rendezvous": ("relay", "rendezvous"),
