@@ -91,6 +91,13 @@ def dht(options: tuple[str, ...]) -> None:
     _become("dht", options)
 
 
+@bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def work(options: tuple[str, ...]) -> None:
+    """Measure work, refused knocks and introductions on one processor; --help lists the options."""
+    _become("work", options)
+
+
 def _become(name: str, options: tuple[str, ...]) -> None:
     root = checkout(Path(layer8.__file__).parent)
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
