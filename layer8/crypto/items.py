@@ -229,7 +229,10 @@ class Items(Protocol):
     """A DHT as its users have it, by circuits; every call raises `Unavailable` or `TimedOut` where nobody answers."""
 
     async def get(self, target: bytes, salt: bytes = b"", least: int = 0) -> Mutable | None:
-        """Give the mutable item of a target with the highest `seq`, checked; None where two say that there is none."""
+        """Give the mutable item of a target with the highest `seq`, checked; None where two say that there is none.
+
+        Raises `RemoteProtocolError` where two with this `seq` are not the same.
+        """
 
     async def fetch(self, target: bytes) -> Immutable | None:
         """Give an immutable item, checked."""
