@@ -5,6 +5,8 @@ claim        record of kind 5 in the set SHA-1("layer8/1 name" | name), signed b
              data: time u32 | name
 attestation  record of kind 6 in the set SHA-1("layer8/1 seen" | name | key), signed by a node with the role names,
              work 2^18; data: first day u16 | last day u16 | flags u16 | times asked u16 | times answered u16
+listing      record of kind 3 in the set SHA-1("layer8/1 claims" | shard u8), signed by the service's own key,
+             work 2^18; data: name; shard = first byte of the claim's target % SHARDS: there attesters find names
 certificate  signature 64 | canonical bencode {e: expiry, k: key, n: name, s: signer}, 256 bytes at most
              Ed25519 by the signer over "layer8/1 name certificate\0" | bencode
 ```
@@ -33,6 +35,7 @@ from layer8.rendezvous.address import address_text, check_name
 
 CLAIM_EFFORT: Final = 2**22
 SEEN_EFFORT: Final = 2**18
+SHARDS: Final = 64  # sets of listings
 CLOCK: Final = 3600  # seconds that two honest clocks may differ by
 NEED: Final = 3  # attesters that make a claim a candidate
 KNOWN: Final = 7 * 86_400  # seconds for which an attester has to be known
@@ -85,7 +88,7 @@ class Witness:
     """What we know ourselves of a node that attests."""
 
     known: float  # seconds since 1970: when we first heard of it
-    network: str  # the /24, /48 or name that it is counted under
+    network: str  # the /16, /32, name or gateway that it is counted under
     sources: frozenset[bytes]  # who told us of it
 
 
@@ -108,6 +111,7 @@ class Candidate:
     attesters: int  # all that attest it and that we know
     strangers: int  # attestations by keys that we do not know: shown, never counted
     flags: Mapping[Flag, int]  # how many of those that we know say so
+    rumours: Mapping[Flag, int] = field(factory=dict)  # how many of the others
 
     @property
     def good(self) -> bool:
@@ -140,6 +144,16 @@ def seen_target(name: str, key: bytes) -> bytes:
     return sha1(b"layer8/1 seen", name.encode(), key)
 
 
+def shard_of(name: str) -> int:
+    """Give the part of the list of names that this one stands in."""
+    return claim_target(name)[0] % SHARDS
+
+
+def listing_target(shard: int) -> bytes:
+    """Give the set of one part of the list of names."""
+    return sha1(b"layer8/1 claims", bytes((shard,)))
+
+
 def make_claim(key: NodeKey, name: str, now: float, *, ruled: bool = True) -> Draft:
     """Give the claim of a service, still without its work; raises `WrongName`."""
     data = _CLAIM.pack(int(now)) + check_name(name).encode()
@@ -152,6 +166,21 @@ def read_claim(record: Record, name: str, now: float, *, ruled: bool = True) -> 
     if record.data[_CLAIM.size :] != name.encode() or not valid(record.key):
         raise RemoteProtocolError("a claim of another name, or of no service")
     return Claim(name, record.key, _CLAIM.unpack_from(record.data)[0])
+
+
+def make_listing(key: NodeKey, name: str, now: float, *, ruled: bool = True) -> Draft:
+    """Give what has a name found by nodes that attest, still without its work; raises `WrongName`."""
+    data = check_name(name).encode()
+    return _draft(key, listing_target(shard_of(name)), Kind.REFERENCE, data, now, SEEN_EFFORT if ruled else 1)
+
+
+def read_listing(record: Record, shard: int, now: float, *, ruled: bool = True) -> str:
+    """Give the name that stood in a part of the list; raises `RemoteProtocolError`."""
+    _check(record, Kind.REFERENCE, listing_target(shard), SEEN_EFFORT if ruled else 0, now)
+    name = check_name(record.data.decode("ascii", "replace"))
+    if shard_of(name) != shard:
+        raise RemoteProtocolError("a name in a part of the list where nobody looks for it")
+    return name
 
 
 def make_seen(node: NodeKey, seen: Seen, now: float, *, ruled: bool = True) -> Draft:
@@ -254,7 +283,7 @@ def _check(record: Record, kind: Kind, target: bytes, effort: int, now: float) -
 def _candidate(key: bytes, said: list[Seen], witnesses: Mapping[bytes, Witness], now: float, ruled: bool) -> Candidate:
     known = [one for one in said if not ruled or one.attester in witnesses]
     known.sort(key=lambda one: (witnesses[one.attester].known if ruled else 0.0, one.attester))
-    flags = Counter(flag for one in known for flag in Flag if one.flags & flag)
+    others = [one for one in said if ruled and one.attester not in witnesses]
     days: dict[str, list[int]] = {}
     ways: dict[str, set[bytes]] = {}
     for one in known[:ATTESTERS]:
@@ -275,8 +304,13 @@ def _candidate(key: bytes, said: list[Seen], witnesses: Mapping[bytes, Witness],
         day=_middle(map(_middle, days.values())) if days else None,
         attesters=len(known),
         strangers=len(said) - len(known),
-        flags=dict(flags),
+        flags=_flags(known),
+        rumours=_flags(others),
     )
+
+
+def _flags(said: Iterable[Seen]) -> dict[Flag, int]:
+    return dict(Counter(flag for one in said for flag in Flag if one.flags & flag))
 
 
 def _middle(days: Iterable[int]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from attrs import define
+from attrs import define, field
 
 from layer8.core.errors import ConfigError
 from layer8.crypto.keyfile import read_private, write_private
@@ -22,10 +22,22 @@ class Shelf:
     """Both files of one folder; everything here raises `ConfigError` or `StorageError` with the path."""
 
     folder: Path
+    petnames_file: str = PETNAMES_FILE  # in the folder, or a whole path
+    _stamp: tuple[tuple[int, int], ...] = field(default=(), init=False)
+    _names: Names = field(factory=Names, init=False, repr=False)
 
     def names(self, signers: Iterable[bytes] = ()) -> Names:
-        """Read everything."""
-        return Names(self.book(), self.petnames(), frozenset(signers))
+        """Read everything that has changed since the last time."""
+        stamp = tuple(_stamp(path) for path in (self.folder / PINS_FILE, self._petnames))
+        if stamp != self._stamp:
+            self._names = Names(self.book(), self.petnames())
+            self._stamp = stamp
+        self._names.signers = frozenset(signers)
+        return self._names
+
+    @property
+    def _petnames(self) -> Path:
+        return self.folder / self.petnames_file
 
     def book(self) -> Book:
         """Read the pins and red flags."""
@@ -41,7 +53,7 @@ class Shelf:
 
     def petnames(self) -> dict[str, bytes]:
         """Read the petnames."""
-        path = self.folder / PETNAMES_FILE
+        path = self._petnames
         try:
             return parse_petnames(_read(path))
         except ConfigError as error:
@@ -49,7 +61,7 @@ class Shelf:
 
     def add_petname(self, name: str, key: bytes) -> None:
         """Add one, and leave everything else in the file as it is; raises `WrongKey` too."""
-        path = self.folder / PETNAMES_FILE
+        path = self._petnames
         try:
             before = _read(path)
             after = add_petname(before, name, key)
@@ -57,6 +69,14 @@ class Shelf:
             raise _with(path, error) from error
         if after != before:
             write_private(path, after.encode())
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
 
 
 def _read(path: Path) -> str:

@@ -1,0 +1,93 @@
+"""The names that this node claims for services of its own: work once, put every hour, said anew before it expires.
+
+A claim needs its service's key only when it is made, so the file with that key is read then and not kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+from attrs import define, field
+from twisted.internet.task import LoopingCall
+
+from layer8.core.errors import Layer8Error, Refused
+from layer8.crypto.items import Draft, Items, Record
+from layer8.crypto.keys import NodeKey
+from layer8.rendezvous.archive import Archive, Own
+from layer8.rendezvous.claims import make_claim, make_listing
+
+REPUT: Final = 3600.0  # seconds: a DHT forgets after two hours
+RENEW: Final = 5 * 86_400  # seconds before its end that a claim is said anew
+CLAIMS: Final = 64  # of one node
+
+Work = Callable[[Draft], Awaitable[Record]]
+"""Do the work of a record in slices, in a thread."""
+
+
+@define(eq=False)
+class Claiming:
+    """See the module. `read_key` reads a service's key from its file and raises `ConfigError` or `StorageError`."""
+
+    _items: Items
+    _archive: Archive
+    _read_key: Callable[[str], NodeKey]
+    _work: Work
+    _wall: Callable[[], float]
+    _clock: Any
+    _start: Callable[[str, Coroutine[Any, Any, object]], object]
+    _ruled: bool = True
+    _loop: LoopingCall = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Put everything now and then."""
+        self._loop = LoopingCall(lambda: self._start("claims", self.put_all()))
+        self._loop.clock = self._clock
+
+    def start(self) -> None:
+        """Begin."""
+        self._loop.start(REPUT, now=bool(self._archive.claims))
+
+    def stop(self) -> None:
+        """End; claims go on until they expire."""
+        if self._loop.running:
+            self._loop.stop()
+
+    async def claim(self, name: str, file: str) -> tuple[Own, int]:
+        """Claim a name for the service whose key stands in a file: the claim, and how many nodes of the DHT have it.
+
+        Raises `WrongName`, `Refused`, and what reading a key and asking the DHT raise.
+        """
+        archive = self._archive
+        if name not in archive.claims and len(archive.claims) >= CLAIMS:
+            raise Refused(f"over the limit CLAIMS of {CLAIMS}")
+        own = await self._made(name, file)
+        await archive.claim(own)
+        return own, await self._put(own)
+
+    async def put_all(self) -> None:
+        """Put every claim again, anew where it expires soon; one that fails does not keep the others."""
+        for own in tuple(self._archive.claims.values()):
+            try:
+                fresh = await self._renewed(own)
+                await self._put(fresh)
+            except Layer8Error:
+                continue  # nobody to ask, or the key's file is gone: an hour later again
+
+    async def _renewed(self, own: Own) -> Own:
+        if min(own.claim.expires, own.listing.expires) - self._wall() > RENEW:
+            return own
+        fresh = await self._made(own.name, own.file)
+        await self._archive.claim(fresh)
+        return fresh
+
+    async def _made(self, name: str, file: str) -> Own:
+        key, now = self._read_key(file), self._wall()
+        drafts = [make(key, name, now, ruled=self._ruled) for make in (make_claim, make_listing)]
+        claim, listing = [await self._work(one) if self._ruled else one.record() for one in drafts]
+        return Own(name, file, claim, listing)
+
+    async def _put(self, own: Own) -> int:
+        stored = await self._items.put(own.claim)
+        await self._items.put(own.listing)
+        return stored
