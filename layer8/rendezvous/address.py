@@ -110,7 +110,7 @@ def check_name(text: str) -> str:
 def parse_host(host: str) -> Address | Named:
     """Read what a browser's address bar or a SOCKS request names, in either case; raises `WrongName`."""
     text = host.lower().removesuffix(".")
-    if len(text) > HOST_MOST or not _VISIBLE.match(text):
+    if len(text) > HOST_MOST or not host.isascii() or not _VISIBLE.match(text):
         raise WrongName("a host has no other letters than a to z, so that no two look alike")
     if not text.endswith(DOMAIN):
         raise WrongName(f"a hidden service's host ends in {DOMAIN}")

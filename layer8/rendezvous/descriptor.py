@@ -49,7 +49,7 @@ CLIENT_NAME: Final = 32  # letters
 _KEY: Final = 32
 _POINT: Final = NODE_ID + 3 * _KEY
 _MOST: Final = 2**63 - 1
-_LIST_SALTS: Final = tuple(b"a%d" % number for number in range(LISTS))
+LIST_SALTS: Final = tuple(b"a%d" % number for number in range(LISTS))
 
 
 @frozen
@@ -167,7 +167,7 @@ def publish(
     sealed = seal(key.node_id, blind.public, cookie, seq, descriptor.encode())
     items = [Mutable.make(blind.public, blind.sign, seq, sealed, SALT)]
     for number, one in enumerate(client_lists(blind.public, cookie, known) if known else ()):
-        items.append(Mutable.make(blind.public, blind.sign, seq, one, _LIST_SALTS[number]))
+        items.append(Mutable.make(blind.public, blind.sign, seq, one, LIST_SALTS[number]))
     return items
 
 
@@ -194,7 +194,7 @@ def read_public(target: bytes, item: Mutable, now: float) -> ServiceDescriptor:
 def targets(key: bytes, period: int) -> tuple[bytes, tuple[bytes, ...]]:
     """Give where the descriptor of a service is stored, and where its lists of clients are."""
     public = blinded(key, period)
-    return sha1(public, SALT), tuple(sha1(public, salt) for salt in _LIST_SALTS)
+    return sha1(public, SALT), tuple(sha1(public, salt) for salt in LIST_SALTS)
 
 
 def find_cookie(key: bytes, period: int, lists: Sequence[Mutable], client: ClientKey) -> bytes:
@@ -204,7 +204,7 @@ def find_cookie(key: bytes, period: int, lists: Sequence[Mutable], client: Clien
     """
     public = blinded(key, period)
     for item in lists[:LISTS]:
-        if item.salt not in _LIST_SALTS:
+        if item.salt not in LIST_SALTS:
             raise RemoteProtocolError("a list of clients under another salt")
         item.check(sha1(public, item.salt))
     return client.find(public, [item.data for item in lists])
