@@ -78,6 +78,11 @@ class NodeKey:
         """Write the key to a private file, in one step; raises `StorageError`."""
         write_private(path, self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
+    @property
+    def seed(self) -> bytes:
+        """The secret itself, 32 bytes that `from_seed` takes, to be kept in a private file."""
+        return self._private.private_bytes_raw()
+
     def sign(self, message: bytes) -> bytes:
         """Give the 64-byte signature of `message`."""
         return self._private.sign(message)

@@ -10,8 +10,8 @@ that is suggested follows what those had done who were answered::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol
 
 from attrs import define, field
 
@@ -21,6 +21,7 @@ from layer8.rendezvous.wire import SEED_HEAD, WORK_LABEL, Work
 
 LOOK: Final = 300.0  # seconds
 FEW: Final = 125  # introductions, a quarter of a second of work
+RUSH_LEAST: Final = 64  # what is asked for first when more come than may be passed on
 CHANGE: Final = 0.15  # of the effort, below which clients need not hear of it
 SEEDS: Final = 2  # the present one and the one before it
 
@@ -32,6 +33,22 @@ class Seed:
     seed: bytes = field(repr=False)
     until: float
     nonces: set[bytes] = field(factory=set, init=False, repr=False)
+
+
+class Kept(Protocol):
+    """A seed as it was before a restart."""
+
+    @property
+    def seed(self) -> bytes:
+        """Give it."""
+
+    @property
+    def until(self) -> float:
+        """Give the second since 1970 until which it is good."""
+
+    @property
+    def nonces(self) -> Iterable[bytes]:
+        """Give the solutions for it that were brought."""
 
 
 @define(eq=False)
@@ -46,6 +63,25 @@ class Seeds:
         self.effort = effort
         if not self._seeds or self._seeds[0].seed != seed:
             self._seeds = [Seed(seed, now + 2 * SEED_LIFE), *self._seeds][:SEEDS]
+
+    def rows(self, apart: float) -> list[tuple[bytes, float]]:
+        """Give each seed with the second until which it is good, on a clock that is so far ahead."""
+        return [(one.seed, one.until + apart) for one in self._seeds]
+
+    def restore(self, effort: int, seeds: Iterable[Kept], now: float, apart: float) -> None:
+        """Ask for what was asked for before a restart; what was good once is not good again."""
+        self.effort = effort
+        for kept in seeds:
+            if kept.until - apart > now:
+                seed = Seed(kept.seed, kept.until - apart)
+                seed.nonces.update(kept.nonces)
+                self._seeds.append(seed)
+
+    def solution(self, text: bytes) -> tuple[bytes, bytes] | None:
+        """Give seed and nonce of work that was taken; None for none."""
+        work = Work.read(text)
+        seed = next((one for one in self._seeds if work is not None and one.seed[:SEED_HEAD] == work.head), None)
+        return (seed.seed, work.nonce) if work is not None and seed is not None else None
 
     def good(self, auth_key: bytes, text: bytes, now: float) -> bool:
         """Tell whether a knock brings what is asked for; a solution is good once."""
@@ -85,6 +121,27 @@ class Pricing:
     def __attrs_post_init__(self) -> None:
         """Begin with a seed, and ask for nothing."""
         self.seed = self._random(SEED)
+
+    def restore(self, effort: int, seeds: Sequence[Kept], now: float, wall: float) -> None:
+        """Go on as before a restart, if a seed of then is good still."""
+        self.seeds.restore(effort, seeds, now, wall - now)
+        rows = self.seeds.rows(0.0)
+        if rows:
+            self.seed, until = rows[0]
+            self._since = until - 2 * SEED_LIFE
+            self.effort = self._told = effort
+        else:
+            self.seeds.effort = 0
+
+    def rush(self, now: float) -> bool:
+        """Ask for twice as much: more come than may be passed on. Say whether that is anything new."""
+        before = self.effort
+        self.effort = min(max(2 * before, RUSH_LEAST), self.most)
+        if self.effort == before:
+            return False
+        self._told = self.effort
+        self.seeds.tune(self.seed, self.effort, now)
+        return True
 
     def worth(self, auth_key: bytes, text: bytes, now: float) -> int | None:
         """Give the effort of a knock; None for one that lies about it or brings less than is asked for."""

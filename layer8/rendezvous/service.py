@@ -4,13 +4,12 @@
 
     off -> picking points -> listening(n) -> published -> listening ... -> stopping
 
-    service = HiddenService(ways, tasks, key, asked, publish)
-    service.start()                   `publish(points)` is called whenever the access points have changed
+    service = HiddenService(ways, tasks, key, asked, publish, later)
+    service.start()                   `publish(points)` is called whenever the access points or the price have changed
     asked(stream, port, login)        takes the streams that clients open; `stream.close(Reason.NO_PORT)` refuses one
 
-A point is another node's, at the end of a circuit of our own, with two keys that are used there and nowhere else. It is
-replaced when its circuit is lost, after POINT_LIFE, and after POINT_INTROS introductions, which bounds what has to be
-remembered against replays. What is no introduction for us is dropped without a word, and counted.
+What is no introduction for us is dropped without a word, and counted. Two may not come with one login at a time: while
+the first one is there and says so, the second is not let in, and the first is told.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from heapq import heappop, heappush
 from typing import Any, Final
 
 from attrs import define, field
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import Deferred
 
-from layer8.core.errors import Layer8Error, LocalProtocolError, RemoteProtocolError, Unavailable
+from layer8.core.errors import LocalProtocolError, RemoteProtocolError, TimedOut, Unavailable
 from layer8.crypto.introduction import Door, Introduced, introduced
-from layer8.crypto.keys import NodeKey
-from layer8.crypto.ntor import HandshakeFailed, OnionKey, SeenX
+from layer8.crypto.keys import NodeKey, id_text
+from layer8.crypto.ntor import HandshakeFailed
 from layer8.net.tasks import TaskSet
-from layer8.relay.client import OFFER, Hop, Open, Origin, Proto, Reason, Stream
+from layer8.relay.client import OFFER, Destroy, Hop, Open, Origin, Proto, Reason, Stream
 from layer8.rendezvous.descriptor import Point, Price
 from layer8.rendezvous.limits import (
     BAD_PORTS,
@@ -42,53 +41,56 @@ from layer8.rendezvous.limits import (
     SEED_LIFE,
     SESSIONS_PER_SERVICE,
     STREAMS_PER_SESSION,
-    T_INTRO,
+    T_PING,
 )
+from layer8.rendezvous.memory import ServiceMemory
+from layer8.rendezvous.points import BEFORE_POINT, Held, Points
 from layer8.rendezvous.price import LOOK, Pricing
-from layer8.rendezvous.ways import Ways, ask, even
-from layer8.rendezvous.wire import Join, Knock, Listen, Renzv, Tune, listen_text
+from layer8.rendezvous.ways import Ways, even
+from layer8.rendezvous.wire import Alert, Join, Knock, Renzv, Tune
 
-BEFORE_POINT: Final = 3  # hops before an access point of ours, and before a rendezvous hop that a client names
 AT_ONCE: Final = 16  # introductions that are answered at a time
-AGAIN: Final = 2.0  # seconds until a point is picked again after a failure, doubled each time
-AGAIN_MOST: Final = 300.0
+WATCH: Final = 10.0  # seconds between looks whether points pass on as much as they do at most
+RUSH: Final = 0.8  # of that, from which on others find them busy
 
 Asked = Callable[[Stream, int, bytes | None], None]
 """`asked(stream, port, login)`: a client wants this virtual port; `login` is its key if it has said who it is."""
 
 
 @define(eq=False)
-class Held:
-    """An access point that we have."""
-
-    hop: Hop
-    auth: NodeKey
-    enc: OnionKey
-    since: float
-    origin: Origin | None = field(default=None, init=False, repr=False)
-    introductions: int = field(default=0, init=False)
-    seen: SeenX = field(factory=SeenX, init=False, repr=False)
-
-    @property
-    def told(self) -> Point:
-        """Give what clients have to know of it."""
-        hop = self.hop
-        return Point(hop.identity, hop.onion_key, self.auth.node_id, self.enc.public, hop.endpoints[0])
-
-
-@define(eq=False)
 class Session:
     """A client that was met."""
 
+    number: int  # in this process
     origin: Origin = field(repr=False)
     login: bytes | None
     since: float
+    mode: int = 1
     bad_ports: int = field(default=0, init=False)
+    _asking: list[Deferred[bool]] = field(factory=list, init=False, repr=False)
+
+    def ask(self) -> Deferred[bool]:
+        """Ask whether the client is there; fires with False if it has gone before it answers."""
+        waiting: Deferred[bool] = Deferred()
+        self._asking.append(waiting)
+        self.origin.add(Renzv.PING, b"")
+        return waiting
+
+    def there(self, is_there: bool) -> None:
+        """Take the answer, or the end."""
+        asking, self._asking = self._asking, []
+        for waiting in asking:
+            if not waiting.called:
+                waiting.callback(is_there)
 
 
 @define(eq=False)
 class HiddenService:
-    """See the module. `allow(login)` says whether a client may come; `cookie` is what known clients have."""
+    """See the module. `allow(login)` says whether a client may come; `cookie` is what known clients have.
+
+    `modes` are those by which clients may come, as in its descriptor. `noted(state, session)` hears of sessions that
+    are opened and closed, `alert(text)` of what its owner should look at.
+    """
 
     ways: Ways
     tasks: TaskSet
@@ -101,21 +103,43 @@ class HiddenService:
     max_effort: int = MAX_EFFORT
     wanted: int = POINTS
     life: float = POINT_LIFE  # seconds that a point is used
-    points: dict[bytes, Held] = field(factory=dict, init=False)  # by auth key, those that listen
+    modes: tuple[int, ...] = (1,)
+    memory: ServiceMemory | None = None
+    noted: Callable[[str, Session], None] = field(default=lambda state, session: None, repr=False)
+    alert: Callable[[str], None] = field(default=lambda text: None, repr=False)
     sessions: dict[Origin, Session] = field(factory=dict, init=False)
     counted: Counter[str] = field(factory=Counter, init=False)  # what has become of knocks
     running: bool = field(default=False, init=False)
     pricing: Pricing = field(init=False, repr=False)
-    _picking: int = field(default=0, init=False)
-    _again: float = field(default=AGAIN, init=False)
-    _queue: list[tuple[int, int, float, Held, bytes]] = field(factory=list, init=False, repr=False)
+    _places: Points = field(init=False, repr=False)
+    _queue: list[tuple[int, int, float, Held, Knock]] = field(factory=list, init=False, repr=False)
+    _coming: set[bytes] = field(factory=set, init=False, repr=False)  # logins whose introduction is being answered
     _number: int = field(default=0, init=False)
     _busy: int = field(default=0, init=False)
     _timers: dict[int, Any] = field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        """Ask for no work yet."""
+        """Ask for the work that was asked for before a restart, or for none yet."""
         self.pricing = Pricing(self.ways.random, self.max_effort)
+        if self.memory is not None and self.memory.seeds:
+            self.pricing.restore(self.memory.effort, self.memory.seeds, self.ways.seconds(), self.ways.wall())
+        self._places = Points(
+            self.ways,
+            self.tasks,
+            self._knocked,
+            self._listens,
+            lambda points: self.publish(points),
+            self._soon,
+            self.wanted,
+            self.life,
+            self.memory,
+            counted=self._count,
+        )
+
+    @property
+    def points(self) -> dict[bytes, Held]:
+        """Give the access points that listen, by auth key."""
+        return self._places.all
 
     @property
     def price(self) -> Price | None:
@@ -128,8 +152,9 @@ class HiddenService:
     def start(self) -> None:
         """Begin to listen."""
         self.running = True
-        self._fill()
         self._soon(LOOK, self._look)
+        self._soon(WATCH, self._watch)
+        self._places.start()
 
     def stop(self) -> None:
         """End all points and sessions."""
@@ -138,10 +163,22 @@ class HiddenService:
         timers, self._timers = self._timers, {}
         for timer in timers.values():
             timer.cancel()
-        for point in list(self.points.values()):
-            self._drop(point)
+        self._places.stop()
         for origin in list(self.sessions):
             origin.close()
+
+    def change_cookie(self, cookie: bytes) -> None:
+        """Let in those who have this cookie; whoever came with another one has to come again."""
+        if cookie != self.cookie:
+            self.cookie = cookie
+            for origin in list(self.sessions):
+                origin.close()
+
+    def review(self) -> None:
+        """End the sessions of those whom `allow` lets in no more."""
+        for session in list(self.sessions.values()):
+            if not self.allow(session.login):
+                session.origin.close()
 
     def _soon(self, seconds: float, what: Callable[[], None]) -> None:
         """Do something later, unless we stop before."""
@@ -155,72 +192,38 @@ class HiddenService:
         if self.running:
             self._timers[number] = self.later(seconds, due)
 
-    # Access points.
+    def _count(self, what: str) -> None:
+        self.counted[what] += 1
 
-    def _fill(self) -> None:
-        missing = self.wanted - len(self.points) - self._picking
-        if not self.running or missing <= 0:
-            return
-        for hop in self.ways.places(missing, {point.hop.identity for point in self.points.values()}):
-            self._picking += 1
-            self.tasks.start("access point", self._listen(hop))
-        if self._picking < self.wanted - len(self.points):
-            self._retry()
+    # Work.
 
-    def _retry(self) -> None:
-        self._soon(self._again, self._fill)
-        self._again = min(self._again * 2, AGAIN_MOST)
-
-    async def _listen(self, hop: Hop) -> None:
-        point = Held(hop, NodeKey.make(), OnionKey.make(), self.ways.seconds())
-        good = False
-        try:
-            origin = point.origin = await self.ways.to(hop, BEFORE_POINT, layer2=True, kept=True)
-            even(origin)
-            origin.heard[Renzv.CONNECT] = lambda data: self._knocked(point, data)
-            said = Listen(point.auth.node_id, point.auth.sign(listen_text(origin.binding))).encode()
-            await ask(self.ways, origin, Renzv.RES_LISTEN, said, Renzv.RES_LISTEN_OK, T_INTRO)
-            good = True
-        except CancelledError:
-            raise
-        except Layer8Error:
-            self.counted["no point"] += 1
-        finally:
-            self._picking -= 1
-            if not good and point.origin is not None:
-                point.origin.close()
-        if not good or not self.running:
-            self._drop(point)
-            self._retry()
-            return
-        self._again = AGAIN
-        self.points[point.auth.node_id] = point
-        origin.at_end = lambda reason: self._lost(point)
+    def _listens(self, point: Held) -> None:
         if self.pricing.seeds.effort:
             self._tune(point)
-        self._soon(self.life, lambda: self._drop(point))
-        self._changed()
 
-    def _lost(self, point: Held) -> None:
-        if self.points.pop(point.auth.node_id, None) is not None:
-            self._changed()
-            self._fill()
-
-    def _drop(self, point: Held) -> None:
-        if point.origin is not None:
-            point.origin.close()
-
-    def _changed(self) -> None:
-        if self.running:
-            self.publish(tuple(point.told for point in self.points.values()))
+    def _watch(self) -> None:
+        """Ask for work, or for twice as much, where points pass on what they may: others find those busy."""
+        self._soon(WATCH, self._watch)
+        rushed = False
+        for point in self.points.values():
+            rushed |= point.rate > 0 and point.lately >= RUSH * point.rate * WATCH
+            point.lately = 0
+        if rushed and self.pricing.rush(self.ways.seconds()):
+            self._priced()
 
     def _look(self) -> None:
         """Ask for more work, or less."""
         self._soon(LOOK, self._look)
         if self.pricing.look([-one[0] for one in self._queue], self.ways.seconds()):
-            for point in self.points.values():
-                self._tune(point)
-            self._changed()
+            self._priced()
+
+    def _priced(self) -> None:
+        for point in self.points.values():
+            self._tune(point)
+        if self.memory is not None:
+            apart = self.ways.wall() - self.ways.seconds()
+            self.memory.keep_seeds(self.pricing.seeds.effort, self.pricing.seeds.rows(apart))
+        self.publish(self._places.told)
 
     def _tune(self, point: Held) -> None:
         pricing = self.pricing
@@ -236,9 +239,10 @@ class HiddenService:
             knock = Knock.read(data)
             worth = self.pricing.worth(point.auth.node_id, knock.work, self.ways.seconds())
         except RemoteProtocolError:
-            self._drop(point)
+            self._places.drop(point)
             return
         point.introductions += 1
+        point.lately += 1
         if knock.auth_key != point.auth.node_id or worth is None:
             self.counted["no work"] += 1
         elif len(self._queue) >= INTRO_QUEUE:
@@ -246,38 +250,53 @@ class HiddenService:
             self.pricing.dropped(worth)
         else:
             self._number += 1
-            heappush(self._queue, (-worth, self._number, self.ways.seconds(), point, knock.blob))
+            heappush(self._queue, (-worth, self._number, self.ways.seconds(), point, knock))
             self._next()
         if point.introductions >= POINT_INTROS:
-            self._drop(point)
+            self._places.drop(point)
 
     def _next(self) -> None:
         while self._queue and self._busy < AT_ONCE and self.running:
-            minus, _, since, point, blob = heappop(self._queue)
+            minus, _, since, point, knock = heappop(self._queue)
             if self.ways.seconds() - since > INTRO_AGE:
                 self.counted["late"] += 1
                 self.pricing.dropped(-minus)
                 continue
             self.pricing.handled(-minus)
             self._busy += 1
-            self.tasks.start("introduction", self._answer(point, blob))
+            self.tasks.start("introduction", self._answer(point, knock))
 
-    async def _answer(self, point: Held, blob: bytes) -> None:
+    async def _answer(self, point: Held, knock: Knock) -> None:
         origin: Origin | None = None
+        login: bytes | None = None
+        cookie = self.cookie
         try:
             door = Door(self.ways.network, self.key.node_id, point.auth.node_id, point.enc.public)
-            come = await self.ways.work(lambda: introduced(door, point.enc, blob, point.seen, cookie=self.cookie))
-            if not self._good(come):
+            blob = knock.blob
+            come = await self.ways.work(lambda: introduced(door, point.enc, blob, point.seen, cookie=cookie))
+            written = self._remember(point, knock)
+            if not self._good(point, come):
                 return
+            if come.login is not None:
+                if come.login in self._coming:
+                    self.counted["twice"] += 1
+                    return
+                login = come.login
+                self._coming.add(login)
+                if not await self._first(login):
+                    self.counted["twice"] += 1
+                    return
             meeting = come.meeting
             hop = Hop(meeting.node, meeting.onion_key, (meeting.endpoint,))
             origin = await self.ways.to(hop, BEFORE_POINT, layer2=True, kept=True)
             reply, keys = await self.ways.work(lambda: come.reply(OFFER.to_bytes()))
-            if not self.running:
+            await written
+            if not self.running or cookie != self.cookie or not self.allow(come.login):
                 return
             even(origin)
             origin.tell(Renzv.JOIN, Join(meeting.cookie, reply).encode())
-            session = Session(origin, come.login, self.ways.seconds())
+            self._number += 1
+            session = Session(self._number, origin, come.login, self.ways.seconds(), meeting.mode)
             origin.host(keys, lambda stream, target: self._opens(session, stream, target))
             self._met(session)
             origin = None
@@ -287,14 +306,43 @@ class HiddenService:
             self.counted["no way"] += 1
         finally:
             self._busy -= 1
+            if login is not None:
+                self._coming.discard(login)
             if origin is not None:
                 origin.close()
         self._next()
 
-    def _good(self, come: Introduced) -> bool:
-        if come.meeting.mode != 1 or abs(come.meeting.time - self.ways.wall()) > BLOB_AGE:
+    def _remember(self, point: Held, knock: Knock) -> Deferred[None]:
+        """Have it written that this has come, so that it is not good again after a restart either."""
+        if self.memory is None:
+            done: Deferred[None] = Deferred()
+            done.callback(None)
+            return done
+        return self.memory.came(point.row, knock.blob, self.pricing.seeds.solution(knock.work))
+
+    async def _first(self, login: bytes) -> bool:
+        """Say whether nobody else is here with this login who says so; whoever does is told of the second one."""
+        there = next((one for one in self.sessions.values() if one.login == login), None)
+        if there is None:
+            return True
+        try:
+            answers = await self.ways.limited(there.ask(), T_PING)
+        except TimedOut:
+            answers = False
+        if not answers:
+            there.origin.close(Destroy.TIMEOUT)
+            return True
+        there.origin.add(Renzv.ALERT, bytes((Alert.LOGIN_TWICE,)))
+        self.alert(f"the login {id_text(login)} has come twice at a time; the second was not let in")
+        return False
+
+    def _good(self, point: Held, come: Introduced) -> bool:
+        meeting = come.meeting
+        if meeting.mode not in self.modes or (meeting.mode == 0 and meeting.node != point.hop.identity):
+            self.counted["another mode"] += 1
+        elif abs(meeting.time - self.ways.wall()) > BLOB_AGE:
             self.counted["old"] += 1
-        elif not come.meeting.endpoint or not self.allow(come.login):
+        elif not meeting.endpoint or not self.allow(come.login):
             self.counted["refused"] += 1
         else:
             return True
@@ -305,12 +353,18 @@ class HiddenService:
     def _met(self, session: Session) -> None:
         self.counted["met"] += 1
         self.sessions[session.origin] = session
-        session.origin.at_end = lambda reason: self._left(session)
+        origin = session.origin
+        origin.at_end = lambda reason: self._left(session)
+        origin.heard[Renzv.PING] = lambda data: origin.add(Renzv.PING_OK, b"")
+        origin.heard[Renzv.PING_OK] = lambda data: session.there(True)
+        self.noted("opened", session)
         if len(self.sessions) > SESSIONS_PER_SERVICE:
             next(iter(self.sessions)).close()
 
     def _left(self, session: Session) -> None:
         del self.sessions[session.origin]
+        session.there(False)
+        self.noted("closed", session)
 
     def _opens(self, session: Session, stream: Stream, target: Open) -> None:
         if len(session.origin.streams.live) > STREAMS_PER_SESSION:

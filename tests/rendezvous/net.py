@@ -22,7 +22,7 @@ from layer8.rendezvous.client import meet
 from layer8.rendezvous.descriptor import Point
 from layer8.rendezvous.meeting import Meeting
 from layer8.rendezvous.service import HiddenService
-from layer8.rendezvous.ways import limited, worked
+from layer8.rendezvous.ways import Gone, limited, worked
 from layer8.testing.network import WALL, Building, Echo, Network, Node
 
 T = TypeVar("T")
@@ -76,8 +76,9 @@ class MemoryWays:
         return await worked(self.net.worker, what)
 
     async def to(self, last: Hop, before: int, *, layer2: bool = False, kept: bool = False) -> Origin:
-        hops = self.net.chance.sample([one for one in self.relays if one.identity != last.identity], before)
-        hops.append(self.net.by_endpoint[last.endpoints[0]])
+        there = [one for one in self.relays if one.identity != last.identity and one.endpoint in self.net.by_endpoint]
+        hops = self.net.chance.sample(there, before)
+        hops.append(next(one for one in self.relays if one.identity == last.identity))
         self.paths.append(tuple(one.name for one in hops))
         building = self.net.begin(self.node, *hops)
         self.built.append(building)
@@ -85,7 +86,9 @@ class MemoryWays:
 
         def look() -> None:
             if building.ended is not None or building.failures:
-                waiting.errback(Unavailable("no circuit"))
+                last = building.failures and len(building.circuit.hops) == before
+                waiting.errback(Gone("no last hop") if last else Unavailable("no circuit"))
+                building.circuit.close()
             elif building.stands:
                 waiting.callback(None)
             else:
@@ -136,6 +139,23 @@ class HiddenCase(SynchronousTestCase):
         else:
             stream.sink = Echo(stream)
             stream.accept(Opened(Address(""), 0))
+
+    def kill(self, node: Node) -> None:
+        """Let a relay be gone: its links end, and nobody reaches it."""
+        self.net.by_endpoint.pop(node.endpoint, None)
+        for carrier in list(node.carriers):
+            if not carrier.closed:
+                carrier.cut()
+
+    def hang(self, node: Node) -> None:
+        """Let a node read nothing and say nothing on any link."""
+        for carrier in node.carriers:
+            carrier.hold(True)
+            carrier.spoil = lambda data: b""
+
+    def node_of(self, point: Point) -> Node:
+        """Give the relay that is this access point."""
+        return next(node for node in self.relays if node.identity == point.node)
 
     def start(self) -> None:
         self.service.start()

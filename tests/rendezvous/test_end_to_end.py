@@ -329,29 +329,6 @@ class WorkTests(MeetCase):
         self.assertEqual(efforts, [500] * 3)
 
 
-class PointTests(MeetCase):
-    def test_one_that_is_lost_is_replaced(self) -> None:
-        self.start()
-        gone = next(iter(self.service.points.values()))
-        assert gone.origin is not None
-        gone.origin.close()
-        self.net.run(lambda: len(self.published[-1]) == 3 and gone.told not in self.published[-1])
-        self.echoed(self.meet(), b"hello")
-
-    def test_none_lives_for_ever(self) -> None:
-        self.service = self.serve(self.key, life=60.0)
-        self.start()
-        before = set(self.service.points)
-        self.net.settle(70.0)
-        self.net.run(lambda: len(self.told.points) == 3 and not before & set(self.service.points))
-
-    def test_no_key_serves_twice(self) -> None:
-        self.start()
-        keys = [key for point in self.told.points for key in (point.auth_key, point.enc_key)]
-        self.assertEqual(len(set(keys)), 6)
-        self.assertEqual(len({point.node for point in self.told.points}), 3)
-
-
 class ViewTests(MeetCase):
     recording = True
 
