@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from layer8.crypto.keys import NodeKey
     from layer8.node.service import Node
 
-ROLES = ("node", "relay", "tracker", "dht")
+ROLES = ("node", "relay", "tracker", "dht", "rendezvous")
 """Daemons that are nodes of the network."""
 BUILD_TIME = 95.0
 """Seconds until a circuit stands, or does not."""
@@ -31,8 +31,9 @@ OWN_CLIENT: Mapping[str, object] = {
     "socks.listen": [],
     "control.listen": [],
     "debug.listen": [],
+    "service": {},
 }
-"""A node that nobody can come to and nobody hears of."""
+"""A node that nobody can come to and nobody hears of; services of the configuration belong to another one."""
 
 Begun = Callable[["Node"], Awaitable[Sequence[str]]]
 """What is done when a node listens; it gives lines to print."""
@@ -90,8 +91,9 @@ def run_node(
     key: NodeKey | None = None,
     as_json: bool = False,
     verbose: bool = False,
+    silent: bool = False,
 ) -> int:
-    """Run a node in this process until Ctrl-C; raises Layer8Error if it cannot be."""
+    """Run a node in this process until Ctrl-C; raises Layer8Error if it cannot be. `silent`: `begun` prints itself."""
     from layer8.cli.run import on_reactor, show_log
     from layer8.config.load import load
 
@@ -123,7 +125,8 @@ def run_node(
         frame.process.startService()
         try:
             lines = [*await begun(node)]
-            _show(node, [*frame.listening(), *lines], as_json)
+            if not silent:
+                _show(node, [*frame.listening(), *lines], as_json)
             with suppress(CancelledError):  # Ctrl-C is how this is meant to end
                 await Deferred()
             return 0

@@ -62,6 +62,8 @@ EVENTS: Mapping[str, Logged] = {
     "relay.no_list": Logged("the list of relays of snapshot_file is not there or not good: no relay is drawn"),
     "relay.not_saved": Logged("what is known of the network could not be written"),
     "dht.not_saved": Logged("what is kept for the DHT could not be written; it is tried again"),
+    "rendezvous.exposed": Logged("a program behind a hidden service listens beyond this machine too"),
+    "rendezvous.alert": Logged("something is wrong with a hidden service: its key is used twice, or it is not stored"),
     "tunnel.refused": Logged("a tunnel that was kept cannot be opened; it stays kept"),
     "agent.down": Logged("no target of a host answers; servers let others have its visitors"),
     "agent.up": Logged("a target of a host that was down answers again"),

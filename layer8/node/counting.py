@@ -1,12 +1,14 @@
-"""What a node shows of its counts: the families `layer8_relay_*`."""
+"""What a node shows of its counts: the families `layer8_relay_*` and `layer8_rendezvous_*`."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from layer8.control.metrics import Family, gauge
 from layer8.relay.operate import RelayRows
 from layer8.relay.wire import CELL
+from layer8.rendezvous.operate import Parts
 
 
 class RelayMetrics:
@@ -50,5 +52,40 @@ class RelayMetrics:
             "Connections that circuits asked for at this exit, by what became of them.",
             "counter",
             {("dialled",): now.exit_dialled, ("refused",): now.exit_refused, ("failed",): now.exit_failed},
+            ("result",),
+        )
+
+
+class RendezvousMetrics:
+    """Families of hidden services: those of others that a node helps, and its own."""
+
+    def __init__(self, parts: Parts) -> None:
+        """Take who counts."""
+        self._parts = parts
+
+    def families(self) -> Iterable[Family]:
+        """Give the present values."""
+        listening, waiting, joined = self._parts.counts()
+        yield gauge("layer8_rendezvous_listeners", "Services of others that take knocks at this node.", listening)
+        yield gauge("layer8_rendezvous_waiting", "Clients of others that wait at this node.", waiting)
+        yield Family(
+            "layer8_rendezvous_joined_total", "Circuits that were joined at this node.", "counter", {(): joined}, ()
+        )
+        hosts = list(self._parts.hosts)
+        yield gauge("layer8_rendezvous_services", "Hidden services of this node.", len(hosts))
+        up = sum(one.state == "published" for one in hosts)
+        yield gauge("layer8_rendezvous_published", "Those of them whose descriptor stands in the DHT.", up)
+        points = sum(len(one.service.points) for one in hosts)
+        yield gauge("layer8_rendezvous_points", "Access points that they have.", points)
+        sessions = sum(len(one.service.sessions) for one in hosts)
+        yield gauge("layer8_rendezvous_sessions", "Clients that they have met and that are still there.", sessions)
+        knocks: Counter[str] = Counter()
+        for one in hosts:
+            knocks.update(one.service.counted)
+        yield Family(
+            "layer8_rendezvous_knocks_total",
+            "Knocks at them, by what became of them.",
+            "counter",
+            {(word.replace(" ", "_"),): count for word, count in sorted(knocks.items())},
             ("result",),
         )

@@ -21,11 +21,12 @@ def make_service(
     socks: bool = False,
     tracker: bool = False,
     dht: bool = False,
+    rendezvous: bool = False,
 ) -> IService:
     """Make what `twistd layer8-ROLE` runs; what cannot work ends the process with one line."""
     with or_exit(f"layer8-{role}"):
         frame = Frame(reactor, role, source, environ)
         config = source.loaded.config
-        node = Node(frame, socks=config.socks if socks else None, tracker=tracker, dht=dht)
+        node = Node(frame, socks=config.socks if socks else None, tracker=tracker, dht=dht, rendezvous=rendezvous)
         frame.run(node, node)
         return frame.process

@@ -95,7 +95,7 @@ def ask_dht(relay: Relay, table: Table | None = None) -> Asking:
 
     asked = Asking(sources, relay.network, relay.chance, relay.reactor, wall_clock, learn)
     if table is not None:
-        work = _worker(relay.reactor)
+        work = worker(relay.reactor)
         table.add(AskingRows(asked, relay.key, relay.chance, wall_clock, work, relay.network.ruled))
     return asked
 
@@ -156,7 +156,9 @@ def _addresses(relay: Relay) -> Iterator[tuple[str, int]]:
             yield from ((at.host, at.port) for at in peer.descriptor.places if at.address and at.port)
 
 
-def _worker(reactor: Any) -> Callable[[Draft], Awaitable[Record]]:
+def worker(reactor: Any) -> Callable[[Draft], Awaitable[Record]]:
+    """Give what does the work of a record, in a thread and in slices."""
+
     async def work(draft: Draft) -> Record:
         nonce, start = None, urandom(NONCE)
         while nonce is None:

@@ -7,7 +7,8 @@
     Node ── Relay: links, circuits, exit ◀───────────────────────┴───────────────────┘
       ├── SocksServer, Tunnels      programs of this machine (twistd layer8-node, layer8 up)
       ├── Tracker                   lists relays, at the end of circuits ([tracker] enabled)
-      └── DhtService                keeps a part of the DHT, on a UDP port ([dht] enabled): dht.db
+      ├── DhtService                keeps a part of the DHT, on a UDP port ([dht] enabled): dht.db
+      └── HiddenServices            access point and rendezvous hop, our own services, and visits to others'
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from layer8.dht.service import SCHEMA as KEPT_SCHEMA
 from layer8.dht.service import DhtService
 from layer8.net.sqlite import Database
 from layer8.net.storage import Storage, ThreadedStorage
-from layer8.node.counting import RelayMetrics
+from layer8.node.counting import RelayMetrics, RendezvousMetrics
+from layer8.node.hidden import HiddenServices
 from layer8.node.holding import Stating, ask_dht, serve_dht
 from layer8.node.listeners import Listeners
 from layer8.node.tracking import ask_trackers, serve_tracker
@@ -60,7 +62,13 @@ class Node(Service):
     _log = Logger(namespace="layer8.node")
 
     def __init__(
-        self, frame: Frame, *, socks: SocksConfig | None = None, tracker: bool = False, dht: bool = False
+        self,
+        frame: Frame,
+        *,
+        socks: SocksConfig | None = None,
+        tracker: bool = False,
+        dht: bool = False,
+        rendezvous: bool = False,
     ) -> None:
         """Put it together, listening nowhere yet; raises ConfigError or StorageError."""
         self._frame = frame
@@ -79,7 +87,6 @@ class Node(Service):
         )
         frame.debug.open = not self.relay.network.ruled
         self.rows = RelayRows(self.relay, frame.table)
-        self.metrics = RelayMetrics(self.rows)
         for rows in (self.rows, InboxRows(self.relay.inbox, frame.key)):
             frame.table.add(rows)
         self.tracker = None if not tracker else serve_tracker(self.relay, self.storage, frame.table)
@@ -90,11 +97,22 @@ class Node(Service):
             self.kept = _storage(frame, KEPT, KEPT_SCHEMA)
             self.dht = serve_dht(self.relay, config.dht, self.kept, frame.table)
         self._stating = Stating(self.relay, self.items, self.dht)
+        self.hidden = HiddenServices(self.relay, self.items, frame.home, config, frame.table, rendezvous)
+        self.hosts = self.hidden.hosts
         self._guard(config.relay)
         self.socks: SocksServer | None = None
         if socks is not None and socks.listen:
-            self.socks = SocksServer(frame.reactor, socks, self.relay.client)
-        self.tunnels = Tunnels(frame.reactor, config.socks, self.relay.client, wall=wall_clock, keeper=self.memory)
+            self.socks = SocksServer(frame.reactor, socks, self.relay.client, hidden=self.hidden.visits)
+        self.tunnels = Tunnels(
+            frame.reactor,
+            config.socks,
+            self.relay.client,
+            wall=wall_clock,
+            keeper=self.memory,
+            hidden=self.hidden.visits,
+        )
+        self.metrics = RelayMetrics(self.rows)
+        self._counted = (self.metrics, RendezvousMetrics(self.hidden))
         tables = (self.tunnels.clients, *(() if self.socks is None else (self.socks.clients,)))
         frame.table.add(SocksRows(tables, self.tunnels, monotonic))
         # Where no program comes, circuits are built when somebody asks for one.
@@ -122,9 +140,11 @@ class Node(Service):
         self._stating.start()
         if self.socks is not None:
             self.socks.startService()
+        self.hidden.start()
         self.tunnels.restore(self.relay.tunnels)
         self.tunnels.startService()
-        self._frame.metrics.add(self.metrics)
+        for one in self._counted:
+            self._frame.metrics.add(one)
         self._watch.start(WATCH)
 
     def stopService(self) -> Deferred[None]:
@@ -133,13 +153,15 @@ class Node(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        self._frame.metrics.remove(self.metrics)
+        for one in self._counted:
+            self._frame.metrics.remove(one)
         if self._watch.running:
             self._watch.stop()
         if self.tunnels.running:
             await self.tunnels.stopService()
         if self.socks is not None and self.socks.running:
             await self.socks.stopService()
+        self.hidden.stop()
         self._stating.stop()
         if self.dht is not None:
             if self.dht.running:
@@ -173,6 +195,7 @@ class Node(Service):
         policy, targets = Policy.parse(fresh.exit), LanTargets.parse(fresh.lan_targets)
         if self.socks is not None and config.socks != self.socks.config:
             await self._renew_socks(config.socks)
+        self.hidden.apply(config)
         self.config = relay.config = fresh
         relay.outward.policy, relay.outward.targets = policy, targets
         relay.pool.hops = relay.client.hops = fresh.hops
@@ -183,7 +206,7 @@ class Node(Service):
     async def _renew_socks(self, config: SocksConfig) -> None:
         """Listen for programs elsewhere; if that cannot be, go on where it was."""
         assert self.socks is not None
-        old, fresh = self.socks, SocksServer(self._frame.reactor, config, self.relay.client)
+        old, fresh = self.socks, SocksServer(self._frame.reactor, config, self.relay.client, hidden=self.hidden.visits)
         fresh.clients = old.clients
         await old.stopService()
         try:
