@@ -48,7 +48,7 @@ from layer8.rendezvous.visits import (
     NotFound,
 )
 
-KEPT: Final = 256  # descriptors that are remembered, the oldest forgotten
+REMEMBERED: Final = 256  # descriptors that are remembered, the oldest forgotten
 
 _HASH = re.compile(r"[0-9a-f]{40}\Z")
 
@@ -224,7 +224,7 @@ class Finding:
     def _keep(self, place: tuple[bytes, int | None], kept: Kept) -> None:
         self._kept.pop(place, None)
         self._kept[place] = kept
-        while len(self._kept) > KEPT:
+        while len(self._kept) > REMEMBERED:
             del self._kept[next(iter(self._kept))]
 
 

@@ -34,7 +34,7 @@ from layer8.rendezvous.descriptor import (
     publish_public,
     targets,
 )
-from layer8.rendezvous.finding import KEPT, Finding, Pins, Visit
+from layer8.rendezvous.finding import REMEMBERED, Finding, Pins, Visit
 from layer8.rendezvous.names import Layer
 from layer8.rendezvous.publishing import SETTLED, Publishing
 from layer8.rendezvous.shelf import Shelf
@@ -173,7 +173,8 @@ class DescriptorTests(FindingCase):
         self.find()
 
     def test_what_is_wrong_inside(self) -> None:
-        good = dict(bencode.decode(self.descriptor().encode()))  # type: ignore[arg-type]
+        good: dict[bytes, Any] = dict(bencode.decode(self.descriptor().encode()))  # type: ignore[arg-type]
+        changed: dict[bytes, Any]
         for changed in (
             {b"i": [point(number).encode() for number in range(1, POINTS + 2)]},
             {b"i": [point(1).encode()] * 2},
@@ -263,11 +264,11 @@ class KeptTests(FindingCase):
         self.fails(NO_DESCRIPTOR)
 
     def test_so_many(self) -> None:
-        for number in range(1, KEPT + 2):
+        for number in range(1, REMEMBERED + 2):
             service = key(10_000 + number)
             self.put(publish_public(service, self.descriptor(), int(self.now)))
             self.find(sha1(service.node_id).hex())
-        self.assertEqual(len(self.finding._kept), KEPT)
+        self.assertEqual(len(self.finding._kept), REMEMBERED)
         self.finding.forget()
         self.assertEqual(len(self.finding._kept), 0)
 
@@ -358,7 +359,8 @@ class ClientTests(FindingCase):
         first = self.publish(cookie=COOKIE, clients=[self.own.public])
         second = self.publish(2, int(self.now) + 1, cookie=b"n" * 32, clients=[self.own.public])
         self.visits[A] = Visit(self.own)
-        get, given = MemoryItems.get, []
+        get = MemoryItems.get
+        given: list[Mutable] = []
 
         class Between(MemoryItems):
             async def get(self, target: bytes, salt: bytes = b"", least: int = 0) -> Mutable | None:

@@ -12,7 +12,7 @@ from layer8.crypto.blind import BlindKey, factor
 from layer8.crypto.curtain import seal
 from layer8.crypto.items import Mutable
 from layer8.crypto.keys import NodeKey
-from layer8.rendezvous import address, claims, descriptor, files, index, names
+from layer8.rendezvous import address, claims, descriptor, files, finding, index, names, publishing
 from layer8.rendezvous.address import address_text, period
 from layer8.rendezvous.claims import Certificate, claim_target, make_claim, seen_target
 from layer8.rendezvous.descriptor import Point, Price, ServiceDescriptor
@@ -64,7 +64,7 @@ class PageTests(SynchronousTestCase):
         named = {
             row[0].strip("`"): row[1] for row in rows(self.page.partition("## Limits")[2].partition("## Vectors")[0])
         }
-        modules = (curtain, items, address, claims, descriptor, files, index, names)
+        modules = (curtain, items, address, claims, descriptor, publishing, finding, files, index, names)
         found = {}
         for name in set(named) - {"name"}:
             values = {getattr(module, name) for module in modules if hasattr(module, name)}

@@ -14,6 +14,7 @@ from layer8.core.errors import ConfigError, RemoteProtocolError
 from layer8.crypto.blind import blinded
 from layer8.crypto.curtain import ClientKey, NotAuthorised
 from layer8.crypto.items import SEQ_MOST, Items, Mutable, sha1
+from layer8.dht.store import write_item
 from layer8.net.tasks import TaskSet
 from layer8.rendezvous.address import OVERLAP, PERIOD, period, period_start
 from layer8.rendezvous.descriptor import (
@@ -245,6 +246,19 @@ class PeriodTests(PublishingCase):
         self.assertEqual((len(now), len(then)), (10, 10))
         self.assertEqual(set(now) & set(then), set())
         self.assertGreaterEqual(min(abs(one - other) for one in now for other in then), 5)
+
+    def test_what_is_stored_for_two_days_has_no_eight_bytes_in_common(self) -> None:
+        own = ClientKey.make().public
+        one = self.publishing(clients={"ann": own}, cookie=COOKIE)
+        one.changed((ONE, TWO), None)
+        self.go(3600 + LOOKED + APART[1])
+        today = period(self.start)
+        both = []
+        for day in (today, today + 1):
+            held = [self.items.mutable(where) for where in (targets(A, day)[0], targets(A, day)[1][0])]
+            raw = b"\xff\0\xff".join(write_item(item)[1] for item in held)
+            both.append({raw[at : at + 8] for at in range(len(raw) - 7)})
+        self.assertEqual(both[0] & both[1], set())
 
 
 class SeqTests(PublishingCase):
