@@ -34,6 +34,7 @@ from layer8.rendezvous.wire import Listen, Listening, Renzv, listen_text
 BEFORE_POINT: Final = 3  # hops before an access point of ours, and before a rendezvous hop that a client names
 AGAIN: Final = 2.0  # seconds until a point is picked again after a failure, doubled each time
 AGAIN_MOST: Final = 300.0
+LOOK: Final = 0.5  # seconds between looks while fewer nodes are known than are wanted
 RESUME_AGAIN: Final = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds between tries to come back to one, then as long as the last
 RESUME_TIME: Final = 100.0  # seconds: the links of a circuit that is gone are given up in less
 GONE_TRIES: Final = 2  # times that a node is found gone, until another one is picked
@@ -101,10 +102,11 @@ class Points:
     _told: tuple[Point, ...] = field(default=(), init=False, repr=False)
     _bad: dict[bytes, float] = field(factory=dict, init=False, repr=False)
     _again: float = field(default=AGAIN, init=False)
+    _looking: bool = field(default=False, init=False)
 
     def start(self) -> None:
         """Come back to the points that were, and pick others for those that are missing."""
-        self.running = True
+        self.running, self._looking = True, False
         now = self.ways.wall()
         for kept in self.memory.points if self.memory is not None else ():
             good = now - self.life < kept.since <= now and kept.introductions < POINT_INTROS
@@ -156,8 +158,14 @@ class Points:
             hops += self.ways.places(missing - len(hops), there | {hop.identity for hop in hops})
         for hop in hops:
             self._pick(Held(hop, NodeKey.make(), OnionKey.make(), self.ways.wall()))
-        if len(hops) < missing:
-            self._retry()
+        if len(hops) < missing and not self._looking:
+            self._looking = True
+            self.soon(LOOK, self._look)
+
+    def _look(self) -> None:
+        """See whether more nodes are known by now: there are few when a node has just joined."""
+        self._looking = False
+        self._fill()
 
     def _retry(self) -> None:
         self.soon(self._again, self._fill)
