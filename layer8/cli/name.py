@@ -149,25 +149,19 @@ def _service_file(path: Path, name: str, now: float) -> ServiceFile:
 
 
 def _rows(names: Names) -> list[dict[str, Any]]:
-    from layer8.rendezvous.address import address_text, shown
+    from layer8.rendezvous.address import address_text
 
-    rows: list[dict[str, Any]] = []
-    for text in sorted({*names.book.pins, *names.petnames}):
-        pin, petname = names.book.pins.get(text), names.petnames.get(text)
-        key = pin.key if pin is not None else petname
-        assert key is not None
-        other = petname if pin is not None and petname not in (None, pin.key) else None
-        rows.append(
-            {
-                "name": text,
-                "shown": shown(text, key, (other,) if other is not None else ()),
-                "address": address_text(key),
-                "layer": "petname" if pin is None else "pin",
-                "at": pin.at if pin is not None else None,
-                "conflict": address_text(other) if other is not None else None,
-            }
-        )
-    return rows
+    return [
+        {
+            "name": one.name,
+            "shown": one.shown,
+            "address": address_text(one.key),
+            "layer": one.layer.value,
+            "at": one.at,
+            "conflict": None if one.other is None else address_text(one.other),
+        }
+        for one in names.known()
+    ]
 
 
 def _day(seconds: int | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from os import urandom
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +10,7 @@ from attrs import define, field
 from layer8.config.tree import Config
 from layer8.control.service import wall_clock
 from layer8.control.table import Table
-from layer8.core.errors import ConfigError, Layer8Error, TimedOut, Unavailable
+from layer8.core.errors import ConfigError, TimedOut, Unavailable
 from layer8.crypto.items import Items
 from layer8.crypto.keys import NodeKey, parse_id
 from layer8.crypto.ntor import HandshakeFailed
@@ -33,7 +32,7 @@ from layer8.rendezvous.visits import BAD_DESCRIPTOR, CLIENT_MISSING, CLIENT_WRON
 from layer8.rendezvous.ways import Ways
 
 NAMES: Final = "names.db"
-PACE: Final = 720.0  # in networks without rules: a day of an attester is two minutes
+PACE: Final = 60.0  # in networks without rules: a day of an attester is 24 minutes
 
 
 @define(eq=False)

@@ -18,6 +18,7 @@ from layer8.rendezvous.archive import Archive, Own
 from layer8.rendezvous.claims import make_claim, make_listing
 
 REPUT: Final = 3600.0  # seconds: a DHT forgets after two hours
+TRY: Final = 60.0  # seconds between looks at what is due, or failed
 RENEW: Final = 5 * 86_400  # seconds before its end that a claim is said anew
 CLAIMS: Final = 64  # of one node
 
@@ -38,6 +39,7 @@ class Claiming:
     _start: Callable[[str, Coroutine[Any, Any, object]], object]
     _ruled: bool = True
     _loop: LoopingCall = field(init=False)
+    _put_at: dict[str, float] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Put everything now and then."""
@@ -46,7 +48,7 @@ class Claiming:
 
     def start(self) -> None:
         """Begin."""
-        self._loop.start(REPUT, now=bool(self._archive.claims))
+        self._loop.start(TRY, now=False)
 
     def stop(self) -> None:
         """End; claims go on until they expire."""
@@ -66,13 +68,15 @@ class Claiming:
         return own, await self._put(own)
 
     async def put_all(self) -> None:
-        """Put every claim again, anew where it expires soon; one that fails does not keep the others."""
+        """Put again what was not put for an hour, anew where it expires soon; one that fails keeps no other."""
         for own in tuple(self._archive.claims.values()):
+            if self._wall() - self._put_at.get(own.name, float("-inf")) < REPUT:
+                continue
             try:
                 fresh = await self._renewed(own)
                 await self._put(fresh)
             except Layer8Error:
-                continue  # nobody to ask, or the key's file is gone: an hour later again
+                continue  # nobody to ask yet, or the key's file is gone
 
     async def _renewed(self, own: Own) -> Own:
         if min(own.claim.expires, own.listing.expires) - self._wall() > RENEW:
@@ -90,4 +94,5 @@ class Claiming:
     async def _put(self, own: Own) -> int:
         stored = await self._items.put(own.claim)
         await self._items.put(own.listing)
+        self._put_at[own.name] = self._wall()
         return stored

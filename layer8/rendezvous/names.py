@@ -99,6 +99,22 @@ class Answer:
         return shown(self.name, self.key, others) if self.key is not None else self.name
 
 
+@frozen
+class Known:
+    """A name that this user has given; `other` is what the petname says where the pin says something else."""
+
+    name: str
+    key: bytes = field(repr=address_text)
+    layer: Layer
+    at: int | None = None
+    other: bytes | None = None
+
+    @property
+    def shown(self) -> str:
+        """Write it with as much of the address as tells it from the other key."""
+        return shown(self.name, self.key, () if self.other is None else (self.other,))
+
+
 @define(eq=False)
 class Book:
     """The pins and red flags of one user, as they stand in `pins.toml`."""
@@ -215,6 +231,18 @@ class Names:
     book: Book = field(factory=Book)
     petnames: Mapping[str, bytes] = field(factory=dict)
     signers: frozenset[bytes] = frozenset()
+
+    def known(self) -> list[Known]:
+        """List the names that this user has given, in order."""
+        found = []
+        for name in sorted({*self.book.pins, *self.petnames}):
+            pin, petname = self.book.pins.get(name), self.petnames.get(name)
+            if pin is None:
+                assert petname is not None
+                found.append(Known(name, petname, Layer.PETNAME))
+            else:
+                found.append(Known(name, pin.key, Layer.PIN, pin.at, petname if petname != pin.key else None))
+        return found
 
     def resolve(
         self,

@@ -21,6 +21,7 @@ from layer8.proxy.agent import AgentCommands
 from layer8.proxy.methods import AgentRows, OwnerRows
 from layer8.proxy.operate import BanRows, OperatorRows
 from layer8.relay.operate import InboxRows, RelayRows
+from layer8.rendezvous.operate_names import NamesRows
 from layer8.socks.operate import SocksRows
 from layer8.tracker.operate import ListRows, TrackerRows
 from tests.control.callers import caller
@@ -30,7 +31,7 @@ FILE = ROOT / "docs" / "openrpc.json"
 Rows = tuple[type[Any], ...]
 SHARED: Rows = (Node, Callers, Settings)
 PROXY: Rows = (AgentRows, OwnerRows, OperatorRows, BanRows, AgentCommands)
-NETWORK: Rows = (RelayRows, InboxRows, SocksRows, TrackerRows, ListRows)
+NETWORK: Rows = (RelayRows, InboxRows, SocksRows, TrackerRows, ListRows, NamesRows)
 
 
 def whole_table(*modules: Rows) -> Table:

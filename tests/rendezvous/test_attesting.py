@@ -20,7 +20,7 @@ from layer8.rendezvous import claims
 from layer8.rendezvous.address import WrongName, address_text
 from layer8.rendezvous.archive import SCHEMA, Archive
 from layer8.rendezvous.attesting import PROBED, TICK, Attesting, Knock
-from layer8.rendezvous.claiming import RENEW, REPUT, Claiming
+from layer8.rendezvous.claiming import RENEW, REPUT, TRY, Claiming
 from layer8.rendezvous.claims import (
     CLOCK,
     DAY,
@@ -318,11 +318,14 @@ class ClaimTests(AttestingCase):
         claiming.start()
         before, _ = self.run_(claiming.claim("blog", "1"))
         puts = self.items.puts
-        self.clock.advance(REPUT)
+        self.clock.advance(TRY)
+        self.assertEqual(self.items.puts, puts)
+        self.now += REPUT
+        self.clock.advance(TRY)
         self.assertEqual(self.items.puts, puts + 2)
         self.assertEqual(self.archive.claims["blog"], before)
         self.now += RECORD_LIFE - CLOCK - RENEW
-        self.clock.advance(REPUT)
+        self.clock.advance(TRY)
         after = self.archive.claims["blog"]
         self.assertGreater(after.claim.expires, before.claim.expires)
         self.assertEqual(list(self.items.sets[claim_target("blog")].values()), [after.claim])
@@ -337,6 +340,10 @@ class ClaimTests(AttestingCase):
         self.items.sets.clear()
         claiming = self.claiming_of(again)
         claiming.start()
+        self.items.silent = True
+        self.clock.advance(TRY)
+        self.items.silent = False
+        self.clock.advance(TRY)
         self.assertIn(claim_target("blog"), self.items.sets)
         claiming.stop()
 
@@ -344,6 +351,7 @@ class ClaimTests(AttestingCase):
         claiming = self.claiming_of(self.archive)
         self.run_(claiming.claim("blog", "1"))
         self.items.silent = True
+        self.now += REPUT
         self.run_(claiming.put_all())
         self.fails(claiming.claim("shop", "1"), Unavailable)
 
