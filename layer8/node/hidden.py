@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from os import urandom
 from pathlib import Path
 from typing import Final
@@ -19,14 +19,16 @@ from layer8.crypto.curtain import ClientKey
 from layer8.crypto.descriptor import Descriptor, Role
 from layer8.crypto.items import Items
 from layer8.crypto.keys import NodeKey
+from layer8.net.storage import Storage
 from layer8.relay.service import Relay
 from layer8.rendezvous.access import Access
 from layer8.rendezvous.address import DOMAIN, parse_address
 from layer8.rendezvous.client import meet
 from layer8.rendezvous.files import Tracker
-from layer8.rendezvous.finding import Finding, Pins, Visit
+from layer8.rendezvous.finding import Finding, Pins, Visit, nobody
 from layer8.rendezvous.hosting import Ground, Hosts, Told
 from layer8.rendezvous.meeting import Meeting
+from layer8.rendezvous.memory import ServiceMemory
 from layer8.rendezvous.operate import RendezvousRows, Visited
 from layer8.rendezvous.shelf import Shelf
 from layer8.rendezvous.visits import Visits
@@ -62,7 +64,9 @@ class HiddenServices:
     home: Path
     config: Config
     table: Table
+    storage: Storage
     offered: bool = False  # to others, whatever the configuration says
+    names: Callable[[str], Awaitable[bytes]] = nobody
     ways: NetworkWays = field(init=False)
     access: Access | None = field(default=None, init=False)
     meeting: Meeting | None = field(default=None, init=False)
@@ -81,12 +85,14 @@ class HiddenServices:
         self.finding = Finding(
             self.items,
             wall_clock,
+            names=self.names,
             met=Pins(Shelf(self.home), wall_clock),
             visit=lambda key: self._shown.get(key),
         )
-        self.visits = Visits(self.ways, relay.tasks, self.finding.find)
         rows = RendezvousRows(self, self.table, relay.seconds)
         self.table.add(rows)
+        most = config.rendezvous.max_effort
+        self.visits = Visits(self.ways, relay.tasks, self.finding.find, most, lambda text: rows.alert("", text))
         told = Told(rows.published, rows.session, lambda one, text: rows.alert(one.name, text))
         ground = Ground(
             relay.reactor,
@@ -96,12 +102,13 @@ class HiddenServices:
             relay.chance,
             self.home,
             self._trackers,
+            lambda key: ServiceMemory(self.storage, key),
             config.rendezvous.points,
-            config.rendezvous.max_effort,
+            most,
             told,
         )
         self.hosts = Hosts(ground)
-        self.hosts.take(config.service)
+        self.hosts.take(config.service)()
 
     def start(self) -> None:
         """Begin to offer services: the relay has started."""
@@ -112,11 +119,18 @@ class HiddenServices:
         self.visits.close()
         self.hosts.stop()
 
-    def apply(self, config: Config) -> None:
-        """Go by another configuration; if this raises nothing has changed."""
+    def prepare(self, config: Config) -> Callable[[], None]:
+        """Read another configuration; calling the result goes by it. Raises `ConfigError` or `StorageError`."""
         shown = read_visits(config.visit)
-        self.hosts.take(config.service)
-        self._shown = shown
+        take = self.hosts.take(config.service)
+
+        def settle() -> None:
+            if config.visit != self.config.visit:
+                self.finding.forget()
+            self._shown, self.config = shown, config
+            take()
+
+        return settle
 
     def counts(self) -> tuple[int, int, int]:
         """Count services of others that listen here, clients that wait here, and circuits that were joined."""

@@ -8,7 +8,7 @@
       ├── SocksServer, Tunnels      programs of this machine (twistd layer8-node, layer8 up)
       ├── Tracker                   lists relays, at the end of circuits ([tracker] enabled)
       ├── DhtService                keeps a part of the DHT, on a UDP port ([dht] enabled): dht.db
-      └── HiddenServices            access point and rendezvous hop, our own services, and visits to others'
+      └── HiddenServices            access point and rendezvous hop, our own services, and visits to others': hidden.db
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ from layer8.relay.onionkeys import OnionKeys
 from layer8.relay.operate import InboxRows, RelayRows
 from layer8.relay.service import Relay
 from layer8.relay.wire import Destroy
+from layer8.rendezvous.memory import SCHEMA as SERVICES_SCHEMA
 from layer8.socks.operate import SocksRows
 from layer8.socks.server import SocksServer
 from layer8.socks.tunnels import Tunnels
 
 DATABASE: Final = "node.db"
 KEPT: Final = "dht.db"
+SERVICES: Final = "hidden.db"
 ONION_KEYS: Final = "onion.keys"
 LOOK: Final = 0.1  # seconds between looks at what is left while the node drains
 WATCH: Final = 1.0  # seconds between looks at how it is
@@ -97,7 +99,8 @@ class Node(Service):
             self.kept = _storage(frame, KEPT, KEPT_SCHEMA)
             self.dht = serve_dht(self.relay, config.dht, self.kept, frame.table)
         self._stating = Stating(self.relay, self.items, self.dht)
-        self.hidden = HiddenServices(self.relay, self.items, frame.home, config, frame.table, rendezvous)
+        self.services = _storage(frame, SERVICES, SERVICES_SCHEMA)
+        self.hidden = HiddenServices(self.relay, self.items, frame.home, config, frame.table, self.services, rendezvous)
         self.hosts = self.hidden.hosts
         self._guard(config.relay)
         self.socks: SocksServer | None = None
@@ -169,6 +172,7 @@ class Node(Service):
             await self.kept.close()
         if self.relay.running:
             await self.relay.stopService()
+        await self.services.close()
         await self.storage.close()
 
     def _look(self) -> None:
@@ -193,9 +197,10 @@ class Node(Service):
             network=old.network,
         )
         policy, targets = Policy.parse(fresh.exit), LanTargets.parse(fresh.lan_targets)
+        settle = self.hidden.prepare(config)
         if self.socks is not None and config.socks != self.socks.config:
             await self._renew_socks(config.socks)
-        self.hidden.apply(config)
+        settle()
         self.config = relay.config = fresh
         relay.outward.policy, relay.outward.targets = policy, targets
         relay.pool.hops = relay.client.hops = fresh.hops

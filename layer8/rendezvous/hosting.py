@@ -3,17 +3,17 @@
 ::
 
     hosts = Hosts(ground)
-    hosts.take(config.service)          those of the configuration, now and whenever it has changed
+    hosts.take(config.service)()        those of the configuration, now and whenever it has changed
     hosting = hosts.hide(name, config)  one more, until `hosts.unhide(name)`
 
     HiddenService --points--> Publishing --items--> the DHT
-          '--streams--> Ports --> programs, files, functions
+          |--streams--> Ports --> programs, files, folders
+          '-- ServiceMemory: points and their keys, seq, cookie, what was used once
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from os import urandom
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from twisted.logger import Logger
 from layer8.config.services import ServiceConfig
 from layer8.core.chance import Chance
 from layer8.core.errors import ConfigError, LimitExceeded
-from layer8.crypto.curtain import AUTH_CLIENTS, COOKIE
+from layer8.crypto.curtain import AUTH_CLIENTS
 from layer8.crypto.items import Items
 from layer8.crypto.keyfile import write_private
 from layer8.crypto.keys import NodeKey, id_text, parse_id
@@ -32,6 +32,7 @@ from layer8.net.tasks import TaskSet
 from layer8.rendezvous.address import DOMAIN, WrongName, address_text, check_name
 from layer8.rendezvous.descriptor import Point, parse_clients
 from layer8.rendezvous.files import Magnet, ServiceFile, Tracker
+from layer8.rendezvous.memory import ServiceMemory
 from layer8.rendezvous.publishing import Publishing
 from layer8.rendezvous.resource import of, resource_name
 from layer8.rendezvous.service import HiddenService, Session
@@ -64,7 +65,8 @@ class Ground:
     items: Items
     chance: Chance
     home: Path
-    trackers: Callable[[], tuple[Tracker, ...]] = tuple
+    trackers: Callable[[], tuple[Tracker, ...]]
+    remember: Callable[[bytes], ServiceMemory]
     points: int = 3
     max_effort: int = 50_000_000
     told: Told = field(factory=Told)
@@ -80,6 +82,7 @@ class Hosting:
     clients: dict[str, bytes] = field(factory=dict, repr=False)
     key: NodeKey = field(init=False)
     made: bool = field(init=False)  # the key is a new one
+    memory: ServiceMemory = field(init=False)
     service: HiddenService = field(init=False)
     publishing: Publishing = field(init=False)
     ports: Ports = field(init=False)
@@ -99,7 +102,9 @@ class Hosting:
             self.clients = read_clients(Path(config.client_auth))
         self.ports = Ports(ground.reactor, ground.tasks, {port: of(text) for port, text in config.ports.items()})
         self.key = NodeKey.load_or_make(path)
-        cookie = urandom(COOKIE) if self.closed else b""
+        self.memory = ground.remember(self.key.node_id)
+        modes = (0, 1) if config.data_through_access_point else (1,)
+        cookie = self.memory.cookie_for(self.clients.values()) if self.closed else b""
         self.service = HiddenService(
             ground.ways,
             ground.tasks,
@@ -111,6 +116,10 @@ class Hosting:
             cookie=cookie,
             max_effort=ground.max_effort,
             wanted=ground.points,
+            modes=modes,
+            memory=self.memory,
+            noted=lambda state, session: ground.told.session(self, state, session),
+            alert=self._alert,
         )
         self.publishing = Publishing(
             ground.items,
@@ -122,9 +131,9 @@ class Hosting:
             clients=dict(self.clients),
             cookie=cookie,
             public=config.public,
-            modes=(0, 1) if config.data_through_access_point else (1,),
-            seq=0,
-            kept=lambda seq: None,
+            modes=modes,
+            seq=self.memory.seq,
+            kept=self.memory.keep_seq,
             alert=self._alert,
             said=lambda seq, nodes: ground.told.published(self, seq, nodes),
         )
@@ -178,8 +187,6 @@ class Hosting:
     def start(self) -> None:
         """Begin."""
         self.running = True
-        self.service.noted = lambda state, session: self.ground.told.session(self, state, session)
-        self.service.alert = self._alert
         if self.exposed():
             self._log.warn("a service can be reached without its address too", event="rendezvous.exposed")
         self.service.start()
@@ -198,30 +205,28 @@ class Hosting:
             raise ConfigError(f"{name}, or its key, may come already")
         if len(self.clients) >= AUTH_CLIENTS:
             raise LimitExceeded("AUTH_CLIENTS", AUTH_CLIENTS)
-        self._keep({**self.clients, name: key}, self.service.cookie)
+        self._keep({**self.clients, name: key})
 
     def shut_out(self, name: str) -> bool:
         """Let a client in no more, and say whether it was known: there is a new cookie, and all sessions end."""
         self._known()
         if name not in self.clients:
             return False
-        rest = {one: key for one, key in self.clients.items() if one != name}
-        self._keep(rest, urandom(COOKIE))
-        for origin in list(self.service.sessions):
-            origin.close()
+        self._keep({one: key for one, key in self.clients.items() if one != name})
         return True
 
     def _known(self) -> None:
         if not self.closed:
             raise ConfigError(f"{self.name} lets everybody in who knows its address: give it client_auth first")
 
-    def _keep(self, clients: dict[str, bytes], cookie: bytes) -> None:
+    def _keep(self, clients: dict[str, bytes]) -> None:
         text = "".join(f"{name} = {id_text(key)}\n" for name, key in clients.items())
         parse_clients(text)
         write_private(Path(self.config.client_auth), text.encode())
         self.clients = clients
-        self.service.cookie = cookie
+        cookie = self.memory.cookie_for(clients.values())
         self.publishing.admit(clients, cookie)
+        self.service.change_cookie(cookie)
 
     def _points(self, points: tuple[Point, ...]) -> None:
         self.publishing.changed(points, self.service.price)
@@ -260,8 +265,8 @@ class Hosts:
         for one in self:
             one.stop()
 
-    def take(self, configs: Mapping[str, ServiceConfig]) -> None:
-        """Offer what the configuration names, and no more what it named before; if this raises nothing has changed."""
+    def take(self, configs: Mapping[str, ServiceConfig]) -> Callable[[], None]:
+        """Read what the configuration names; calling the result offers that, and no more what was named before."""
         before = {name: one for name, one in self._all.items() if name in self._configured}
         same = {name for name, one in before.items() if name in configs and one.config == configs[name]}
         others = {name: one for name, one in self._all.items() if name not in before}
@@ -275,13 +280,17 @@ class Hosts:
         _once(after.values())
         if len(after) > SERVICES:
             raise ConfigError(f"over the limit SERVICES of {SERVICES}")
-        for name, one in before.items():
-            if name not in same and self._running:
-                one.stop()
-        self._all, self._configured = after, set(configs)
-        if self._running:
-            for one in fresh.values():
-                one.start()
+
+        def settle() -> None:
+            for name, one in before.items():
+                if name not in same and self._running:
+                    one.stop()
+            self._all, self._configured = after, set(configs)
+            if self._running:
+                for one in fresh.values():
+                    one.start()
+
+        return settle
 
     def hide(self, name: str, config: ServiceConfig) -> Hosting:
         """Offer one more; raises `ConfigError`, `LimitExceeded` or `StorageError`."""
