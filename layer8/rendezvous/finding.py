@@ -40,10 +40,10 @@ from layer8.rendezvous.descriptor import (
 from layer8.rendezvous.names import Layer, WrongKey
 from layer8.rendezvous.shelf import Shelf
 from layer8.rendezvous.visits import (
-    AUTH_MISSING,
-    AUTH_WRONG,
     BAD_ADDRESS,
     BAD_DESCRIPTOR,
+    CLIENT_MISSING,
+    CLIENT_WRONG,
     Found,
     NotFound,
 )
@@ -188,7 +188,7 @@ class Finding:
                 if visit is None or visit.client is None:
                     raise NotFound(
                         f"{host}: this service lets in clients that it knows: set client_key in a [visit.NAME]",
-                        AUTH_MISSING,
+                        CLIENT_MISSING,
                     ) from None
                 return await self._let_in(host, key, day, item, visit.client)
         except RemoteProtocolError as error:
@@ -211,7 +211,7 @@ class Finding:
             except NotAuthorised:
                 continue
         raise NotFound(
-            f"{host}: this service lets in clients that it knows, and your client_key is none of theirs", AUTH_WRONG
+            f"{host}: this service lets in clients that it knows, and your client_key is none of theirs", CLIENT_WRONG
         )
 
     def _remembered(self, place: tuple[bytes, int | None], now: float) -> Kept | None:
