@@ -15,6 +15,7 @@ from layer8.crypto.items import Items
 from layer8.crypto.keys import NodeKey, parse_id
 from layer8.crypto.ntor import HandshakeFailed
 from layer8.net.storage import Storage
+from layer8.node.hidden import hidden_ways
 from layer8.node.holding import worker
 from layer8.relay.service import Relay
 from layer8.rendezvous.address import DOMAIN, address_text
@@ -45,7 +46,6 @@ class NodeNames:
     config: Config
     storage: Storage
     table: Table
-    ways: Ways
     naming: Naming = field(init=False)
     archive: Archive = field(init=False)
     claiming: Claiming = field(init=False)
@@ -66,7 +66,7 @@ class NodeNames:
             self.attesting = Attesting(
                 items,
                 relay.key,
-                Knocking(self.ways, items).knock,
+                Knocking(hidden_ways(relay), items).knock,
                 self.archive,
                 work,
                 relay.chance,

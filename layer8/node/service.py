@@ -8,7 +8,8 @@
       ├── SocksServer, Tunnels      programs of this machine (twistd layer8-node, layer8 up)
       ├── Tracker                   lists relays, at the end of circuits ([tracker] enabled)
       ├── DhtService                keeps a part of the DHT, on a UDP port ([dht] enabled): dht.db
-      └── HiddenServices            access point and rendezvous hop, our own services, and visits to others': hidden.db
+      ├── HiddenServices            access point and rendezvous hop, our own services, and visits to others': hidden.db
+      └── NodeNames                 who a name is, those that we claim, and claims that we knock at: names.db
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from layer8.node.counting import RelayMetrics, RendezvousMetrics
 from layer8.node.hidden import HiddenServices
 from layer8.node.holding import Stating, ask_dht, serve_dht
 from layer8.node.listeners import Listeners
+from layer8.node.naming import NAMES, NodeNames
 from layer8.node.tracking import ask_trackers, serve_tracker
 from layer8.relay.exit import Guard, LanTargets, Policy
 from layer8.relay.limits import SPARE_CIRCS
@@ -45,6 +47,7 @@ from layer8.relay.onionkeys import OnionKeys
 from layer8.relay.operate import InboxRows, RelayRows
 from layer8.relay.service import Relay
 from layer8.relay.wire import Destroy
+from layer8.rendezvous.archive import SCHEMA as NAMES_SCHEMA
 from layer8.rendezvous.memory import SCHEMA as SERVICES_SCHEMA
 from layer8.socks.operate import SocksRows
 from layer8.socks.server import SocksServer
@@ -100,7 +103,18 @@ class Node(Service):
             self.dht = serve_dht(self.relay, config.dht, self.kept, frame.table)
         self._stating = Stating(self.relay, self.items, self.dht)
         self.services = _storage(frame, SERVICES, SERVICES_SCHEMA)
-        self.hidden = HiddenServices(self.relay, self.items, frame.home, config, frame.table, self.services, rendezvous)
+        self.named = _storage(frame, NAMES, NAMES_SCHEMA)
+        self.names = NodeNames(self.relay, self.items, frame.home, config, self.named, frame.table)
+        self.hidden = HiddenServices(
+            self.relay,
+            self.items,
+            frame.home,
+            config,
+            frame.table,
+            self.services,
+            rendezvous,
+            self.names.naming.key,
+        )
         self.hosts = self.hidden.hosts
         self._guard(config.relay)
         self.socks: SocksServer | None = None
@@ -144,6 +158,7 @@ class Node(Service):
         if self.socks is not None:
             self.socks.startService()
         self.hidden.start()
+        self.names.start()
         self.tunnels.restore(self.relay.tunnels)
         self.tunnels.startService()
         for one in self._counted:
@@ -164,6 +179,7 @@ class Node(Service):
             await self.tunnels.stopService()
         if self.socks is not None and self.socks.running:
             await self.socks.stopService()
+        self.names.stop()
         self.hidden.stop()
         self._stating.stop()
         if self.dht is not None:
@@ -173,6 +189,7 @@ class Node(Service):
         if self.relay.running:
             await self.relay.stopService()
         await self.services.close()
+        await self.named.close()
         await self.storage.close()
 
     def _look(self) -> None:
