@@ -283,16 +283,23 @@ TABLE: tuple[Row, ...] = (
     Row(
         part="network",
         party="node of the DHT that searches for a circuit",
-        learns="that somebody asks for a key, or puts an item",
-        hidden="who it is",
-        tests=("dht.test_service.CircuitTests.test_put_and_get_by_circuits",),
+        learns="that somebody asks for a key, or puts an item; of a service's descriptor a key that is good for a day",
+        hidden="who it is, which service that is, and that one wants two items",
+        tests=(
+            "privacy.test_hidden_views.DhtTests.test_hop_that_searches",
+            "dht.test_service.CircuitTests.test_put_and_get_by_circuits",
+            "dht.test_service.CircuitTests.test_each_item_by_a_circuit_of_its_own",
+        ),
     ),
     Row(
         part="network",
         party="node of the DHT that stores an item",
         learns="the item, and the address of the node that searched or stored it for somebody",
         hidden="who has put it there, and who asks for it",
-        tests=("dht.test_service.CircuitTests.test_put_and_get_by_circuits",),
+        tests=(
+            "privacy.test_hidden_views.DhtTests.test_node_that_stores",
+            "dht.test_service.CircuitTests.test_put_and_get_by_circuits",
+        ),
     ),
     Row(
         part="network",
@@ -340,44 +347,6 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         part="network",
-        party="access point of a hidden service",
-        learns="a key that is used there and nowhere else, how many knock and with how much work",
-        hidden="the service's key and address, who knocks, and everything that the two say to each other",
-        tests=(
-            "rendezvous.test_end_to_end.ViewTests",
-            "rendezvous.test_end_to_end.MeetTests.test_sixteen_mebibytes",
-            "crypto.test_introduction.AgreementTests.test_nothing_of_it_can_be_read_on_the_way",
-        ),
-    ),
-    Row(
-        part="network",
-        party="rendezvous hop",
-        learns="a cookie, two circuits, and how much goes over from one to the other",
-        hidden="both ends, which service it is, and everything that is said",
-        tests=("rendezvous.test_end_to_end.ViewTests", "relay.test_joined.ViewTests"),
-    ),
-    Row(
-        part="network",
-        party="hidden service",
-        learns="that somebody has come, and the key that he logs in with, if he does",
-        hidden="his address, and that he has other keys",
-        tests=(
-            "rendezvous.test_end_to_end.ViewTests.test_hops_see_their_neighbours_alone",
-            "rendezvous.test_end_to_end.MeetTests.test_login",
-        ),
-    ),
-    Row(
-        part="network",
-        party="client of a hidden service",
-        learns="that the service has the key of its address",
-        hidden="the service's address",
-        tests=(
-            "rendezvous.test_end_to_end.ViewTests.test_hops_see_their_neighbours_alone",
-            "rendezvous.test_end_to_end.FailureTests.test_a_wrong_service_key",
-        ),
-    ),
-    Row(
-        part="network",
         party="guard and exit together, or who watches both",
         learns="by times and volume, that a client's circuit and an exit's are one",
         hidden="nothing of that: padding and cells of one length do not stop whoever counts at both ends",
@@ -388,8 +357,57 @@ TABLE: tuple[Row, ...] = (
         learns="a key that is good for one day, when it was used, and for how many sixteens of known clients at most",
         hidden="which service it is, its points and clients, and which keys of two days are one service's",
         tests=(
+            "privacy.test_hidden_views.DhtTests.test_node_that_stores",
+            "privacy.test_hidden_views.DhtTests.test_two_periods_have_nothing_in_common",
             "rendezvous.test_descriptor.StoringNodeTests",
             "crypto.test_curtain.ClientTests.test_lists_tell_nothing",
+        ),
+    ),
+    Row(
+        part="hidden",
+        party="access point",
+        learns="a key that is used there and nowhere else, how many knock and with how much work; the volume of what "
+        "is said too, if a service lets it go that way (mode 0)",
+        hidden="the service's key and address, who knocks, where the two meet, and what they say",
+        tests=(
+            "privacy.test_hidden_views.PointTests.test_access_point",
+            "rendezvous.test_end_to_end.MeetTests.test_sixteen_mebibytes",
+            "rendezvous.test_access.ListenTests.test_a_signature_for_another_circuit",
+        ),
+    ),
+    Row(
+        part="hidden",
+        party="rendezvous hop",
+        learns="a cookie, that two circuits belong together, and how much goes over",
+        hidden="both ends, which service it is, and what they say",
+        tests=("privacy.test_hidden_views.PointTests.test_rendezvous_hop", "relay.test_joined.ViewTests"),
+    ),
+    Row(
+        part="hidden",
+        party="guard of a service",
+        learns="its address, that it keeps circuits for long, and how much goes each way",
+        hidden="which service it is, and that it is one, as long as nobody counts more than the first cells",
+        tests=("privacy.test_hidden_views.GuardTests", "rendezvous.test_end_to_end.MeetTests.test_set_ups_look_alike"),
+    ),
+    Row(
+        part="hidden",
+        party="service",
+        learns="that somebody has come, what he says, and the key that he logs in with, if he does",
+        hidden="his address, that he has other keys, and which other services he visits",
+        tests=(
+            "privacy.test_hidden_views.EndTests.test_service",
+            "rendezvous.test_end_to_end.MeetTests.test_login",
+        ),
+    ),
+    Row(
+        part="hidden",
+        party="client",
+        learns="that the service has the key of its address, and its access points of the day",
+        hidden="the service's address, and who else visits it",
+        tests=(
+            "privacy.test_hidden_views.EndTests.test_client",
+            "privacy.test_hidden_views.EndTests.test_one_client_hears_nothing_of_another",
+            "rendezvous.test_end_to_end.FailureTests.test_a_wrong_service_key",
         ),
     ),
     Row(
@@ -397,7 +415,10 @@ TABLE: tuple[Row, ...] = (
         party="somebody who has the address and is not let in",
         learns="that a descriptor exists",
         hidden="the service's points, and so any way to knock",
-        tests=("rendezvous.test_descriptor.ClientTests.test_only_known_clients_get_in",),
+        tests=(
+            "privacy.test_hidden_views.StrangerTests",
+            "rendezvous.test_descriptor.ClientTests.test_only_known_clients_get_in",
+        ),
     ),
     Row(
         part="hidden",
@@ -408,10 +429,19 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         part="hidden",
+        party="who owns the guards of both ends",
+        learns="by times and volume, that a client visits a service",
+        hidden="nothing of that: cells of one length do not stop whoever counts at both ends",
+    ),
+    Row(
+        part="hidden",
         party="reader of attestations",
         learns="that a node with the role names has looked at a service, on which days, and what it found",
         hidden="who visits the service",
-        built=False,
+        tests=(
+            "rendezvous.test_attesting.AttestTests.test_a_hundred_visits_change_no_set",
+            "rendezvous.test_claims.RecordTests.test_attestations_name_no_visitor",
+        ),
     ),
 )
 

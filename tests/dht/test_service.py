@@ -21,6 +21,7 @@ from layer8.core.network import Network
 from layer8.crypto.items import Draft, Immutable, Mutable, sha1
 from layer8.crypto.keys import NodeKey
 from layer8.dht.asking import Asking
+from layer8.dht.message import Command, Retrieve, Store
 from layer8.dht.operate import HoldingRows
 from layer8.dht.service import SCHEMA, DhtService
 from layer8.dht.session import Dht
@@ -33,6 +34,15 @@ from tests.dht.nets import key
 from tests.relay.nodes import LOOPBACK, NodesCase
 
 ANY = "udp:0:interface=127.0.0.1"
+
+
+def about(command: int, data: bytes) -> bytes:
+    """Give the target that is asked for, or the key of what is put."""
+    if command == Command.RETR:
+        return Retrieve.read(data).target
+    item = Store.read(data).item
+    assert isinstance(item, Mutable)
+    return item.key
 
 
 @define(eq=False)
@@ -198,6 +208,30 @@ class CircuitTests(NodesCase):
             self.assertLessEqual({one.contact.peer for one in service.entries()}, own)
             self.assertTrue(len(service.session.store))
             self.assertEqual({held.source for held in service.session.store}, {"127.0.0.0/24"})
+
+    async def test_each_item_by_a_circuit_of_its_own(self) -> None:
+        """No last hop hears by one circuit that somebody wants two things, or what two keys sign."""
+        holders, _, asking, _ = await self.begun(3)
+        asked: dict[tuple[int, bytes], set[bytes]] = {}
+
+        def watch(number: int, role: Any) -> Callable[..., None]:
+            def heard(asker: Any, command: int, data: bytes, now: float) -> None:
+                asked.setdefault((number, asker.binding), set()).add(about(command, data))
+                type(role).asked(role, asker, command, data, now)
+
+            return heard
+
+        for number, holder in enumerate(holders):
+            role = holder.circuits.roles[Command.RETR]
+            self.patch(role, "asked", watch(number, role))
+        for turn in range(2):  # what is about the same goes by the same
+            for owner in (1, 2):
+                item = Mutable.make(key(owner).node_id, key(owner).sign, 5 + turn, b"value", b"d")
+                await asking.put(item)
+                await asking.get(item.target, b"d")
+            await asking.fetch(Immutable.of(b"value").target)
+        self.assertEqual({len(one) for one in asked.values()}, {1})
+        self.assertGreaterEqual(len(asked), 10)
 
     async def test_a_node_states_what_it_is(self) -> None:
         """G36."""
