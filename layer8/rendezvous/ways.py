@@ -18,6 +18,7 @@ from layer8.crypto.descriptor import Role
 from layer8.relay.client import Client, Hop, Need, NoCircuit, Origin, Reason
 from layer8.rendezvous.descriptor import ENDPOINT, Point, Price
 from layer8.rendezvous.limits import SETUP_CELLS
+from layer8.rendezvous.ready import Ready
 
 T = TypeVar("T")
 
@@ -107,6 +108,11 @@ class NetworkWays:
     random: Callable[[int], bytes]
     chance: Chance
     known: Callable[[], Collection[Any]] = field(repr=False)  # the descriptors of the nodes that are known and live
+    _ready: Ready = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Keep circuits for those who are met next."""
+        self._ready = Ready(self.client)
 
     @property
     def network(self) -> bytes:
@@ -147,11 +153,13 @@ class NetworkWays:
     async def to(self, last: Hop, before: int, *, layer2: bool = False, kept: bool = False) -> Origin:
         """Build a circuit; raises Unavailable, or `Gone`."""
         need = Need(hops=before, alone=True, layer2=layer2, kept=kept, without=frozenset((last.identity,)))
-        circuit = await self.client.build(need)
+        circuit = self._ready.take(need) or await self.client.build(need)
         try:
             await self.client.extend(circuit, last)
         except NoCircuit as error:
             raise Gone(str(error)) from None
+        finally:
+            self._ready.prepare(need)
         return circuit.origin
 
 
