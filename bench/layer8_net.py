@@ -109,9 +109,9 @@ class Node:
         client = self.name in (CLIENT, SERVICE)
         exits = self.name.startswith("exit")
         hidden = [HIDDEN.format(name=f"hidden{n}", origin=origin) for n in range(services) if self.name == SERVICE]
-        return "".join((self._common(origin, socks, first, client, exits, bool(services)), *hidden))
+        return "".join((self._every(origin, socks, first, client, exits, bool(services)), *hidden))
 
-    def _common(self, origin: int, socks: int, first: Node, client: bool, exits: bool, dht: bool) -> str:
+    def _every(self, origin: int, socks: int, first: Node, client: bool, exits: bool, dht: bool) -> str:
         return COMMON.format(
             network=NETWORK,
             listen=[] if client else [f"tcp:{self.port}:interface=127.0.0.1"],

@@ -222,6 +222,16 @@ def tor_version() -> str:
     return found[1] if found else "unknown"
 
 
+def _asked(groups: Sequence[str]) -> tuple[tuple[report.Layout, ...], tuple[network_figures.Gate, ...]]:
+    """Give the tables and gates of some groups; memory is looked at for all but hidden services."""
+    hidden = hidden_figures.GROUP in groups
+    network = any(group != hidden_figures.GROUP for group in groups)
+    return (
+        network_figures.LAYOUTS * network + hidden_figures.LAYOUTS * hidden,
+        network_figures.GATES * network + hidden_figures.GATES * hidden,
+    )
+
+
 def _loads() -> str:
     return " ".join(f"{one:.2f}" for one in os.getloadavg())
 
@@ -284,9 +294,7 @@ def main(
     )
     if results.reasons:
         facts["not measured"] = "; ".join(f"{name}: {reason}" for name, reason in results.reasons.items())
-    layouts = (*network_figures.LAYOUTS, *hidden_figures.LAYOUTS)
-    gates = (*network_figures.GATES, *hidden_figures.GATES)
-    made = tables(results, [peer.name for peer in wanted], layouts, gates)
+    made = tables(results, [peer.name for peer in wanted], *_asked(groups))
     if markdown is not None:
         page = markdown.read_text() if markdown.exists() else ""
         part = hidden_figures.GROUP if groups == (hidden_figures.GROUP,) else ""

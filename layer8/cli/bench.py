@@ -93,6 +93,13 @@ def dht(options: tuple[str, ...]) -> None:
 
 @bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def hidden(options: tuple[str, ...]) -> None:
+    """Measure hidden services beside those of a private Tor network; --help lists the options."""
+    _become("network", ("hidden", *options))
+
+
+@bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def work(options: tuple[str, ...]) -> None:
     """Measure work, refused knocks and introductions on one processor; --help lists the options."""
     _become("work", options)
