@@ -41,6 +41,7 @@ from layer8.rendezvous.wire import (
 
 COMMANDS: Final = frozenset((int(Renzv.RES_LISTEN), int(Renzv.RES_TUNE), int(Renzv.RES_CONNECT)))
 NUMBERS: Final = 2**32
+LEVELS: Final = 16  # of work, each twice the one below: a flood that pays little is not in the way of who pays more
 
 
 @define(eq=False)
@@ -53,16 +54,19 @@ class Listener:
     passed: int = field(default=0, init=False)
     refused: int = field(default=0, init=False)  # for want of work
     seeds: Seeds = field(factory=Seeds, init=False, repr=False)
-    _tokens: float = field(default=float(INTRO_BURST), init=False)
-    _at: float
+    _since: float
+    _buckets: dict[int, tuple[float, float]] = field(factory=dict, init=False, repr=False)  # knocks, and since when
 
-    def take(self, now: float) -> bool:
-        """Take one knock if there is room for it."""
-        self._tokens = min(float(INTRO_BURST), self._tokens + (now - self._at) * INTRO_RATE)
-        self._at = now
-        if self._tokens < 1 or self.left < 1:
+    def take(self, now: float, effort: int) -> bool:
+        """Take one knock if there is room for it; who has done twice the work finds room of his own."""
+        asked = self.seeds.effort
+        level = min((effort // asked).bit_length(), LEVELS) if asked else 0
+        left, at = self._buckets.get(level, (float(INTRO_BURST), self._since))
+        left = min(float(INTRO_BURST), left + (now - at) * INTRO_RATE)
+        if left < 1 or self.left < 1:
+            self._buckets[level] = left, now
             return False
-        self._tokens -= 1
+        self._buckets[level] = left - 1, now
         self.left -= 1
         return True
 
@@ -122,11 +126,12 @@ class Access:
         listener = self.listeners.get(said.auth_key)
         if listener is None or not listener.asker.alive:
             return Answer(Status.UNKNOWN)
-        if not listener.seeds.good(said.auth_key, said.work, now):
+        effort = listener.seeds.paid(said.auth_key, said.work, now)
+        if effort is None:
             listener.refused += 1
             return Answer(Status.WORK, listener.seeds.effort)
-        if not listener.take(now):
-            return Answer(Status.BUSY)
+        if not listener.take(now, effort):
+            return Answer(Status.BUSY, listener.seeds.effort)
         listener.passed += 1
         self._next = (self._next + 1) % NUMBERS
         listener.asker.answer(Renzv.CONNECT, Knock(said.auth_key, self._next, said.work, said.blob).encode())

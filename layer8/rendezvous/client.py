@@ -220,7 +220,7 @@ class Attempt:
             answer = Answer.read(await ask(self._ways, far, Renzv.RES_CONNECT, said, Renzv.RES_CONNECT_OK, T_INTRO))
             if answer.status is Status.PASSED:
                 return
-            if answer.status is not Status.WORK or price is None:
+            if answer.status not in (Status.WORK, Status.BUSY) or price is None:
                 raise NotMet(f"the access point says: {answer.status.name.lower()}", Step.INTRODUCTION)
             effort = max(answer.effort, effort * 2 if effort < 1000 else effort * 3 // 2, EFFORT_LEAST)
             if effort > self._max_effort:

@@ -83,14 +83,14 @@ class Seeds:
         seed = next((one for one in self._seeds if work is not None and one.seed[:SEED_HEAD] == work.head), None)
         return (seed.seed, work.nonce) if work is not None and seed is not None else None
 
-    def good(self, auth_key: bytes, text: bytes, now: float) -> bool:
-        """Tell whether a knock brings what is asked for; a solution is good once."""
+    def paid(self, auth_key: bytes, text: bytes, now: float) -> int | None:
+        """Give the effort of a knock, 0 where none is asked for, None if it is less; a solution is good once."""
         if not self.effort:
-            return True
+            return 0
         work = Work.read(text)
         if work is None or work.effort < self.effort:
-            return False
-        return self.solved(auth_key, work, now)
+            return None
+        return work.effort if self.solved(auth_key, work, now) else None
 
     def solved(self, auth_key: bytes, work: Work, now: float) -> bool:
         """Tell whether this is a solution, and a new one."""

@@ -51,6 +51,7 @@ from layer8.rendezvous.wire import Alert, Join, Knock, Renzv, Tune
 
 AT_ONCE: Final = 16  # introductions that are answered at a time
 WATCH: Final = 10.0  # seconds between looks whether points pass on as much as they do at most
+TELL_AGAIN: Final = 600.0  # seconds until a client is told again that somebody else has its login
 RUSH: Final = 0.8  # of that, from which on others find them busy
 
 Asked = Callable[[Stream, int, bytes | None], None]
@@ -67,6 +68,7 @@ class Session:
     since: float
     mode: int = 1
     bad_ports: int = field(default=0, init=False)
+    told: float | None = field(default=None, init=False)  # when it was, that somebody else has its login
     _asking: list[Deferred[bool]] = field(factory=list, init=False, repr=False)
 
     def ask(self) -> Deferred[bool]:
@@ -332,6 +334,10 @@ class HiddenService:
         if not answers:
             there.origin.close(Destroy.TIMEOUT)
             return True
+        now = self.ways.seconds()
+        if there.told is not None and now - there.told < TELL_AGAIN:
+            return False
+        there.told = now
         there.origin.add(Renzv.ALERT, bytes((Alert.LOGIN_TWICE,)))
         self.alert(f"the login {id_text(login)} has come twice at a time; the second was not let in")
         return False

@@ -207,6 +207,14 @@ class WorkTests(AccessCase):
         self.assertEqual(self.knock(self.solved()).status, Status.PASSED)
         self.assertEqual(self.role.listeners[self.key.node_id].refused, INTRO_BURST + 1)
 
+    def test_twice_the_work_finds_room_of_its_own(self) -> None:
+        """A flood that pays what is asked for is in the way of those alone who pay no more."""
+        self.tune(EFFORT)
+        flood = [self.knock(self.solved(start=number << 64)).status for number in range(INTRO_BURST + 1)]
+        self.assertEqual(flood, [Status.PASSED] * INTRO_BURST + [Status.BUSY])
+        self.assertEqual(self.knock(self.solved(2 * EFFORT)).status, Status.PASSED)
+        self.assertEqual(self.knock(self.solved(2 * EFFORT - 1)), Answer(Status.BUSY, EFFORT))
+
     def test_only_the_service_asks_for_work(self) -> None:
         with self.assertRaises(RemoteProtocolError):
             self.tune(EFFORT, asker=FakeAsker(9))

@@ -295,6 +295,17 @@ class WorkTests(MeetCase):
         with self.assertRaises(NotMet):
             self.meet(max_effort=400)
 
+    def test_where_others_have_paid_as_much(self) -> None:
+        """The point is busy for those: a client does more, at the same one."""
+        self.start()
+        self.raise_price(100)
+        for access in self.access:
+            for listener in access.listeners.values():
+                listener._buckets[1] = (0.0, self.net.clock.seconds() + 60)
+        self.echoed(self.meet(), b"hello")
+        self.assertEqual(len(self.here.paths), 2)
+        self.assertEqual(self.service.pricing._total, 200)
+
     def test_the_service_is_not_told_of_those_without(self) -> None:
         self.start()
         self.raise_price(500)

@@ -257,7 +257,8 @@ class RestartTests(PointCase):
 
     def test_nothing_is_answered_before_it_is_written(self) -> None:
         self.start()
-        self.memory._storage = Slow(self.storage, self.net.clock)
+        slow: Any = Slow(self.storage, self.net.clock)
+        self.memory._storage = slow
         begun = self.net.clock.seconds()
         self.meet()
         self.assertGreater(self.net.clock.seconds() - begun, Slow.seconds)
