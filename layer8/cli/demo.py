@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import click
 from attrs import define, field, frozen
 
+from layer8.cli.demo_hidden import NAME, HiddenFacts, HiddenPage
 from layer8.cli.demo_network import Network, NetworkFacts
 from layer8.cli.output import json_option
 from layer8.core.errors import Layer8Error, TimedOut, Unavailable
@@ -100,7 +101,7 @@ class Facts:
 @json_option
 @click.pass_context
 def demo(ctx: click.Context, once: bool, relays: int, as_json: bool) -> int:
-    """Run a network of relays on loopback and fetch a page through three of them; then publish one by a proxy server.
+    """Run a network of relays on loopback, fetch a page through three of them and a hidden one; then publish a third.
 
     Everything is in this process and on 127.0.0.1, and gone when it ends.
     """
@@ -123,9 +124,10 @@ def play(serve: MakeService, *, once: bool, as_json: bool, verbose: bool = False
 async def _main(reactor: Any, folder: Path, serve: MakeService, relays: int, once: bool, as_json: bool) -> int:
     from twisted.internet.defer import CancelledError, Deferred
 
-    from layer8.cli.demo_show import show, show_network, waiting
+    from layer8.cli.demo_show import show, show_hidden, show_network, waiting
 
     network = Network(reactor, folder, relays)
+    page = HiddenPage(network, folder / "hidden")
     stage = Stage(reactor, folder, serve)
     try:
         with waiting("starting a network" if not as_json else ""):
@@ -136,6 +138,14 @@ async def _main(reactor: Any, folder: Path, serve: MakeService, relays: int, onc
             show_network(route)
         if failure is not None:
             raise failure
+        with waiting("hiding a page" if not as_json else ""):
+            await page.open()
+            failure = await page.fetch()
+        hidden = page.facts()
+        if not as_json:
+            show_hidden(route, hidden)
+        if failure is not None:
+            raise failure
         with waiting("starting a proxy server" if not as_json else ""):
             await stage.open()
             # Daemons would read their configuration again on SIGHUP. Here it means that the terminal is gone.
@@ -143,9 +153,9 @@ async def _main(reactor: Any, folder: Path, serve: MakeService, relays: int, onc
             failure = await stage.fetch()
         facts = stage.facts()
         if as_json:
-            click.echo(json.dumps(_document(facts, route, failure)))
+            click.echo(json.dumps(_document(facts, route, hidden, failure)))
         else:
-            show(facts, route, once or failure is not None)
+            show(facts, route, hidden, once or failure is not None)
         sys.stdout.flush()
         if failure is not None:
             raise failure
@@ -155,6 +165,7 @@ async def _main(reactor: Any, folder: Path, serve: MakeService, relays: int, onc
         return 0
     finally:
         await stage.close()
+        await page.close()
         await network.close()
 
 
@@ -337,13 +348,16 @@ class Stage:
             await self._service.close()
 
 
-def commands(facts: Facts, route: NetworkFacts) -> list[tuple[str, str]]:
+def commands(facts: Facts, route: NetworkFacts, hidden: HiddenFacts) -> list[tuple[str, str]]:
     """Give what to try next: a word about it, and the command."""
     here = f"LAYER8_HOME={shlex.quote(facts.folder)} {shlex.quote(_program())}"
     http, https = facts.http, facts.https
     host, _, port = route.debug.rpartition(":")
     return [
         ("that page, or any of this machine, by the network", f"curl --socks5-hostname {route.socks} {route.page}"),
+        ("the hidden page", f"curl --socks5-hostname {route.socks} http://{hidden.host}/"),
+        ("a name for it, that only you use", f"{here} name pin {NAME} {hidden.address}"),
+        ("the hidden page by that name", f"curl --socks5-hostname {route.socks} http://{NAME}.l8.alt/"),
         ("its debug port", f"printf 'list circuits\\ntest\\nhelp\\n' | nc -N {host} {port}"),
         ("its circuits", f"{here} circuits"),
         ("the page over HTTP", f"curl --resolve {facts.host}:{http}:127.0.0.1 http://{facts.host}:{http}/"),
@@ -369,7 +383,7 @@ def _program() -> str:
     return "layer8"
 
 
-def _document(facts: Facts, route: NetworkFacts, failure: Layer8Error | None) -> dict[str, Any]:
+def _document(facts: Facts, route: NetworkFacts, hidden: HiddenFacts, failure: Layer8Error | None) -> dict[str, Any]:
     from attrs import asdict
 
     from layer8.cli.demo_show import learned
@@ -380,8 +394,9 @@ def _document(facts: Facts, route: NetworkFacts, failure: Layer8Error | None) ->
         "ok": failure is None,
         "error": None if failure is None else str(failure),
         "network": asdict(route),
+        "hidden": asdict(hidden),
         **found,
         "fetches": fetches,
         "learned": [{"who": who, "learned": what, "not": hidden} for who, what, hidden in learned(facts)],
-        "next": [{"what": what, "command": command} for what, command in commands(facts, route)],
+        "next": [{"what": what, "command": command} for what, command in commands(facts, route, hidden)],
     }

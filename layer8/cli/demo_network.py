@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -163,20 +163,22 @@ class Network:
         return relay
 
     def _open_client(self) -> None:
+        said = {"socks.listen": [ANYWHERE], "debug.listen": [ANYWHERE], "control.listen": [ANYWHERE]}
+        self._frame, self.client = self.node(self.folder, said)
+
+    def node(self, folder: Path, said: Mapping[str, object]) -> tuple[Any, Any]:
+        """Start a node that carries nothing for others; gives its frame and itself."""
         from layer8.config.load import Loaded, load
         from layer8.control.frame import Frame
         from layer8.node.service import Node
 
-        environ = {"LAYER8_HOME": str(self.folder)}
-        said: dict[str, object] = {
+        environ = {"LAYER8_HOME": str(folder)}
+        usual: dict[str, object] = {
             "relay.network": self._name,
             "relay.relay": False,
             "relay.listen": [],
             "relay.trackers": list(self._trackers),
             "relay.drain_s": 0,
-            "socks.listen": [ANYWHERE],
-            "debug.listen": [ANYWHERE],
-            "control.listen": [ANYWHERE],
         }
 
         @define
@@ -186,12 +188,13 @@ class Network:
             def reload(self) -> Loaded:
                 return self.loaded
 
-        loaded = load(None, environ, said, role="node")
-        self._frame = Frame(self.reactor, "node", Options(loaded), environ)
-        self.client = Node(self._frame, socks=loaded.config.socks)
-        self._frame.run(self.client, self.client)
-        self._frame.process.privilegedStartService()
-        self._frame.process.startService()
+        loaded = load(None, environ, {**usual, **said}, role="node")
+        frame = Frame(self.reactor, "node", Options(loaded), environ)
+        node = Node(frame, socks=loaded.config.socks)
+        frame.run(node, node)
+        frame.process.privilegedStartService()
+        frame.process.startService()
+        return frame, node
 
     async def _circuit(self) -> None:
         """Wait until a circuit to the exit is ready."""
@@ -239,34 +242,40 @@ class Network:
 
     def hops(self, circuit: Any) -> tuple[Hop, ...]:
         """Draw a circuit, and look at each of its relays whether it has the circuit between the same neighbours."""
-        ids = [one.identity for one in circuit.path]
-        names = [self.nodes[identity][0] for identity in ids]
+        return self.stations(circuit.path, circuit.ms, circuit.origin.slot.circ, "the page")
+
+    def stations(self, path: Sequence[Any], ms: Sequence[float], number: int, end: str) -> tuple[Hop, ...]:
+        """Do so with a circuit by its nodes, their times and its number at the first of them; `end` is what it is for.
+
+        The last relay of a circuit goes on to none.
+        """
+        ids = [one.identity for one in path]
+        names = ["a client", *(self.nodes[identity][0] for identity in ids), end]
         found = []
-        for index, view in enumerate(self._views(circuit)):
-            name, relay = self.nodes[ids[index]]
-            before = names[index - 1] if index else "a client"
+        for index, view in enumerate(self.views(number, ids)):
             after = ids[index + 1] if index + 1 < len(ids) else None
             found.append(
                 Hop(
-                    name=name,
-                    node=relay.key.short,
-                    address=circuit.path[index].endpoints[0],
-                    ms=circuit.ms[index],
-                    before=before,
-                    after="the page" if after is None else names[index + 1],
+                    name=names[index + 1],
+                    node=self.nodes[ids[index]][1].key.short,
+                    address=path[index].endpoints[0],
+                    ms=ms[index],
+                    before=names[index],
+                    after=names[index + 2],
                     agrees=view is not None and view.next == after,
                 )
             )
         return tuple(found)
 
-    def _views(self, circuit: Any) -> Iterator[Any]:
-        """Give what each relay's own table has of a circuit, by the number on the link before it; None: nothing."""
-        peer, number = None, circuit.origin.slot.circ
-        for hop in circuit.path:
-            rows = self.nodes[hop.identity][1].circuits.all.values()
+    def views(self, number: int, ids: Sequence[bytes]) -> Iterator[Any]:
+        """Give what each relay's own table has of a circuit, by its number on the link before it; None: nothing."""
+        peer = None
+        for identity in ids:
+            rows = self.nodes[identity][1].circuits.all.values()
             view = next((row for row in rows if row.link.peer == peer and row.slot.circ == number), None)
             yield view
-            peer, number = hop.identity, 0 if view is None or view.onward is None else view.onward.circ
+            onward = None if view is None else view.onward
+            peer, number = identity, getattr(onward, "circ", 0)
 
     @property
     def socks_port(self) -> int:
@@ -294,7 +303,8 @@ class Network:
         if self._frame is not None and self._frame.process.running:
             await self._frame.process.stopService()
         for dht in self._dht:
-            await dht.stopService()
+            if dht.running:
+                await dht.stopService()
         for _, relay in reversed(list(self.nodes.values())):
             relay.publishing.lists = None  # nobody is left to tell
             await relay.stopService()

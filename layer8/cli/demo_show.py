@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from layer8.cli.demo import Facts, Journey, commands
+from layer8.cli.demo_hidden import HiddenFacts, HiddenFetch
 from layer8.cli.demo_network import Fetch, NetworkFacts
 from layer8.cli.output import coloured, columns
 
@@ -29,9 +30,14 @@ def show_network(route: NetworkFacts) -> None:
     _print(_network_lines(route))
 
 
-def show(facts: Facts, route: NetworkFacts, leaving: bool) -> None:
+def show_hidden(route: NetworkFacts, hidden: HiddenFacts) -> None:
+    """Draw how the hidden page came."""
+    _print(_hidden_lines(route, hidden))
+
+
+def show(facts: Facts, route: NetworkFacts, hidden: HiddenFacts, leaving: bool) -> None:
     """Draw the proxy's part; `leaving` leaves out what only works while the demo is up."""
-    _print(_lines(facts, route, leaving))
+    _print(_lines(facts, route, hidden, leaving))
 
 
 def _print(drawn: Iterable[tuple[str, str]]) -> None:
@@ -98,7 +104,59 @@ def network_learned(fetch: Fetch) -> list[tuple[str, str, str]]:
     return rows
 
 
-def _lines(facts: Facts, route: NetworkFacts, leaving: bool) -> Iterator[tuple[str, str]]:
+def _hidden_lines(route: NetworkFacts, hidden: HiddenFacts) -> Iterator[tuple[str, str]]:
+    points = " and ".join(filter(None, (", ".join(hidden.points[:-1]), *hidden.points[-1:])))
+    yield (
+        f"A page is hidden behind a node of its own: it listens at {points}, and the DHT says so "
+        f"(after {hidden.published_ms} ms).",
+        "bold",
+    )
+    yield f"Its address is its key: {hidden.host}", ""
+    fetch = hidden.fetch
+    if fetch is not None:
+        yield "", ""
+        yield f"{fetch.url}  by {fetch.program}", "bold cyan"
+        for line in columns([list(row) for row in both_halves(route, fetch)]):
+            yield f"  {line}", ""
+        verdict = "byte for byte what is hidden" if fetch.right else "NOT what is hidden"
+        yield f"  {fetch.size:,} bytes, {verdict}", "green" if fetch.right else "bold red"
+        yield "  The first visit also looks the address up, and builds the way from both ends.", "dim"
+        yield "", ""
+        yield "Who learned what", "bold cyan"
+        for line in columns([[who, what, f"not {not_that}"] for who, what, not_that in hidden_learned(hidden, fetch)]):
+            yield f"  {line}", ""
+    yield "", ""
+
+
+def both_halves(route: NetworkFacts, fetch: HiddenFetch) -> Iterator[tuple[str, str, str]]:
+    """Give the stations from the visitor to the service: who, what each relay itself says, how long adding it took."""
+    yield "visitor", f"asks the SOCKS port {route.socks}", ""
+    for place, hop in enumerate(fetch.hops):
+        verb = "has joined two circuits," if place == fetch.meeting else "is"
+        seen = f"{verb} between {hop.before} and {hop.after}" if hop.agrees else "knows of NO such circuit"
+        yield ("   |" if place <= fetch.meeting else "   :"), "", ""
+        yield hop.name, f"{hop.node} {hop.address.removeprefix('tcp:')} {seen}", f"+{_ms(hop.ms)}"
+    yield "   :", "", ""
+    yield "service", "has come from the other end, and answers", ""
+    yield "   |", "", ""
+    yield "visitor", f"has the first byte after {_ms(fetch.first_ms)}, all after {_ms(fetch.total_ms)}", ""
+
+
+def hidden_learned(hidden: HiddenFacts, fetch: HiddenFetch) -> list[tuple[str, str, str]]:
+    """Give who learned what of the visit, and what not: party, learned, hidden."""
+    first, meeting, last = fetch.hops[0], fetch.hops[fetch.meeting], fetch.hops[-1]
+    return [
+        (f"{first.name}, your guard", f"your address, {first.after}, when and how much", "that it was hidden, or what"),
+        (f"{meeting.name}, where both met", "two circuits, when and how much", "either end, or which service"),
+        (f"{last.name}, the service's guard", f"its node's address, {last.before}", "that it is a service"),
+        (f"{hidden.points[0]}, one that it listens at", "that somebody knocks", "who, or at which address"),
+        ("the DHT", "an encrypted item under a key of today", "whose it is, or who asks"),
+        ("service", "that somebody has come", "your address"),
+        ("you", "the page, and that the key is the right one", "where it is"),
+    ]
+
+
+def _lines(facts: Facts, route: NetworkFacts, hidden: HiddenFacts, leaving: bool) -> Iterator[tuple[str, str]]:
     yield f"A server, an agent and a web service run in this process (ready in {facts.ready_ms} ms).", "bold"
     for journey in facts.journeys:
         yield "", ""
@@ -116,7 +174,7 @@ def _lines(facts: Facts, route: NetworkFacts, leaving: bool) -> Iterator[tuple[s
         return
     yield "", ""
     yield "Try next, in another terminal", "bold cyan"
-    for what, command in commands(facts, route):
+    for what, command in commands(facts, route, hidden):
         yield f"  # {what}", "dim"
         yield f"  {command}", ""
     yield "", ""

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -5,6 +6,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -17,8 +19,10 @@ from typing import Any
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from layer8.cli.demo import Facts, Journey
+from layer8.cli.demo_hidden import HiddenFetch
+from layer8.cli.demo_hidden import way as both_ways
 from layer8.cli.demo_network import Fetch, Hop, Network, NetworkFacts
-from layer8.cli.demo_show import circuit, learned, way
+from layer8.cli.demo_show import both_halves, circuit, learned, way
 from tests.cli.test_main import LAYER8
 from tests.interop.backend import serve
 
@@ -89,6 +93,39 @@ class OnceTests(DemoCase):
         self.assertGreater(min(hop["ms"] for hop in fetch["hops"]), 0)
         for where in (network["socks"], network["debug"], *(hop["address"] for hop in fetch["hops"])):
             self.assertIn("127.0.0.1:", where)
+
+    def test_the_hidden_page_is_drawn_from_both_ends(self) -> None:
+        found = self.run_demo("--once")
+        self.assertEqual((found.returncode, found.stderr), (0, ""))
+        _, _, drawn = found.stdout.partition("A page is hidden behind a node of its own")
+        drawn = drawn.partition("Who learned what")[0]
+        self.assertRegex(drawn, r"(?m)^Its address is its key: [a-z2-7]{56}\.l8\.alt$")
+        self.assertRegex(drawn, r"(?m)^http://[a-z2-7]{56}\.l8\.alt/  by \w+$")
+        shape = (
+            r"(?m)^  (\S+) +\w{8} 127\.0\.0\.1:\d+ (is|has joined two circuits,) between (.+) and (.+?)  +\+[\d.]+ ms$"
+        )
+        hops = re.findall(shape, drawn)
+        self.assertEqual(
+            [verb for _, verb, _, _ in hops], ["is", "is", "has joined two circuits,", "is", "is", "is"], drawn
+        )
+        names = ["a client", *(name for name, _, _, _ in hops), "a client"]
+        for place, (_, _, before, after) in enumerate(hops, 1):
+            self.assertEqual((before, after), (names[place - 1], names[place + 1]))
+        self.assertIn("byte for byte what is hidden", drawn)
+
+    def test_what_is_hidden_in_numbers(self) -> None:
+        for relays in ("3", "6"):
+            found = self.run_demo(
+                "--once", "--json", "--relays", relays, PATH="/nowhere" if relays == "3" else os.environ["PATH"]
+            )
+            self.assertEqual((found.returncode, found.stderr), (0, ""))
+            hidden = json.loads(found.stdout)["hidden"]
+            fetch = hidden["fetch"]
+            self.assertEqual((fetch["status"], fetch["right"], fetch["meeting"]), (200, True, 2))
+            self.assertEqual(hidden["host"], f"{hidden['address']}.l8.alt")
+            self.assertEqual([hop["agrees"] for hop in fetch["hops"]], [True] * 6)
+            self.assertGreaterEqual(len(hidden["points"]), 1)
+            self.assertLess(hidden["published_ms"] + fetch["total_ms"], 5000)
 
     def test_both_fetches_are_drawn(self) -> None:
         if shutil.which("curl") is None:
@@ -239,7 +276,7 @@ class StayingTests(StayingCase):
             raise SkipTest("needs the package curl")
         _, text = self.begin()
         found = dict(re.findall(r"(?m)^  # (.+)\n  (.+)$", text))
-        self.assertEqual(len(found), 11)
+        self.assertEqual(len(found), 14)
 
         def command(what: str) -> str:
             line = found[what]
@@ -254,6 +291,9 @@ class StayingTests(StayingCase):
 
         network = output("that page, or any of this machine, by the network")
         self.assertIn("It came a long way", network)
+        self.assertIn("This page is hidden", output("the hidden page"))
+        self.assertRegex(output("a name for it, that only you use"), r"^hello~\w{4} is pinned to \w{56}\.l8\.alt")
+        self.assertIn("This page is hidden", output("the hidden page by that name"))
         talk = output("its debug port")
         self.assertRegex(talk, r"(?m)^\d+ +open +\w{8}>\w{8}>\w{8} ")
         self.assertEqual(len(re.findall("(?m)^ok$", talk)), 3, talk)
@@ -285,6 +325,23 @@ class StayingTests(StayingCase):
                     listening.append(words[1].partition(":")[0])
         self.assertGreater(len(listening), 10)
         self.assertEqual(set(listening), {"0100007F"})
+
+    def test_the_hidden_page_is_on_no_port(self) -> None:
+        _, text = self.begin()
+        folder = next(self.folder.iterdir())
+        where = folder / "hidden" / "page.sock"
+        self.assertTrue(stat.S_ISSOCK(where.stat().st_mode))
+        self.assertEqual(stat.S_IMODE(where.stat().st_mode), 0o600)
+        words = ["curl", "-sS", "--unix-socket", str(where), "http://here/"]
+        if shutil.which("curl") is not None:
+            here = subprocess.run(words, capture_output=True, text=True, check=True, timeout=PATIENCE)
+            self.assertIn("This page is hidden", here.stdout)
+        for port in set(re.findall(r"127\.0\.0\.1:(\d+)", text)):
+            with socket.create_connection(("127.0.0.1", int(port)), PATIENCE) as line:
+                line.settimeout(1.0)
+                line.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                with contextlib.suppress(OSError):
+                    self.assertNotIn(b"This page is hidden", line.recv(65536))
 
     def test_no_secret_and_no_address_of_the_visitor_in_what_is_left_to_read(self) -> None:
         self.begin()
@@ -328,6 +385,39 @@ class DrawingTests(SynchronousTestCase):
         fetch = Fetch("http://h/", "curl", 200, 5, True, 1.0, 2.0, 1, (hop,))
         facts = NetworkFacts("demo-1", 6, 2, 1, "127.0.0.1:1", "127.0.0.1:2", "http://h/", "/tmp", fetch)
         self.assertIn("knows of NO such circuit", list(circuit(facts, fetch))[2][1])
+
+    def test_a_way_that_its_relays_do_not_know(self) -> None:
+        """Both halves are followed from their own end, and the relay in the middle has to have joined these two."""
+        link = SimpleNamespace
+
+        def row(peer: bytes | None, number: int, onward: int, after: bytes | None, across: Any = None) -> Any:
+            goes = link(circ=onward) if onward else None
+            return link(link=link(peer=peer), slot=link(circ=number), onward=goes, next=after, across=across)
+
+        def drawn(joined: Any) -> tuple[int, list[str], list[bool]]:
+            network = Network(None, Path(), 3)
+            far = row(b"c", 9, 0, None)
+            near = row(b"a", 6, 0, None, far if joined else row(b"c", 9, 0, None))
+            tables = {b"a": [row(None, 5, 6, b"b")], b"b": [near, far], b"c": [row(None, 8, 9, b"b")]}
+            network.nodes = {
+                name: (name.decode(), link(key=link(short="x"), circuits=link(all=dict(enumerate(rows)))))
+                for name, rows in tables.items()
+            }
+
+            def origin(number: int, *names: bytes) -> Any:
+                hops = [link(identity=name, endpoints=("tcp:127.0.0.1:1",)) for name in names]
+                return link(slot=link(circ=number), hops=hops, times=[0.001] * len(hops))
+
+            at, hops = both_ways(network, origin(5, b"a", b"b"), origin(8, b"c", b"b"))
+            return at, [f"{hop.before}-{hop.name}-{hop.after}" for hop in hops], [hop.agrees for hop in hops]
+
+        names = ["a client-a-b", "a-b-c", "b-c-a client"]
+        self.assertEqual(drawn(True), (1, names, [True, True, True]))
+        self.assertEqual(drawn(False), (1, names, [True, False, True]))
+        hop = Hop("relay-1", "x", "tcp:127.0.0.1:1", 1.0, "a client", "exit", False)
+        facts = NetworkFacts("demo-1", 6, 2, 1, "127.0.0.1:1", "127.0.0.1:2", "http://h/", "/tmp", None)
+        fetch = HiddenFetch("http://h/", "curl", 200, 5, True, 1.0, 2.0, 0, (hop,))
+        self.assertIn("knows of NO such circuit", list(both_halves(facts, fetch))[2][1])
 
     def test_the_server_is_said_to_see_plain_content_only(self) -> None:
         journeys = [
