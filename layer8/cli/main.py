@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, str] = {
     "up": "Run this machine's node of the network.",
     "socks": "Open a SOCKS5 port into the network.",
     "tunnel": "Open a local port that leads through the network to one target.",
+    "hide": "Publish a program, a file or a folder of this machine as a hidden service.",
     "name": "Give hidden services names that stay, and list them.",
     "circuits": "Show the circuits of this machine's node.",
     "relays": "Show the nodes that it knows.",

@@ -285,7 +285,8 @@ class Hosts:
             for name, one in before.items():
                 if name not in same and self._running:
                     one.stop()
-            self._all, self._configured = after, set(configs)
+            since = {name: one for name, one in self._all.items() if name not in before}
+            self._all, self._configured = {**after, **since}, set(configs)
             if self._running:
                 for one in fresh.values():
                     one.start()
