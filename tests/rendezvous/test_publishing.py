@@ -14,7 +14,6 @@ from layer8.core.errors import ConfigError, RemoteProtocolError
 from layer8.crypto.blind import blinded
 from layer8.crypto.curtain import ClientKey, NotAuthorised
 from layer8.crypto.items import SEQ_MOST, Items, Mutable, sha1
-from layer8.dht.store import write_item
 from layer8.net.tasks import TaskSet
 from layer8.rendezvous.address import OVERLAP, PERIOD, period, period_start
 from layer8.rendezvous.descriptor import (
@@ -256,8 +255,8 @@ class PeriodTests(PublishingCase):
         both = []
         for day in (today, today + 1):
             held = [self.items.mutable(where) for where in (targets(A, day)[0], targets(A, day)[1][0])]
-            raw = b"\xff\0\xff".join(write_item(item)[1] for item in held)
-            both.append({raw[at : at + 8] for at in range(len(raw) - 7)})
+            parts = [part for one in held for part in (one.key, one.signature, one.data, one.seq.to_bytes(8, "big"))]
+            both.append({part[at : at + 8] for part in parts for at in range(len(part) - 7)})
         self.assertEqual(both[0] & both[1], set())
 
 
