@@ -1,4 +1,4 @@
-"""What a node shows of its counts: the families `layer8_relay_*` and `layer8_rendezvous_*`."""
+"""What a node shows of its counts: the families `layer8_relay_*`, `layer8_rendezvous_*` and `layer8_dht_*`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from layer8.control.metrics import Family, gauge
+from layer8.dht.service import DhtService
 from layer8.relay.operate import RelayRows
 from layer8.relay.wire import CELL
 from layer8.rendezvous.operate import Parts
@@ -87,5 +88,33 @@ class RendezvousMetrics:
             "Knocks at them, by what became of them.",
             "counter",
             {(word.replace(" ", "_"),): count for word, count in sorted(knocks.items())},
+            ("result",),
+        )
+
+
+class DhtMetrics:
+    """Families of a node that keeps a part of the DHT."""
+
+    def __init__(self, service: DhtService) -> None:
+        """Take who counts."""
+        self._service = service
+
+    def families(self) -> Iterable[Family]:
+        """Give the present values."""
+        now = self._service.stats()
+        yield gauge("layer8_dht_nodes", "Nodes of the DHT that this one knows.", now.nodes)
+        yield gauge("layer8_dht_items", "Items and records of others that are kept here.", now.items)
+        yield gauge("layer8_dht_bytes", "The same in bytes.", now.bytes)
+        yield gauge("layer8_dht_lookups", "Searches that are under way.", now.lookups)
+        yield gauge("layer8_dht_reader", "1 while this node asks and is listed nowhere.", int(now.read_only))
+        yield Family(
+            "layer8_dht_queries_total",
+            "Queries of other nodes, by what became of them.",
+            "counter",
+            {
+                ("answered",): now.queries - now.refused,
+                ("refused",): now.refused,
+                ("dropped",): now.dropped,
+            },
             ("result",),
         )

@@ -34,7 +34,7 @@ from layer8.dht.service import SCHEMA as KEPT_SCHEMA
 from layer8.dht.service import DhtService
 from layer8.net.sqlite import Database
 from layer8.net.storage import Storage, ThreadedStorage
-from layer8.node.counting import RelayMetrics, RendezvousMetrics
+from layer8.node.counting import DhtMetrics, RelayMetrics, RendezvousMetrics
 from layer8.node.hidden import HiddenServices
 from layer8.node.holding import Stating, ask_dht, serve_dht
 from layer8.node.listeners import Listeners
@@ -129,7 +129,8 @@ class Node(Service):
             hidden=self.hidden.visits,
         )
         self.metrics = RelayMetrics(self.rows)
-        self._counted = (self.metrics, RendezvousMetrics(self.hidden))
+        kept = () if self.dht is None else (DhtMetrics(self.dht),)
+        self._counted = (self.metrics, RendezvousMetrics(self.hidden), *kept)
         tables = (self.tunnels.clients, *(() if self.socks is None else (self.socks.clients,)))
         frame.table.add(SocksRows(tables, self.tunnels, monotonic))
         # Where no program comes, circuits are built when somebody asks for one.

@@ -26,6 +26,7 @@ from layer8.dht.operate import HoldingRows
 from layer8.dht.service import SCHEMA, DhtService
 from layer8.dht.session import Dht
 from layer8.net.sqlite import Database
+from layer8.node.counting import DhtMetrics
 from layer8.node.holding import Stating, ask_dht, serve_dht
 from layer8.relay.service import Relay
 from layer8.testing.storage import InlineStorage
@@ -147,6 +148,18 @@ class ServiceTests(NodesCase):
         again = self.service(10, path / "dht.db", alone=True)
         self.assertEqual(again.session.store.get(mine.target, wall_clock()), mine)
         await self.until(lambda: len(again.entries()) == 3)
+
+    async def test_what_is_counted(self) -> None:
+        """The families `layer8_dht_*`; no label says who it was."""
+        await self.many(4)
+        await self.services[0].put(Immutable.of(b"value"))
+        families: dict[str, Any] = {one.name: dict(one.values) for one in DhtMetrics(self.services[1]).families()}
+        self.assertEqual(families["layer8_dht_nodes"], {(): 3})
+        self.assertEqual(families["layer8_dht_items"], {(): 1})
+        self.assertEqual(families["layer8_dht_reader"], {(): 0})
+        self.assertGreater(families["layer8_dht_bytes"][()], 5)
+        self.assertGreater(families["layer8_dht_queries_total"]["answered",], 2)
+        self.assertEqual(set(families["layer8_dht_queries_total"]), {("answered",), ("refused",), ("dropped",)})
 
     async def test_stopping_ends_searches(self) -> None:
         one = self.service(1)
