@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
     from layer8.rendezvous.shelf import Shelf
 
 
+HANDLER = "layer8-magnet.desktop"
+DESKTOP = """[Desktop Entry]
+Type=Application
+Name=layer8
+Comment=Show which hidden service a link leads to
+Exec="{program}" name resolve --wait %u
+Terminal=true
+NoDisplay=true
+MimeType=x-scheme-handler/magnet;
+"""
+CLAIM_TIME = 300.0
+"""Seconds: work of 2^22 on a small machine, and a DHT that is slow."""
+
+
 @click.group()
 def name() -> None:
     """Look after the names by which you call hidden services."""
@@ -26,31 +41,24 @@ def name() -> None:
 
 @name.command()
 @click.argument("name")
-@click.argument("what", metavar="ADDRESS|MAGNET|FILE")
+@click.argument("what", metavar="ADDRESS|MAGNET|FILE|URL")
 @json_option
 def pin(name: str, what: str, as_json: bool) -> None:
     """Pin NAME to a service for ever: another key is never opened under it.
 
     An address has 56 letters, with .l8.alt or without; a link begins with magnet:, and a file, NAME.l8 or a path, is
     what its service has written, or an index page on which it calls itself NAME; that goes into petnames.toml too.
+    Such a file may stand at a URL: it is fetched through this machine's node if one runs, else directly.
     """
-    from layer8.rendezvous.address import address_text, check_name, parse_address, shown
+    from layer8.rendezvous.address import address_text, check_name, shown
     from layer8.rendezvous.files import Magnet
 
     now = datetime.now(UTC).timestamp()
-    found: ServiceFile | Magnet | None = None
     try:
         check_name(name)
     except RemoteProtocolError as error:
         raise Layer8Error(f"{printable(name)[:80]}: {error}") from None
-    try:
-        if what.lower().startswith("magnet:"):
-            found = Magnet.parse(what)
-        elif what.endswith(".l8") or os.sep in what:
-            found = _service_file(Path(what), name, now)
-        key = found.key if found is not None else parse_address(what)
-    except RemoteProtocolError as error:
-        raise Layer8Error(f"{printable(what)[:200]}: {error}") from None
+    found, key = _read(what, name, now)
     shelf = _shelf()
     book = shelf.book()
     new = book.pin(name, key, now)
@@ -86,6 +94,78 @@ def unpin(name: str, as_json: bool) -> None:
         click.echo(f"{name} is not pinned any more; it still stands in petnames.toml")
     else:
         click.echo(f"{name} is not pinned any more")
+
+
+@name.command()
+@click.argument("name")
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="File with the service's key; else that of the service that layer8 hide or [service.NAME] calls NAME.",
+)
+@json_option
+def claim(name: str, key: Path | None, as_json: bool) -> None:
+    """Claim NAME for a service of yours, in the network; it takes some seconds of work.
+
+    The node that runs here does it, and says it again every hour and before it expires. What a claim is worth shows
+    with time: others see since when it is there, and whether anybody else wants the same name.
+    """
+    from layer8.cli.network import call
+
+    file = "" if key is None else str(key.resolve())
+    told = call("names.claim", {"name": name, "key": file}, seconds=CLAIM_TIME)
+    if as_json:
+        print_json({"name": name, **told})
+        return
+    click.echo(f"{told['shown']} is claimed for {told['address']}.l8.alt, at {told['nodes']} nodes of the DHT")
+    click.echo(f"until {_day(told['expires'])}; this node renews it while it runs")
+
+
+@name.command()
+@click.argument("what", metavar="NAME|ADDRESS|MAGNET|FILE")
+@click.option("--wait", is_flag=True, help="Wait for Enter at the end, in a window that would close.")
+@json_option
+def resolve(what: str, wait: bool, as_json: bool) -> None:
+    """Say which service a name, an address, a link or a file leads to, what says so, and who else wants the name.
+
+    Of a name the node that runs here asks the network; nobody there learns who has asked, and nothing is written down.
+    """
+    from layer8.cli.name_show import lines, resolved
+
+    try:
+        told = resolved(what, _read, _shelf().names())
+        if as_json:
+            print_json(told)
+        else:
+            for line in lines(told):
+                click.echo(line)
+        if not told["address"]:
+            raise Layer8Error(told["why"])
+    except Layer8Error as error:
+        if not wait:
+            raise
+        click.echo(f"layer8: {error}", err=True)
+    if wait:
+        click.pause("Enter closes this.")
+
+
+@name.command()
+@click.option("--install", is_flag=True, help="Write it where your desktop looks for it.")
+def handler(install: bool) -> None:
+    """Print the file by which a desktop shows where magnet links lead, in a terminal; nothing is opened or pinned.
+
+    Links of other kinds are shown to be none of ours, so it is not made the default: the last line says how.
+    """
+    program = shutil.which("layer8") or "layer8"
+    text = DESKTOP.format(program=program)
+    if not install:
+        click.echo(text, nl=False)
+        return
+    folder = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "applications"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / HANDLER).write_text(text)
+    click.echo(f"{folder / HANDLER} is written")
+    click.echo(f"to have it called: xdg-mime default {HANDLER} x-scheme-handler/magnet")
 
 
 @name.command("list")
@@ -134,13 +214,44 @@ def _shelf() -> Shelf:
     return Shelf(home(os.environ))
 
 
-def _service_file(path: Path, name: str, now: float) -> ServiceFile:
-    """Read a service's own file, or find it on an index page by the name that it calls itself."""
-    from layer8.rendezvous.files import ServiceFile
-    from layer8.rendezvous.index import INDEX_MAX, Index, is_index
+def _read(what: str, name: str, now: float) -> tuple[ServiceFile | Magnet | None, bytes]:
+    """Read what leads to a service: the file or link, and its key; raises Layer8Error in one line."""
+    from layer8.rendezvous.address import parse_address
+    from layer8.rendezvous.files import Magnet
+
+    found: ServiceFile | Magnet | None = None
+    try:
+        if what.lower().startswith("magnet:"):
+            found = Magnet.parse(what)
+        elif what.lower().startswith(("http://", "https://")):
+            found = _service_file(_fetched(what), name, now)
+        elif what.endswith(".l8") or os.sep in what:
+            found = _service_file(_content(Path(what)), name, now)
+        return found, found.key if found is not None else parse_address(what)
+    except RemoteProtocolError as error:
+        raise Layer8Error(f"{printable(what)[:200]}: {error}") from None
+
+
+def _content(path: Path) -> bytes:
+    from layer8.rendezvous.index import INDEX_MAX
 
     with path.open("rb") as file:
-        raw = file.read(INDEX_MAX + 1)
+        return file.read(INDEX_MAX + 1)
+
+
+def _fetched(url: str) -> bytes:
+    from layer8.cli.fetch import fetch
+    from layer8.cli.network import socks_port
+    from layer8.rendezvous.index import INDEX_MAX
+
+    return fetch(url, INDEX_MAX, socks_port())
+
+
+def _service_file(raw: bytes, name: str, now: float) -> ServiceFile:
+    """Read a service's own file, or find it on an index page by the name that it calls itself."""
+    from layer8.rendezvous.files import ServiceFile
+    from layer8.rendezvous.index import Index, is_index
+
     if is_index(raw):
         return Index.read(raw).find(name, now).file
     found = ServiceFile.read(raw)

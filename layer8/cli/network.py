@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from layer8.crypto.keys import NodeKey
     from layer8.node.service import Node
 
+_SOCKS = re.compile(r"SOCKS on tcp6?:(\d+)(?::interface=([0-9.]+))?\Z")
 ROLES = ("node", "relay", "tracker", "dht", "rendezvous")
 """Daemons that are nodes of the network."""
 BUILD_TIME = 95.0
@@ -58,6 +60,18 @@ def call(method: str, params: dict[str, Any] | None = None, *, seconds: float = 
     if path is None:
         raise Unavailable("no node of this user runs here: layer8 up starts one")
     return ask(path, method, params, seconds=seconds)
+
+
+def socks_port() -> tuple[str, int] | None:
+    """Give where the node that runs here has a SOCKS port for this machine, if one does."""
+    path = running()
+    if path is None:
+        return None
+    for line in ask(path, "node.status")["listening"]:
+        found = _SOCKS.match(str(line))
+        if found is not None:
+            return found[2] or "127.0.0.1", int(found[1])
+    return None
 
 
 def pages(method: str, name: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:

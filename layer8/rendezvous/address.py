@@ -123,6 +123,13 @@ def parse_host(host: str) -> Address | Named:
     return Named(name, suffix, labels)
 
 
+def parse_who(text: str) -> Address | Named:
+    """Read an address, a name, or a host of either: `.l8.alt` may be left out; raises `WrongName`."""
+    if len(text) == LETTERS and "." not in text:
+        return Address(parse_address(text))
+    return parse_host(text if text.lower().endswith((DOMAIN, DOMAIN + ".")) else text + DOMAIN)
+
+
 def split_suffix(text: str) -> tuple[str, str]:
     """Cut `blog~k3f7` or `blog--k3f7` into the name and the beginning of the address; raises `WrongName`."""
     found = _SUFFIXED.match(text)

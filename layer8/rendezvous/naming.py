@@ -20,7 +20,7 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from layer8.core.errors import Layer8Error, RemoteProtocolError, TimedOut, Unavailable
 from layer8.crypto.items import Items, Record, sha1
-from layer8.rendezvous.address import DOMAIN, LETTERS, Address, Named, parse_address, parse_host
+from layer8.rendezvous.address import Address, Named, parse_who
 from layer8.rendezvous.claims import (
     CLAIMS_SHOWN,
     Certificate,
@@ -65,14 +65,14 @@ class Naming:
 
         Raises `WrongName`, `WrongKey`, or `Unavailable` where nobody answers.
         """
-        asked = read(text)
+        asked = parse_who(text)
         if isinstance(asked, Address):
             return self._weigh(asked, None)
         return self._weigh(asked, await self.ask(asked.name))
 
     async def key(self, host: str) -> bytes:
         """Give whom a host stands for; raises `WrongName`, `WrongKey` or `NotFound`, with one line for its user."""
-        asked = read(host)
+        asked = parse_who(host)
         answer = self._weigh(asked, None)
         if answer.key is None and isinstance(asked, Named):
             try:
@@ -172,13 +172,6 @@ class Naming:
     async def _seen(self, name: str, key: bytes) -> list[Seen]:
         records = await self._items.records(seen_target(name, key))
         return list(attestations(records, name, key, self._wall(), ruled=self._ruled))
-
-
-def read(text: str) -> Address | Named:
-    """Read an address, a name, or a host of either; raises `WrongName`."""
-    if len(text) == LETTERS and "." not in text:
-        return Address(parse_address(text))
-    return parse_host(text if text.lower().endswith(DOMAIN) else text + DOMAIN)
 
 
 def attestations(records: Iterable[Record], name: str, key: bytes, now: float, *, ruled: bool = True) -> Iterable[Seen]:
