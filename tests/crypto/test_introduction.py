@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from attrs import evolve
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import LocalProtocolError
+from layer8.crypto import introduction
 from layer8.crypto.introduction import BLOB, ENDPOINT_MOST, Door, Introduced, Meeting, introduced, knock
 from layer8.crypto.keys import NodeKey
 from layer8.crypto.ntor import HandshakeFailed, OnionKey, SeenX
@@ -58,6 +61,52 @@ class AgreementTests(IntroductionCase):
         blob = knock(self.door, MEETING, login=NodeKey.from_seed(bytes(32))).blob
         for part in (MEETING.cookie, MEETING.node, self.door.service, NodeKey.from_seed(bytes(32)).node_id, b"10.0"):
             self.assertNotIn(part, blob)
+
+
+class HostileTests(IntroductionCase):
+    """What somebody writes into a blob who does not keep to its form; its encryption is right."""
+
+    def forged(self, endpoint: bytes, more: int = 0, size: int | None = None, who: bytes = b"") -> bytes:
+        x, text = OnionKey.make(), len(endpoint) if size is None else size
+        head = introduction._HEAD.pack(1, 0, b"c" * 32, b"n" * 32, b"o" * 32, text)
+        ek = MLKEM768PrivateKey.generate().public_key().public_bytes_raw()
+        plain = (head + endpoint + ek + who).ljust(introduction._PLAIN + more, b"\0")
+        key = introduction._key(x.agree(self.door.enc_key), self.door, x.public, b"")
+        return x.public + AESGCM(key).encrypt(bytes(12), plain, self.door.auth_key + x.public)
+
+    def test_the_form_itself(self) -> None:
+        self.assertEqual(self.open(self.forged(b"tcp:10.0.0.1:9000")).meeting.endpoint, "tcp:10.0.0.1:9000")
+
+    def test_endpoints_and_lengths(self) -> None:
+        wrong = {
+            "no ASCII": self.forged(b"tcp:\xff"),
+            "an endpoint over the limit": self.forged(b"e" * (ENDPOINT_MOST + 1)),
+            "one that reaches over the end": self.forged(b"", size=255),
+            "longer than a blob": self.forged(b"e", more=16),
+            "shorter than a blob": self.forged(b"e", more=-16),
+            "a key that has signed nothing": self.forged(b"e", who=b"k" * 32),
+        }
+        for name, blob in wrong.items():
+            with self.assertRaises(HandshakeFailed, msg=name):
+                self.open(blob)
+
+    def test_keys_for_the_answer_that_are_none(self) -> None:
+        """They are noticed when it is answered, and cost no more than the answer."""
+        x = OnionKey.make()
+        head = introduction._HEAD.pack(1, 0, b"c" * 32, b"n" * 32, b"o" * 32, 0)
+        plain = (head + b"\xff" * 1184).ljust(introduction._PLAIN, b"\0")
+        key = introduction._key(x.agree(self.door.enc_key), self.door, x.public, b"")
+        there = self.open(x.public + AESGCM(key).encrypt(bytes(12), plain, self.door.auth_key + x.public))
+        with self.assertRaises(HandshakeFailed):
+            there.reply(b"terms")
+
+    def test_parts_of_a_door(self) -> None:
+        for wrong in (evolve(self.door, network=b"short"), evolve(self.door, auth_key=b"a" * 31)):
+            with self.assertRaises(LocalProtocolError):
+                knock(wrong, MEETING)
+        for bad in (evolve(MEETING, node=b"n" * 31), evolve(MEETING, onion_key=b"o" * 33)):
+            with self.assertRaises(LocalProtocolError):
+                knock(self.door, bad)
 
 
 class RefusalTests(IntroductionCase):
