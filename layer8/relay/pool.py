@@ -120,9 +120,8 @@ class Circuit:
 
     def waits(self, now: float) -> bool:
         """Say whether an opening has had no answer for so long that one should ask."""
-        if self.origin.state is not State.OPEN or self.silent(now) is not None or not self.waiting:
-            return False
-        if self.origin.joined:  # what the last hop refuses itself would be a port of somebody's there
+        # Where it is joined, what the last hop refuses itself would be a port of somebody's.
+        if not self.origin.takes or self.origin.joined or self.silent(now) is not None or not self.waiting:
             return False
         return now - max(min(self.waiting.values()), self._spoke) >= T_SILENT
 

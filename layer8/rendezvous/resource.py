@@ -3,6 +3,7 @@
 ::
 
     resource = Resource(key, of("file:report.pdf"))      read by `nc` through a tunnel to resource.name
+    resource = Resource(key, of("dir:site"))             a folder, read by a browser
     resource = Resource(key, Echo)                       a function that makes the sink of each stream
     resource = Resource(key, "tcp:localhost:80")         a program
 
@@ -51,19 +52,26 @@ def resource_name(key: bytes) -> bytes:
 
 
 def of(text: str) -> str | Function:
-    """Read what an operator has written: `file:PATH`, `unix:PATH`, `HOST:PORT` or an endpoint; raises ConfigError."""
+    """Read what an operator has written: `file:PATH`, `dir:PATH`, `unix:PATH`, `HOST:PORT` or an endpoint.
+
+    Raises ConfigError.
+    """
     kind, _, rest = text.partition(":")
     if kind == "file":
         path = Path(rest)
         if not path.is_file():
             raise ConfigError(f"{text!r}: there is no such file")
         return lambda stream: Sends(stream, path)
+    if kind == "dir":
+        from layer8.rendezvous.folder import Folder  # a web server is needed where there is a folder alone
+
+        return Folder(Path(rest))
     if rest.isdecimal() and kind not in ("tcp", "unix"):
         if not 0 < int(rest) < 65536:
             raise ConfigError(f"{text!r}: a port is 1 to 65535")
         return f"tcp:{kind or 'localhost'}:{rest}"
     if not rest:
-        raise ConfigError(f"{text!r}: a target is HOST:PORT, unix:PATH or file:PATH")
+        raise ConfigError(f"{text!r}: a target is HOST:PORT, unix:PATH, file:PATH or dir:PATH")
     return text
 
 

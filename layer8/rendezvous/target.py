@@ -48,6 +48,13 @@ class Begins(Protocol):
         """Say it: the stream has been accepted."""
 
 
+@runtime_checkable
+class Timed(Protocol):
+    """A function whose sinks wait no longer than they have to."""
+
+    clock: Any  # a reactor
+
+
 @define(eq=False)
 class Ports:
     """The virtual ports of one service, each with an endpoint string or a function; may raise ConfigError."""
@@ -67,6 +74,10 @@ class Ports:
                     clientFromString(self._reactor, target)
                 except (ValueError, TypeError) as problem:
                     raise ConfigError(f"{target!r}: no endpoint to dial: {problem}") from None
+                continue
+            made: object = target
+            if isinstance(made, Timed):
+                made.clock = self._reactor
 
     def asked(self, stream: Stream, port: int, login: bytes | None) -> None:
         """Take a stream that a client opens, or refuse it."""
