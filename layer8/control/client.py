@@ -104,8 +104,8 @@ async def connect(
     """Open a control connection and give it when messages can be sent.
 
     `token` is shown in the upgrade, `identity` to a server that asks for a certificate. `path` is asked for if the
-    URL names none. With `table` the server may call its methods in `roles`. `message` caps messages in bytes, both
-    ways; `timeout` is for all of it, in seconds.
+    URL names none. With `table` the server may call its methods in `roles`. `message` caps what is sent, in bytes; what
+    comes may be twice as long. `timeout` is for all of it, in seconds.
     Raises ConfigError for arguments that cannot work, else Unavailable, Refused, TimedOut or RemoteProtocolError.
     """
     where = Url.parse(url, path)
@@ -113,7 +113,7 @@ async def connect(
         raise ConfigError(f"{url}: a token is not sent in the clear; use wss:")
     client = Conversation(
         pulse=pulse or Pulse(reactor),
-        rules=evolve(CLIENT, message=message, serves=table is not None),
+        rules=evolve(CLIENT, message=2 * message, answer=message, serves=table is not None),
         table=table,
         who=Known("server", roles) if roles else NOBODY,
         ceiling=roles or PUBLIC,

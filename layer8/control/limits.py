@@ -7,7 +7,8 @@ from typing import Final
 
 from attrs import frozen
 
-MESSAGE: Final = 64 * 1024  # bytes of one message, local and admin listeners
+MESSAGE: Final = 64 * 1024  # bytes of one message, local and admin listeners, from their callers
+ANSWER: Final = 128 * 1024  # to their callers: a node's description of itself is longer than any call
 MESSAGE_AGENT: Final = 16 * 1024  # on the agent listener, from its peers
 ANSWER_AGENT: Final = 32 * 1024  # on the agent listener, to its peers: our own description is longer than any call
 MESSAGE_LEGACY: Final = 1024  # on the listener for webgw agents
@@ -59,7 +60,7 @@ class Rules:
         return self.answer or self.message
 
 
-SERVER: Final = Rules()
+SERVER: Final = Rules(answer=ANSWER)
 AGENTS: Final = Rules(message=MESSAGE_AGENT, answer=ANSWER_AGENT)
 LEGACY: Final = Rules(message=MESSAGE_LEGACY, positional=True)
 CLIENT: Final = Rules(serves=False, runs_notifications=False)

@@ -215,7 +215,7 @@ class Cases:
 
     async def test_a_result_over_the_cap(self) -> None:
         client = await self.caller()
-        error = await raises(NoCapacity, client.call("test.long", {"size": 70_000}))
+        error = await raises(NoCapacity, client.call("test.long", {"size": 140_000}))
         self.same(error.data, {"limit": "MESSAGE"})
         self.same(len((await client.call("test.long", {"size": 65_000}))["text"]), 65_000)
 

@@ -198,7 +198,7 @@ class SameAnswers(Wamp, TestCase):
         ("test.refused", {}),
         ("test.peer", {}),
         ("test.agent", {}),
-        ("test.long", {"size": 70_000}),
+        ("test.long", {"size": 140_000}),
         ("knowledge.table", {"part": "proxy"}),
         ("node.health", {}),
         ("config.show", {}),
