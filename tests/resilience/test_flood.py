@@ -16,7 +16,8 @@ from layer8.crypto.introduction import BLOB
 from layer8.crypto.work import search
 from layer8.rendezvous.client import NotMet, Step
 from layer8.rendezvous.limits import INTRO_BURST, INTRO_RATE, KNOCKS_PER_CIRC
-from layer8.rendezvous.price import LOOK
+from layer8.rendezvous.price import LOOK, RUSH_LEAST
+from layer8.rendezvous.service import WATCH
 from layer8.rendezvous.wire import NO_WORK, SEED_HEAD, WORK_LABEL, Connect, Renzv, Work
 from tests.rendezvous.net import HiddenCase, Told
 from tests.resilience.rig import note
@@ -125,20 +126,38 @@ class FloodTests(FloodCase):
             self.meet()
         self.assertEqual(caught.exception.step, Step.INTRODUCTION)
 
-    def test_a_flood_that_has_worked_comes_after_who_has_worked_more(self) -> None:
-        """Below the rate that a point passes on, those with most work are answered first."""
-        self.raise_price(8)
+    def test_the_service_asks_for_work_by_itself(self) -> None:
+        """A flood that points can just not pass on would leave it idle, and its visitors outside."""
+        before = self.connect_time()
+        self.flood()
+        begun = self.net.clock.seconds()
+        self.net.run(lambda: self.told.price is not None)
+        waited = self.net.clock.seconds() - begun
+        self.assertLess(waited, 2 * WATCH)
+        self.net.settle(1)
+        times = sorted(self.connect_time() for _ in range(8))
+        self.assertLess(times[4], SLOWER * before)
+        note(f"asks for work {waited:.0f} s after the flood began; then met in {times[4]:.0f} ms (p50)")
+
+    def test_who_does_more_than_a_flood_that_works_gets_in(self) -> None:
+        """Those who have done twice as much have a rate of their own at a point; a visitor finds out by himself."""
+        self.raise_price(RUSH_LEAST)
         price = self.told.price
         assert price is not None
+        before = self.connect_time()
         work = {
-            point.auth_key: [self.solution(point.auth_key, price.seed, price.effort) for _ in range(100)]
+            point.auth_key: [self.solution(point.auth_key, price.seed, price.effort) for _ in range(1000)]
             for point in self.told.points
         }
+        passed = self.passed()
         self.flood(work)
-        self.net.settle(0.3)
-        before = self.service.counted["not for us"]
-        self.assertGreater(before, 0)
-        self.assertLess(self.connect_time(), 1000)
+        self.net.settle(1)
+        self.assertGreaterEqual(self.passed() - passed, 3 * INTRO_BURST)
+        refused = self.refused()
+        time = self.connect_time()
+        self.assertLess(time, 2 * before)
+        self.assertLess(self.refused() - refused, 3)  # most find room at the first point, with more work
+        note(f"met in {before:.0f} ms; while a flood does as much as is asked for {time:.0f} ms, with twice that")
 
     def solution(self, auth_key: bytes, seed: bytes, effort: int) -> bytes:
         nonce = None
