@@ -5,6 +5,7 @@ Both sides take six hops: two of the client's, the one where they meet, three of
 
 from __future__ import annotations
 
+import time
 from statistics import median
 from typing import Final
 
@@ -17,6 +18,7 @@ GROUP: Final = "hidden"
 PORT: Final = 80
 VISITORS: Final = 12  # new ones, each with circuits of its own
 COLD: Final = 3  # services in each round whose descriptor the client has not read yet
+PAUSE: Final = 0.1  # seconds between visits, as between people: latency is asked for, not how many fit in a second
 LEAST: Final = 4  # of either, however short the run is
 
 
@@ -31,6 +33,7 @@ def _at(turn: Turn, name: str) -> SocksLoad:
 
 def _visit(load: SocksLoad, user: str) -> float | None:
     """Meet a service on new circuits: milliseconds to the first byte, None if it did not come."""
+    time.sleep(PAUSE)
     try:
         return load.fetch(user, 100).first_s * 1e3
     except NoLoad:
