@@ -30,6 +30,7 @@ Terminal=true
 NoDisplay=true
 MimeType=x-scheme-handler/magnet;
 """
+ASK_TIME = 60.0
 CLAIM_TIME = 300.0
 """Seconds: work of 2^22 on a small machine, and a DHT that is slow."""
 
@@ -119,6 +120,28 @@ def claim(name: str, key: Path | None, as_json: bool) -> None:
         return
     click.echo(f"{told['shown']} is claimed for {told['address']}.l8.alt, at {told['nodes']} nodes of the DHT")
     click.echo(f"until {_day(told['expires'])}; this node renews it while it runs")
+
+
+@name.command()
+@click.argument("name")
+@click.argument("what", metavar="ADDRESS|MAGNET|FILE|URL")
+@click.option("--days", type=click.IntRange(1, 3650), default=365, show_default=True, help="How long it is good for.")
+@json_option
+def certify(name: str, what: str, days: int, as_json: bool) -> None:
+    """Certify, with the key of the node that runs here, that NAME is a service's.
+
+    It counts for those who have the node's id among their name_signers.
+    """
+    from layer8.cli.network import call
+    from layer8.rendezvous.address import address_text, shown
+
+    _, key = _read(what, name, datetime.now(UTC).timestamp())
+    said = {"name": name, "address": address_text(key), "days": days}
+    told = call("names.certify", said, seconds=ASK_TIME)
+    if as_json:
+        print_json({**said, **told})
+        return
+    click.echo(f"{shown(name, key)} is certified for {days} days, at {told['nodes']} nodes of the DHT")
 
 
 @name.command()

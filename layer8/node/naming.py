@@ -61,7 +61,9 @@ class NodeNames:
         self.naming = Naming(items, wall_clock, shelf, self.witness, ruled, signers, self._flagged)
         self.archive = Archive(self.storage)
         start = relay.tasks.start
-        self.claiming = Claiming(items, self.archive, self.read_key, work, wall_clock, relay.reactor, start, ruled)
+        self.claiming = Claiming(
+            items, self.archive, relay.key, self.read_key, work, wall_clock, relay.reactor, start, ruled
+        )
         if config.enabled:
             self.attesting = Attesting(
                 items,

@@ -22,6 +22,7 @@ SCHEMA: Final = (
     CREATE TABLE claims (
         name TEXT NOT NULL PRIMARY KEY, file TEXT NOT NULL, claim BLOB NOT NULL, listing BLOB NOT NULL
     ) WITHOUT ROWID;
+    CREATE TABLE certificates (name TEXT NOT NULL PRIMARY KEY, seq INTEGER NOT NULL, raw BLOB NOT NULL) WITHOUT ROWID;
     CREATE TABLE probed (
         name TEXT NOT NULL, key BLOB NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, flags INTEGER NOT NULL,
         asked INTEGER NOT NULL, answered INTEGER NOT NULL, expires REAL NOT NULL, next REAL NOT NULL,
@@ -41,6 +42,15 @@ class Own:
     file: str
     claim: Record = field(repr=False)
     listing: Record = field(repr=False)
+
+
+@frozen
+class Certified:
+    """A name that this node certifies; `seq` is that of the item in the DHT."""
+
+    name: str
+    seq: int
+    raw: bytes = field(repr=False)
 
 
 @frozen
@@ -66,6 +76,7 @@ class Archive:
 
     _storage: Storage
     claims: dict[str, Own] = field(factory=dict, init=False)
+    certificates: dict[str, Certified] = field(factory=dict, init=False)
     probed: dict[tuple[str, bytes], Probed] = field(factory=dict, init=False)
     records: dict[bytes, Record] = field(factory=dict, init=False, repr=False)  # the oldest first
 
@@ -74,6 +85,9 @@ class Archive:
         for row in self._storage.rows("claims"):
             own = _own(row)
             self.claims[own.name] = own
+        for row in self._storage.rows("certificates"):
+            certified = Certified(str(row["name"]), int(_real(row["seq"])), _blob(row["raw"]))
+            self.certificates[certified.name] = certified
         for row in self._storage.rows("probed"):
             one = _probed(row)
             self.probed[one.name, one.key] = one
@@ -87,6 +101,16 @@ class Archive:
         row: dict[str, Value] = {"name": own.name, "file": own.file}
         row |= {"claim": claim.target + claim.raw, "listing": listing.target + listing.raw}
         await self._storage.write(Put("claims", row))
+
+    async def certify(self, one: Certified) -> None:
+        """Remember a certificate of this node."""
+        self.certificates[one.name] = one
+        await self._storage.write(Put("certificates", {"name": one.name, "seq": one.seq, "raw": one.raw}))
+
+    async def uncertify(self, name: str) -> None:
+        """Forget a certificate that has expired."""
+        self.certificates.pop(name, None)
+        await self._storage.write(Drop("certificates", {"name": name}))
 
     async def probe(self, one: Probed) -> None:
         """Remember how a claim stands."""
@@ -133,9 +157,19 @@ def _own(row: dict[str, Value]) -> Own:
 
 
 def _probed(row: dict[str, Value]) -> Probed:
-    whole = {name: int(_real(row[name])) for name in ("first", "last", "flags", "asked", "answered")}
-    times = {name: _real(row[name]) for name in ("expires", "next", "put")}
-    return Probed(name=str(row["name"]), key=_blob(row["key"]), record=_blob(row["record"]), **whole, **times)
+    return Probed(
+        name=str(row["name"]),
+        key=_blob(row["key"]),
+        first=int(_real(row["first"])),
+        expires=_real(row["expires"]),
+        next=_real(row["next"]),
+        last=int(_real(row["last"])),
+        flags=int(_real(row["flags"])),
+        asked=int(_real(row["asked"])),
+        answered=int(_real(row["answered"])),
+        put=_real(row["put"]),
+        record=_blob(row["record"]),
+    )
 
 
 def _blob(value: Value) -> bytes:

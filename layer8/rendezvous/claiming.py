@@ -1,4 +1,6 @@
-"""The names that this node claims for services of its own: work once, put every hour, said anew before it expires.
+"""What this node says of names: those that it claims for services of its own, and those that it certifies.
+
+Both are put every hour; a claim is said anew, with work, before it expires, and a certificate ends.
 
 A claim needs its service's key only when it is made, so the file with that key is read then and not kept.
 """
@@ -12,15 +14,16 @@ from attrs import define, field
 from twisted.internet.task import LoopingCall
 
 from layer8.core.errors import Layer8Error, Refused
-from layer8.crypto.items import Draft, Items, Record
+from layer8.crypto.items import Draft, Items, Mutable, Record
 from layer8.crypto.keys import NodeKey
-from layer8.rendezvous.archive import Archive, Own
-from layer8.rendezvous.claims import make_claim, make_listing
+from layer8.rendezvous.archive import Archive, Certified, Own
+from layer8.rendezvous.claims import DAY, Certificate, make_claim, make_listing
 
 REPUT: Final = 3600.0  # seconds: a DHT forgets after two hours
 TRY: Final = 60.0  # seconds between looks at what is due, or failed
 RENEW: Final = 5 * 86_400  # seconds before its end that a claim is said anew
 CLAIMS: Final = 64  # of one node
+CERTIFICATES: Final = 1000
 
 Work = Callable[[Draft], Awaitable[Record]]
 """Do the work of a record in slices, in a thread."""
@@ -32,6 +35,7 @@ class Claiming:
 
     _items: Items
     _archive: Archive
+    _signer: NodeKey
     _read_key: Callable[[str], NodeKey]
     _work: Work
     _wall: Callable[[], float]
@@ -40,6 +44,7 @@ class Claiming:
     _ruled: bool = True
     _loop: LoopingCall = field(init=False)
     _put_at: dict[str, float] = field(factory=dict, init=False)
+    _certified_at: dict[str, float] = field(factory=dict, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Put everything now and then."""
@@ -67,6 +72,17 @@ class Claiming:
         await archive.claim(own)
         return own, await self._put(own)
 
+    async def certify(self, name: str, key: bytes, days: int) -> int:
+        """Certify that a name is a key's, for those who have named this node as a signer; says how many have it."""
+        archive, now = self._archive, int(self._wall())
+        if name not in archive.certificates and len(archive.certificates) >= CERTIFICATES:
+            raise Refused(f"over the limit CERTIFICATES of {CERTIFICATES}")
+        raw = Certificate.make(self._signer, name, key, now + days * DAY)
+        before = archive.certificates.get(name)
+        one = Certified(name, now if before is None else max(now, before.seq + 1), raw)
+        await archive.certify(one)
+        return await self._put_certificate(one)
+
     async def put_all(self) -> None:
         """Put again what was not put for an hour, anew where it expires soon; one that fails keeps no other."""
         for own in tuple(self._archive.claims.values()):
@@ -77,6 +93,22 @@ class Claiming:
                 await self._put(fresh)
             except Layer8Error:
                 continue  # nobody to ask yet, or the key's file is gone
+        for one in tuple(self._archive.certificates.values()):
+            if self._wall() - self._certified_at.get(one.name, float("-inf")) < REPUT:
+                continue
+            try:
+                if Certificate.read(one.raw).expires <= self._wall():
+                    await self._archive.uncertify(one.name)
+                else:
+                    await self._put_certificate(one)
+            except Layer8Error:
+                continue
+
+    async def _put_certificate(self, one: Certified) -> int:
+        signer = self._signer
+        stored = await self._items.put(Mutable.make(signer.node_id, signer.sign, one.seq, one.raw, one.name.encode()))
+        self._certified_at[one.name] = self._wall()
+        return stored
 
     async def _renewed(self, own: Own) -> Own:
         if min(own.claim.expires, own.listing.expires) - self._wall() > RENEW:

@@ -123,6 +123,15 @@ class Claimed:
 
 
 @frozen
+class NewCertificate:
+    """`names.certify`: whom a name leads to, for those who have this node among their `name_signers`."""
+
+    name: Name
+    address: AddressText
+    days: int = member(365, least=1, most=3650)
+
+
+@frozen
 class NewPin:
     """A name, and whom it leads to for ever."""
 
@@ -200,7 +209,7 @@ class Suspicion:
 
 
 @frozen
-class FlagTaken:
+class Taken:
     """How many nodes of the DHT have taken it."""
 
     nodes: int
@@ -269,6 +278,11 @@ class NamesRows:
         key = own.claim.key
         return Claimed(shown(own.name, key), address_text(key), nodes, own.claim.expires)
 
+    @method("names.certify", role=ADMIN)
+    async def certify(self, caller: Caller, params: NewCertificate) -> Taken:
+        """Sign with this node's key that a name is an address's; it is put into the DHT every hour until it expires."""
+        return Taken(await self._claiming.certify(params.name, parse_address(params.address), params.days))
+
     @method("names.pin", role=OPERATE)
     async def pin(self, caller: Caller, params: NewPin) -> Pinned:
         """Pin a name to a service for ever: another key is never opened under it."""
@@ -301,7 +315,7 @@ class NamesRows:
         )
 
     @method("names.flag", role=OPERATE, timeout=ASK_TIME)
-    async def flag(self, caller: Caller, params: Suspicion) -> FlagTaken:
+    async def flag(self, caller: Caller, params: Suspicion) -> Taken:
         """Say in the DHT that something is wrong with a service, under a key that is made for it and thrown away.
 
         It is shown to those who resolve the name, and never counted.
@@ -312,7 +326,7 @@ class NamesRows:
         seen = Seen(name, key, signer.node_id, today, today, FLAG_NAMES[params.flag], 1)
         draft = make_seen(signer, seen, self._wall(), ruled=self._ruled)
         record = await self._work(draft) if self._ruled else draft.record()
-        return FlagTaken(await self._items.put(record))
+        return Taken(await self._items.put(record))
 
     @method("names.flags", role=OPERATE)
     async def flags(self, caller: Caller, params: NamesPage) -> FlagList:

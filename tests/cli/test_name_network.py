@@ -38,13 +38,16 @@ class RunningTests(HiddenNodeCase):
         """G53, G61: a service's own file is fetched from the service itself, through the node's SOCKS port."""
         await self.network()
         there = await self.member(f'[service.blog]\nports = {{ 80 = "127.0.0.1:{self.page()}" }}')
-        here = await self.member(socks=HERE)
         attester = await self.member("[names]\nenabled = true")
+        here = await self.member(f'[names]\nname_signers = ["{attester.relay.key.text}"]', HERE)
         hosting = await self.published(there, "blog")
         letters = hosting.address.removesuffix(".l8.alt")
         code, out, err = await self.name(there, "claim", "blog", "--json")
         self.assertEqual((code, err), (0, ""))
         self.assertEqual(json.loads(out)["address"], letters)
+        code, out, err = await self.name(attester, "certify", "shop", hosting.address)
+        self.assertEqual((code, err), (0, ""))
+        self.assertIn("certified for 365 days", out)
         code, out, err = await self.name(there, "claim", "nobody")
         self.assertEqual((code, len(err.splitlines())), (1, 1))
         self.assertIn("layer8 hide makes one", err)
@@ -65,6 +68,9 @@ class RunningTests(HiddenNodeCase):
         code, out, err = await self.name(here, "pin", "mine", f"http://{where.address}/theirs.l8")
         self.assertEqual((code, err), (0, ""))
         self.assertEqual(here.names.naming.names().book.pins["mine"].key, node(1))
+        code, out, _ = await self.name(here, "resolve", "shop", "--json")
+        told = json.loads(out)
+        self.assertEqual((code, told["address"], told["layer"]), (0, letters, "certificate"))
         code, _, err = await self.name(here, "pin", "other", "http://nobody-at-all.l8.alt/x.l8")
         self.assertEqual((code, len(err.splitlines())), (1, 1))
         self.assertIn("nobody claims that name", err)
@@ -221,7 +227,11 @@ class FetchTests(SynchronousTestCase):
                 fetch(f"http://{self.serve(answer)}/", 9, None)
 
     def test_silence(self) -> None:
-        where = self.serve(lambda line: [line.recv(1) for _ in range(2000)] and None)
+        def wait(line: socket.socket) -> None:
+            while line.recv(64):
+                pass
+
+        where = self.serve(wait)
         with self.assertRaises(TimedOut):
             fetch(f"http://{where}/", 9, None, seconds=0.3)
 

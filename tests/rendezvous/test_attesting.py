@@ -10,12 +10,13 @@ from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from layer8.core.errors import ConfigError, Unavailable
+from layer8.core.errors import ConfigError, Refused, Unavailable
 from layer8.crypto.items import RECORD_LIFE, Draft, Record
 from layer8.crypto.keys import NodeKey
 from layer8.net.sqlite import Database
 from layer8.rendezvous import archive as archives
 from layer8.rendezvous import attesting as module
+from layer8.rendezvous import claiming as claims_module
 from layer8.rendezvous import claims
 from layer8.rendezvous.address import WrongName, address_text
 from layer8.rendezvous.archive import SCHEMA, Archive
@@ -83,6 +84,7 @@ class AttestingCase(NamingCase):
         return Claiming(
             self.items,
             archive,
+            key(7),
             self.read_key,
             self.work,
             lambda: self.now,
@@ -346,6 +348,36 @@ class ClaimTests(AttestingCase):
         self.clock.advance(TRY)
         self.assertIn(claim_target("blog"), self.items.sets)
         claiming.stop()
+
+    def test_certificates(self) -> None:
+        """G60: a signer's node puts them every hour, also after a restart, until they expire."""
+        claiming = self.claiming_of(self.archive)
+        self.assertEqual(self.run_(claiming.certify("blog", A.node_id, 10)), 8)
+        trusting = self.naming_of(self.shelf, signers=(node(7),))
+        self.assertEqual(self.run_(trusting.resolve("blog")).key, A.node_id)
+        self.assertIsNone(self.run_(self.naming.resolve("blog")).key)
+        self.run_(claiming.certify("blog", B.node_id, 10))
+        self.assertEqual(self.run_(trusting.resolve("blog")).key, B.node_id)
+        self.items.items.clear()
+        again = Archive(self.archive._storage)
+        again.load()
+        self.assertEqual(again.certificates, self.archive.certificates)
+        self.run_(self.claiming_of(again).put_all())
+        self.assertEqual(self.run_(trusting.resolve("blog")).key, B.node_id)
+        self.now += 10 * DAY
+        self.assertIsNone(self.run_(trusting.resolve("blog")).key)
+        self.run_(claiming.put_all())
+        self.assertEqual((self.archive.certificates, self.archive._storage.rows("certificates")), ({}, []))
+        self.patch(claims_module, "CERTIFICATES", 0)
+        self.fails(claiming.certify("shop", A.node_id, 10), Refused)
+        self.fails(claiming.certify("-", A.node_id, 10), Refused)
+
+    def test_so_many_claims(self) -> None:
+        self.patch(claims_module, "CLAIMS", 1)
+        claiming = self.claiming_of(self.archive)
+        self.run_(claiming.claim("blog", "1"))
+        self.run_(claiming.claim("blog", "2"))
+        self.fails(claiming.claim("shop", "1"), Refused)
 
     def test_nobody_to_ask_is_no_end(self) -> None:
         claiming = self.claiming_of(self.archive)
