@@ -216,7 +216,9 @@ class DhtConfig:
         hot=False,
     )
     read_only: bool = option(
-        False, doc="Ask, and be listed nowhere: for a node that others cannot reach by UDP.", hot=False
+        False,
+        doc="Ask, and be listed nowhere: for a node that others cannot reach by UDP. After a while it notices itself.",
+        hot=False,
     )
 
 

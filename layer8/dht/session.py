@@ -11,7 +11,8 @@ It is a `layer8.core.datagram.DatagramSession`; `now` is monotonic, and `now + e
 
 A node enters a bucket when it has answered, at its address, a challenge of ours to it (see `wire`): so ids cannot be
 chosen without making keys, and nobody is listed by a forged address. `open` lets others in too, those of other
-networks and those that know nothing of keys: for tests with other programs.
+networks and those that know nothing of keys: for tests with other programs. In networks with rules a node that nobody
+reaches becomes `read_only` by itself (see `reach`).
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from layer8.dht.limits import (
 )
 from layer8.dht.lookup import Lookup
 from layer8.dht.rates import Rates, Votes
+from layer8.dht.reach import Reach
 from layer8.dht.replies import Replies
 from layer8.dht.store import Held, Name, Store, name
 from layer8.dht.table import Entry, Table
@@ -109,6 +111,7 @@ class Dht:
     _proved: OrderedDict[Contact, bytes] = field(factory=OrderedDict, init=False, repr=False)
     _proving: set[Peer] = field(factory=set, init=False, repr=False)
     _votes: Votes = field(factory=Votes, init=False, repr=False)
+    _reach: Reach = field(init=False, repr=False)
     _own: dict[Name, tuple[Item, float]] = field(factory=dict, init=False, repr=False)
     _upkeep: float = field(default=0.0, init=False, repr=False)
     _refresh: float = field(default=0.0, init=False, repr=False)
@@ -123,6 +126,7 @@ class Dht:
         self.rates = Rates(self.network.ruled)
         self._replies = Replies(self.id, self.table, self.store, self.open)
         self._mark = Mark(self.network.mark)
+        self._reach = Reach(self.network.ruled and not self.read_only)
 
     # What others want of it.
 
@@ -200,17 +204,8 @@ class Dht:
 
     def stats(self) -> Stats:
         """Give the counts of now."""
-        return Stats(
-            len(self.table),
-            len(self.store),
-            self.store.size,
-            len(self._jobs),
-            self.queries,
-            self.answered,
-            self.refused,
-            self.rates.dropped,
-            self.read_only,
-        )
+        counts = self.queries, self.answered, self.refused, self.rates.dropped
+        return Stats(len(self.table), len(self.store), self.store.size, len(self._jobs), *counts, self.read_only)
 
     @property
     def least(self) -> int:
@@ -242,6 +237,7 @@ class Dht:
         if not self.rates.query(peer[0], now):
             return
         self.queries += 1
+        self._reach.came(peer[0], now)
         try:
             values = self._replies.to(query, peer, now + self.epoch)
         except Refusal as refusal:
@@ -290,6 +286,7 @@ class Dht:
             pending.challenge = self.randbytes(CHALLENGE)
         mark = Mark(self.network.mark, challenge=pending.challenge, age=age)
         self._pending[tid] = pending
+        self._reach.spoke(pending.peer[0], now)
         heapq.heappush(self._times, (now + self._patience(contact), tid))
         self._send(Query(tid, method, {**args, b"id": self.id}, mark, self.read_only).encode(), pending.peer)
 
@@ -516,6 +513,8 @@ class Dht:
     def _look_after(self, now: float) -> None:
         wall = now + self.epoch
         self.store.prune(wall)
+        if self._reach.judges:
+            self.read_only = self._reach.hidden(now, len(self.table))
         if not len(self.table):
             if now >= self._boot:
                 self._boot = now + BOOTSTRAP

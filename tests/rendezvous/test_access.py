@@ -117,7 +117,8 @@ class ListenTests(AccessCase):
             self.listen(self.service, NodeKey.make())
         with self.assertRaises(LimitExceeded):
             self.listen(self.service, NodeKey.make())
-        self.role.listeners.update({bytes((1, *divmod(n, 256))): None for n in range(LISTENERS_PER_NODE)})  # type: ignore[misc]
+        others = range(LISTENERS_PER_NODE - LISTENERS_PER_CIRC)
+        self.role.listeners.update({bytes((1, *divmod(n, 256))): None for n in others})  # type: ignore[misc]
         with self.assertRaises(LimitExceeded):
             self.listen(FakeAsker(2), NodeKey.make())
 
