@@ -124,7 +124,8 @@ class JoinTests(JoinedCase):
         self.near.circuit.tell(JOIN, b"")
         self.net.run(lambda: self.role.results == [False])
         assert self.role.waiting is not None
-        self.assertFalse(self.role.join(self.role.waiting.circuit, 12345))
+        for pair in ((self.role.waiting.circuit, 12345), (12345, self.role.waiting.circuit)):
+            self.assertFalse(self.role.join(*pair))
 
     def test_not_twice(self) -> None:
         self.meet()
@@ -135,11 +136,16 @@ class JoinTests(JoinedCase):
 
     def test_not_with_streams(self) -> None:
         self.relays[2].serve("echo.test", 7, Echo)
+        self.near.circuit.heard[DONE] = lambda data: None
         self.echo(self.near.circuit)
         self.near.circuit.tell(WAIT, b"")
         self.net.run(lambda: self.role.waiting is not None)
         self.far.circuit.tell(JOIN, b"")
         self.net.run(lambda: self.role.results == [False])
+        one, other = self.relays[2].circuits.all
+        self.assertFalse(self.role.join(one, other) or self.role.join(other, one))
+        self.assertEqual({each.state for each in self.relays[2].circuits.all.values()}, {State.ENDED})
+        self.echo(self.near.circuit)  # nothing has changed
 
     def test_a_client_joins_no_circuit_in_use(self) -> None:
         self.relays[2].serve("echo.test", 7, Echo)

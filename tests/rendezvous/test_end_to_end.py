@@ -13,7 +13,7 @@ from layer8.core.roles import Asker
 from layer8.crypto.introduction import BLOB
 from layer8.crypto.keys import NodeKey
 from layer8.relay.origin import Origin, State
-from layer8.relay.wire import Open, Proto, Reason
+from layer8.relay.wire import Destroy, Open, Proto, Reason
 from layer8.rendezvous.client import NotMet, Step, meet
 from layer8.rendezvous.limits import BAD_PORTS, BLOB_AGE, SETUP_CELLS, T_RENDEZVOUS
 from layer8.rendezvous.meeting import Meeting
@@ -172,6 +172,22 @@ class FailureTests(MeetCase):
         self.assertEqual(self.step(), Step.LATE)
         self.assertEqual(self.service.counted["refused"], 3)
         self.echoed(self.meet(login=key), b"hello")
+
+    def test_a_rendezvous_hop_that_goes(self) -> None:
+        """The client does not wait for a service that has nowhere to come to."""
+        self.start()
+        done: list[Any] = []
+        begun = self.net.clock.seconds()
+        Deferred.fromCoroutine(meet(self.here, self.key.node_id, self.told)).addBoth(done.append)
+        for _ in range(3):
+            self.net.run(lambda: self.service._busy == 1)
+            for meeting, node in zip(self.meetings, self.relays, strict=False):
+                for asker in list(meeting._waiting.values()):
+                    node.circuits.all[asker.circuit].close(Destroy.ASKED)
+            self.net.run(lambda: self.service._busy == 0)
+        self.net.run(lambda: bool(done))
+        self.assertEqual(done[0].value.step, Step.RENDEZVOUS)
+        self.assertLess(self.net.clock.seconds() - begun, T_RENDEZVOUS)
 
     def test_nothing_is_left_behind(self) -> None:
         self.key = NodeKey.make()
