@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from layer8.rendezvous.shelf import Shelf
 
 
-HANDLER = "layer8-magnet.desktop"
+DESKTOP_FILE = "layer8-magnet.desktop"
 DESKTOP = """[Desktop Entry]
 Type=Application
 Name=layer8
@@ -172,9 +172,9 @@ def resolve(what: str, wait: bool, as_json: bool) -> None:
         click.pause("Enter closes this.")
 
 
-@name.command()
+@name.command("handler")
 @click.option("--install", is_flag=True, help="Write it where your desktop looks for it.")
-def handler(install: bool) -> None:
+def desktop_file(install: bool) -> None:
     """Print the file by which a desktop shows where magnet links lead, in a terminal; nothing is opened or pinned.
 
     Links of other kinds are shown to be none of ours, so it is not made the default: the last line says how.
@@ -186,9 +186,9 @@ def handler(install: bool) -> None:
         return
     folder = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "applications"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / HANDLER).write_text(text)
-    click.echo(f"{folder / HANDLER} is written")
-    click.echo(f"to have it called: xdg-mime default {HANDLER} x-scheme-handler/magnet")
+    (folder / DESKTOP_FILE).write_text(text)
+    click.echo(f"{folder / DESKTOP_FILE} is written")
+    click.echo(f"to have it called: xdg-mime default {DESKTOP_FILE} x-scheme-handler/magnet")
 
 
 @name.command("list")

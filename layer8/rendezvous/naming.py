@@ -40,7 +40,7 @@ from layer8.rendezvous.shelf import Shelf
 from layer8.rendezvous.visits import BAD_ADDRESS, NO_DESCRIPTOR, NotFound
 
 FRESH: Final = 300.0  # seconds for which the DHT's word is good
-KEPT: Final = 64  # names whose word is kept in memory
+NAMES_KEPT: Final = 64  # names whose word is kept in memory
 AT_ONCE: Final = 4  # sets that are asked for at a time
 SIGNERS: Final = 16  # of certificates
 
@@ -116,7 +116,7 @@ class Naming:
         told = decide(name, claims, seen, known, now, ruled=self._ruled), certificates
         self._kept.pop(name, None)
         self._kept[name] = now, told
-        while len(self._kept) > KEPT:
+        while len(self._kept) > NAMES_KEPT:
             del self._kept[next(iter(self._kept))]
         return told
 

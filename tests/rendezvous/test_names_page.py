@@ -12,7 +12,20 @@ from layer8.crypto.blind import BlindKey, factor
 from layer8.crypto.curtain import seal
 from layer8.crypto.items import Mutable
 from layer8.crypto.keys import NodeKey
-from layer8.rendezvous import address, claims, descriptor, files, finding, index, names, publishing
+from layer8.rendezvous import (
+    address,
+    archive,
+    attesting,
+    claiming,
+    claims,
+    descriptor,
+    files,
+    finding,
+    index,
+    names,
+    naming,
+    publishing,
+)
 from layer8.rendezvous.address import address_text, period
 from layer8.rendezvous.claims import Certificate, claim_target, make_claim, seen_target
 from layer8.rendezvous.descriptor import Point, Price, ServiceDescriptor
@@ -20,6 +33,7 @@ from layer8.rendezvous.files import ServiceFile
 from tests.test_docs import page, rows
 
 KEY = NodeKey.from_seed(bytes(range(32)))
+LATEST = (archive, attesting, claiming, naming)
 AT = 1_800_000_000
 LATER = 1_900_000_000
 
@@ -64,7 +78,7 @@ class PageTests(SynchronousTestCase):
         named = {
             row[0].strip("`"): row[1] for row in rows(self.page.partition("## Limits")[2].partition("## Vectors")[0])
         }
-        modules = (curtain, items, address, claims, descriptor, publishing, finding, files, index, names)
+        modules = (curtain, items, address, claims, descriptor, publishing, finding, files, index, names, *LATEST)
         found = {}
         for name in set(named) - {"name"}:
             values = {getattr(module, name) for module in modules if hasattr(module, name)}

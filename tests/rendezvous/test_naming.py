@@ -25,7 +25,7 @@ from layer8.rendezvous.claims import (
     make_seen,
 )
 from layer8.rendezvous.names import Layer, RedFlag, WrongKey
-from layer8.rendezvous.naming import FRESH, KEPT, Naming
+from layer8.rendezvous.naming import FRESH, NAMES_KEPT, Naming
 from layer8.rendezvous.shelf import Shelf
 from layer8.rendezvous.visits import BAD_ADDRESS, NO_DESCRIPTOR, NotFound
 from tests.descriptors import NOW, key, node
@@ -227,6 +227,6 @@ class KeyTests(NamingCase):
         for number in range(100):
             self.run_(self.naming.key(f"name{number}.l8.alt"))
         self.assertEqual((self.files(), self.items.puts, self.items.state() == before), ({}, 0, True))
-        self.assertEqual(len(self.naming._kept), KEPT)
+        self.assertEqual(len(self.naming._kept), NAMES_KEPT)
         self.naming.forget()
         self.assertEqual(len(self.naming._kept), 0)
