@@ -31,6 +31,7 @@ CODES: Final[Mapping[Reason, Code]] = {
     Reason.POLICY: Code.POLICY,
     Reason.RESOLVE: Code.HOST_UNREACHABLE,
     Reason.REFUSED: Code.REFUSED,
+    Reason.NO_PORT: Code.REFUSED,
     Reason.UNREACHABLE: Code.NET_UNREACHABLE,
     Reason.TIMEOUT: Code.TIMED_OUT,
 }

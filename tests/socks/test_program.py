@@ -87,7 +87,7 @@ class AnswerTests(ProgramCase):
                 "TIMEOUT": 6,
                 "RESET": 1,
                 "LIMIT": 1,
-                "NO_PORT": 1,
+                "NO_PORT": 5,
                 "PROTOCOL": 1,
                 "INTERNAL": 1,
             },
