@@ -338,7 +338,7 @@ class StayingTests(StayingCase):
             self.assertIn("This page is hidden", here.stdout)
         for port in set(re.findall(r"127\.0\.0\.1:(\d+)", text)):
             with socket.create_connection(("127.0.0.1", int(port)), PATIENCE) as line:
-                line.settimeout(1.0)
+                line.settimeout(0.3)
                 line.sendall(b"GET / HTTP/1.0\r\n\r\n")
                 with contextlib.suppress(OSError):
                     self.assertNotIn(b"This page is hidden", line.recv(65536))
