@@ -316,9 +316,13 @@ class RendezvousRows:
     @method("rendezvous.points", role=OPERATE)
     async def points(self, caller: Caller) -> PointRows:
         """List the access points of our services, and count what this node does for others'."""
-        now = self._seconds()
         rows = [
-            PointRow(one.name, id_text(held.hop.identity)[:8], max(0, int(now - held.since)), held.introductions)
+            PointRow(
+                one.name,
+                id_text(held.hop.identity)[:8],
+                max(0, int(one.ground.ways.wall() - held.since)),
+                held.introductions,
+            )
             for one in self._parts.hosts
             for held in one.service.points.values()
         ]

@@ -157,6 +157,8 @@ class NetworkWays:
         try:
             await self.client.extend(circuit, last)
         except NoCircuit as error:
+            if error.reason is Reason.RESET:  # it has ended before the last hop was known to be gone
+                raise
             raise Gone(str(error)) from None
         finally:
             self._ready.prepare(need)
