@@ -214,10 +214,9 @@ class Dht:
 
     def seed(self, peers: Sequence[Peer], now: float) -> None:
         """Take where nodes may be; while nobody is known, those that were not named before are asked at once."""
-        new = not set(peers) <= set(self.bootstrap)
-        self.bootstrap = peers
-        if new and not len(self.table):
+        if not (len(self.table) or set(peers) <= set(self.bootstrap)):
             self._boot, self._upkeep = 0.0, min(self._upkeep, now + FIRST)
+        self.bootstrap = peers
 
     def know(self, contacts: Sequence[Contact], now: float) -> None:
         """Ask nodes for a proof that were known before a restart, or that somebody has named."""
