@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import re
 import shutil
+import subprocess
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,7 +16,18 @@ from twisted.trial.unittest import SkipTest
 from twisted.web.server import Site
 from twisted.web.static import Data
 
+from layer8.config.load import load_text
+from layer8.config.services import VisitConfig
+from layer8.control.errors import CallUnavailable, Forbidden, InvalidParams, NotFound
+from layer8.core.errors import ConfigError
+from layer8.crypto.descriptor import Role
+from layer8.crypto.keys import NodeKey, parse_id
+from layer8.node.counting import RendezvousMetrics
+from layer8.node.hidden import read_visits
 from layer8.node.service import Node
+from layer8.rendezvous.address import address_text, parse_address
+from layer8.rendezvous.descriptor import parse_clients
+from tests.interop.daemons import folder
 from tests.node.test_service import NodeCase
 
 RELAY = """
@@ -65,9 +79,10 @@ class HiddenNodeCase(NodeCase):
         self.relays = [first, *(self.start(known, dht=True) for _ in range(RELAYS - 1))]
         await self.until(lambda: all(len(one.relay.database) == RELAYS - 1 for one in self.relays))
 
-    async def member(self, more: str = "", socks: str = "[]") -> Node:
+    async def member(self, more: str = "", socks: str = "[]", home: Path | None = None) -> Node:
         """Start a node that carries nothing, and wait until it knows the others."""
-        node = self.start(CLIENT.format(peers=listed([self.where(self.relays[0])]), socks=socks, more=more))
+        text = CLIENT.format(peers=listed([self.where(self.relays[0])]), socks=socks, more=more)
+        node = self.start(text, home=home)
         await self.until(lambda: len(node.relay.database) == RELAYS)
         return node
 
@@ -119,3 +134,203 @@ class VisitTests(HiddenNodeCase):
         # One key, and a file that is for its owner alone.
         path = Path(there._frame.home / "services" / "blog.pem")
         self.assertEqual(path.stat().st_mode & 0o777, 0o600)
+
+
+class AccessTests(HiddenNodeCase):
+    """Who may come, by keys of clients and by logins."""
+
+    async def test_known_clients(self) -> None:
+        """A stranger with the address is refused, a known client comes, and comes no more when it is taken away."""
+        await self.network()
+        keys, path = folder(self), folder(self) / "clients"
+        alice, bob = (pem(keys / f"{name}.pem") for name in ("alice", "bob"))
+        path.write_text(f"alice = {alice}  # a friend\n")
+        more = f'ports = {{ 80 = "127.0.0.1:{self.page()}" }}\nclient_auth = "{path}"'
+        there = await self.member(f"[service.blog]\n{more}")
+        hosting = await self.published(there, "blog")
+        visit = f'[visit.blog]\naddress = "{hosting.address}"\nclient_key = "{{}}"'
+        stranger = await self.member(socks=HERE)
+        known = await self.member(visit.format(keys / "alice.pem"), socks=HERE)
+        other = await self.member(visit.format(keys / "bob.pem"), socks=HERE)
+        url = f"http://{hosting.address}/"
+        self.assertEqual(await self.curl(known, url), PAGE)
+        self.assertEqual([await self.refusal(one, url) for one in (stranger, other)], ["F4", "F5"])
+        told = await self.call(there, "rendezvous.auth_add", service="blog", name="bob", key=bob)
+        self.assertEqual(told, {"clients": ["alice", "bob"]})
+        self.assertEqual(parse_clients(path.read_text()), {"alice": parse_id(alice), "bob": parse_id(bob)})
+        seq = hosting.publishing.published
+        await self.until(lambda: hosting.publishing.published > seq)
+        self.assertEqual(await self.curl(other, url), PAGE)
+        self.assertEqual(len(hosting.service.sessions), 2)
+        seq = hosting.publishing.published
+        told = await self.call(there, "rendezvous.auth_remove", service="blog", name="alice")
+        self.assertEqual(told, {"clients": ["bob"]})
+        await self.until(lambda: not hosting.service.sessions and hosting.publishing.published > seq)
+        for node in (other, known):
+            node.hidden.finding.forget()
+        self.assertEqual(await self.curl(other, url), PAGE)
+        self.assertEqual(await self.refusal(known, url), "F5")
+        for method, words, error in (
+            ("auth_add", {"service": "blog", "name": "bob", "key": alice}, InvalidParams),
+            ("auth_add", {"service": "none", "name": "bob", "key": alice}, NotFound),
+            ("auth_remove", {"service": "blog", "name": "alice"}, NotFound),
+        ):
+            with self.assertRaises(error):
+                await self.call(there, f"rendezvous.{method}", **words)
+
+    async def test_logins(self) -> None:
+        """G54: a listed login comes, a stranger does not, and nobody without one."""
+        await self.network()
+        keys = folder(self)
+        mine, others = NodeKey.load_or_make(keys / "mine.pem"), NodeKey.load_or_make(keys / "others.pem")
+        more = f'ports = {{ 80 = "127.0.0.1:{self.page()}" }}\nallow = ["{mine.text}"]'
+        there = await self.member(f"[service.blog]\n{more}")
+        hosting = await self.published(there, "blog")
+        visit = f'[visit.blog]\naddress = "{hosting.address}"\nidentity = "{{}}"'
+        known = await self.member(visit.format(keys / "mine.pem"), socks=HERE)
+        other = await self.member(visit.format(keys / "others.pem"), socks=HERE)
+        url = f"http://{hosting.address}/"
+        self.assertEqual(await self.curl(known, url), PAGE)
+        rows = await self.call(there, "rendezvous.sessions")
+        self.assertEqual((rows["all"], [row["login"] for row in rows["sessions"]]), (1, [mine.text]))
+        self.assertNotEqual(mine.text, others.text)
+        with self.assertRaises(AssertionError):
+            await self.curl(other, url, "--max-time", "4")
+        self.assertEqual(hosting.service.counted["refused"], 1)
+
+    async def refusal(self, node: Node, url: str) -> str:
+        """Give the code with which a SOCKS port refuses a visit."""
+        with self.assertRaises(AssertionError) as caught:
+            await self.curl(node, url)
+        found = re.search(r"\((\d+)\)\s*$", str(caught.exception).strip())
+        assert found is not None, caught.exception
+        return f"{int(found[1]):X}"
+
+
+class RowTests(HiddenNodeCase):
+    async def test_hide_look_and_unhide(self) -> None:
+        await self.network()
+        there, here = await self.member(), await self.member()
+        heard: list[tuple[str, dict[str, Any]]] = []
+        path = there._frame.home / "a.txt"
+        path.write_bytes(PAGE)
+        names = ("rendezvous.published", "rendezvous.session")
+        there._frame.table.publish = lambda name, data: heard.append((name, data)) if name in names else None  # type: ignore[method-assign]
+        words: dict[str, Any] = {"name": "a-file", "ports": [{"port": 1, "target": f"file:{path}"}], "public": True}
+        told = await self.call(there, "rendezvous.hide", **words)
+        hosting = await self.published(there, "a-file")
+        self.assertEqual((told["made"], told["exposed"], told["service"]["state"]), (True, [], "picking points"))
+        self.assertEqual(told["service"]["resource"], hosting.resource)
+        met = await self.call(here, "rendezvous.connect", address=hosting.resource)
+        self.assertEqual((met["address"] + ".l8.alt", met["points"], met["effort"]), (hosting.address, 3, 0))
+        self.assertGreater(met["met_ms"], 0)
+        met = await self.call(here, "rendezvous.connect", address=met["address"])
+        with self.assertRaises(CallUnavailable):
+            await self.call(here, "rendezvous.connect", address=address_text(NodeKey.make().node_id))
+        (row,) = (await self.call(there, "rendezvous.services"))["services"]
+        self.assertEqual((row["state"], row["points"], row["ports"], row["clients"]), ("published", 3, [1], None))
+        self.assertIn({"result": "met", "count": 2}, row["knocks"])
+        (blind,) = (await self.call(there, "rendezvous.services", role="read"))["services"]
+        self.assertEqual((blind["address"], blind["resource"], blind["magnet"]), ("", "", ""))
+        rows = await self.call(there, "rendezvous.points")
+        self.assertEqual([point["service"] for point in rows["points"]], ["a-file"] * 3)
+        counts = [await self.call(one, "rendezvous.points") for one in self.relays]
+        self.assertEqual(sum(one["listening"] for one in counts), 3)
+        self.assertEqual(sum(one["joined"] for one in counts), 2)
+        (found,) = (await self.call(there, "rendezvous.resources"))["resources"]
+        self.assertEqual(found["resource"], hosting.resource)
+        families = {one.name: one.values for one in RendezvousMetrics(there.hidden).families()}
+        self.assertEqual(families["layer8_rendezvous_points"], {(): 3})
+        self.assertEqual(families["layer8_rendezvous_knocks_total"][("met",)], 2)
+        for said, error in (
+            ({**words}, InvalidParams),
+            ({**words, "name": "A"}, InvalidParams),
+            ({**words, "name": "other"}, None),
+            ({**words, "name": "third", "key": "services/a-file.pem"}, InvalidParams),
+            ({**words, "name": "third", "ports": [{"port": 1, "target": "file:/nowhere"}]}, InvalidParams),
+            ({**words, "name": "third", "client_auth": "/nowhere"}, InvalidParams),
+        ):
+            if error is None:
+                await self.call(there, "rendezvous.hide", **said)
+                continue
+            with self.assertRaises(error, msg=str(said)):
+                await self.call(there, "rendezvous.hide", **said)
+        with self.assertRaises(Forbidden):
+            await self.call(there, "rendezvous.hide", role="operate", **{**words, "name": "fourth"})
+        await self.call(there, "rendezvous.unhide", name="a-file")
+        await self.until(lambda: sum(len(one.hidden.access.listeners) for one in self.relays if one.hidden.access) == 3)
+        with self.assertRaises(NotFound):
+            await self.call(there, "rendezvous.unhide", name="a-file")
+        self.assertEqual([name for name, _ in heard if name == "rendezvous.published"][:1], ["rendezvous.published"])
+        states = [data.state for name, data in heard if name == "rendezvous.session"]
+        self.assertEqual(states, ["opened", "closed", "opened", "closed"])
+
+
+class LifeTests(HiddenNodeCase):
+    async def test_a_reload(self) -> None:
+        """Services come, go and change with the configuration; what does not change goes on."""
+        await self.network()
+        text = '[service.{}]\nports = {{ 80 = "127.0.0.1:1" }}\n'
+        there = await self.member(text.format("one") + text.format("two"))
+        one = await self.published(there, "one")
+        fresh = CLIENT.format(
+            peers=listed([self.where(self.relays[0])]),
+            socks="[]",
+            more=text.format("one") + text.format("three") + "public = true\n",
+        )
+        loaded = load_text(fresh, {}, {})
+        await there.apply(loaded.config)
+        self.assertEqual({hosting.name for hosting in there.hosts}, {"one", "three"})
+        self.assertIs(there.hosts.get("one"), one)
+        self.assertEqual(one.state, "published")
+        bad = load_text(fresh + '[service.four]\nports = { 80 = "file:/nowhere" }', {}, {})
+        with self.assertRaises(ConfigError):
+            await there.apply(bad.config)
+        self.assertEqual({hosting.name for hosting in there.hosts}, {"one", "three"})
+
+    async def test_a_restart(self) -> None:
+        """The same address at the same points, with a higher seq: nobody has to look for it again."""
+        await self.network()
+        home = folder(self)
+        more = '[service.blog]\nports = { 80 = "127.0.0.1:1" }'
+        first = await self.member(more, home=home)
+        before = await self.published(first, "blog")
+        points, seq = set(before.service.points), before.publishing.published
+        await self.stop(first)
+        second = await self.member(more, home=home)
+        after = await self.published(second, "blog")
+        await self.until(lambda: len(after.service.points) == 3)
+        self.assertEqual((after.address, set(after.service.points)), (before.address, points))
+        self.assertGreater(after.publishing.published, seq)
+
+    async def test_a_node_that_offers_nothing(self) -> None:
+        node = self.start(RELAY.format(peers=[], bootstrap=[]) + "[rendezvous]\nenabled = false\n")
+        self.assertIsNone(node.hidden.access)
+        self.assertFalse(node.relay.descriptor.roles & Role.RENDEZVOUS)
+        other = self.start(RELAY.format(peers=[], bootstrap=[]) + "[rendezvous]\nenabled = false\n", rendezvous=True)
+        self.assertTrue(other.relay.descriptor.roles & Role.RENDEZVOUS)
+
+    def test_wrong_visits(self) -> None:
+        key = folder(self) / "a.pem"
+        NodeKey.load_or_make(key)
+        address = address_text(NodeKey.make().node_id)
+        good = {"address": address, "identity": str(key)}
+        for configs in (
+            {"one": VisitConfig(**{**good, "address": "blog"})},
+            {"one": VisitConfig(**good), "two": VisitConfig(**good)},
+            {"one": VisitConfig(address=address, client_key=str(key))},
+        ):
+            with self.assertRaises(ConfigError):
+                read_visits(configs)
+        self.assertEqual(list(read_visits({"one": VisitConfig(**good)})), [parse_address(address)])
+
+
+def pem(path: Path) -> str:
+    """Make a client's key (X25519) as openssl does, and give its public half as a file of clients has it."""
+    if shutil.which("openssl") is None:
+        raise SkipTest("needs the package openssl")
+    subprocess.run(["openssl", "genpkey", "-algorithm", "X25519", "-out", path], check=True, timeout=60)
+    path.chmod(0o600)
+    words = ["openssl", "pkey", "-in", path, "-pubout", "-outform", "DER"]
+    public = subprocess.run(words, check=True, capture_output=True, timeout=60).stdout[-32:]
+    return base64.b32encode(public).decode().rstrip("=").lower()

@@ -1,5 +1,6 @@
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from attrs import define
@@ -85,8 +86,8 @@ class NodeCase(TestCase):
         self.addCleanup(signal.signal, signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         self.addCleanup(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))
 
-    def start(self, text: str, **roles: Any) -> Node:
-        environ = {"LAYER8_HOME": str(folder(self))}
+    def start(self, text: str, home: Path | None = None, **roles: Any) -> Node:
+        environ = {"LAYER8_HOME": str(home or folder(self))}
         frame = Frame(self.clock, "node", Text(load_text(text, environ, {})), environ)
         node = Node(frame, socks=frame.source.loaded.config.socks, **roles)
         frame.run(node, node)
