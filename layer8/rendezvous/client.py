@@ -215,6 +215,8 @@ class Attempt:
         price = self._told.price
         effort = price.effort if price is not None else 0
         for _ in range(KNOCKS):
+            if effort > self._max_effort:
+                raise NotMet(f"knocking costs more work than {self._max_effort}", Step.INTRODUCTION)
             work = await self._solve(price.seed, effort) if price is not None and effort else NO_WORK
             said = Connect(self._point.auth_key, work, blob).encode()
             answer = Answer.read(await ask(self._ways, far, Renzv.RES_CONNECT, said, Renzv.RES_CONNECT_OK, T_INTRO))
@@ -223,8 +225,6 @@ class Attempt:
             if answer.status not in (Status.WORK, Status.BUSY) or price is None:
                 raise NotMet(f"the access point says: {answer.status.name.lower()}", Step.INTRODUCTION)
             effort = max(answer.effort, effort * 2 if effort < 1000 else effort * 3 // 2, EFFORT_LEAST)
-            if effort > self._max_effort:
-                raise NotMet(f"knocking costs more work than {self._max_effort}", Step.INTRODUCTION)
         raise NotMet("more and more work is asked for", Step.INTRODUCTION)
 
     async def _solve(self, seed: bytes, effort: int) -> bytes:

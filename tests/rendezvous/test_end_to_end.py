@@ -14,8 +14,8 @@ from layer8.crypto.introduction import BLOB
 from layer8.crypto.keys import NodeKey
 from layer8.relay.origin import Origin, State
 from layer8.relay.wire import Destroy, Open, Proto, Reason
-from layer8.rendezvous.client import NotMet, Step, meet
-from layer8.rendezvous.limits import BAD_PORTS, BLOB_AGE, SETUP_CELLS, T_RENDEZVOUS
+from layer8.rendezvous.client import KNOCKS, NotMet, Step, meet
+from layer8.rendezvous.limits import BAD_PORTS, BLOB_AGE, MAX_EFFORT, SETUP_CELLS, T_RENDEZVOUS
 from layer8.rendezvous.meeting import Meeting
 from layer8.rendezvous.price import LOOK
 from layer8.rendezvous.wire import NO_WORK, REPLY_LEAST, Knock, Renzv
@@ -285,6 +285,16 @@ class Repeating:
             self._asker.answer(command, data)
 
 
+class Greedy:
+    """What an access point asks for that asks for more each time."""
+
+    effort = 1
+
+    def paid(self, auth_key: bytes, text: bytes, now: float) -> int | None:
+        self.effort += 1
+        return None
+
+
 class WorkTests(MeetCase):
     def raise_price(self, effort: int) -> None:
         self.service.pricing.dropped(0)
@@ -310,6 +320,30 @@ class WorkTests(MeetCase):
         self.echoed(self.meet(), b"hello")
         with self.assertRaises(NotMet):
             self.meet(max_effort=400)
+
+    def test_a_service_that_asks_for_more_than_anybody_does(self) -> None:
+        """Nobody begins to work for it."""
+        self.start()
+        self.raise_price(500)
+        assert self.told.price is not None
+        for effort, most in ((2**32 - 1, MAX_EFFORT), (101, 100)):
+            self.told = Told(self.told.points, evolve(self.told.price, effort=effort))
+            with self.assertRaises(NotMet) as caught:
+                self.meet(max_effort=most)
+            self.assertEqual(caught.exception.step, Step.INTRODUCTION)
+        self.assertEqual(sum(one.refused for access in self.access for one in access.listeners.values()), 0)
+
+    def test_access_points_that_never_have_enough(self) -> None:
+        """Four knocks at each of three points, and the client says which step failed."""
+        self.start()
+        self.raise_price(10)
+        listeners = [one for access in self.access for one in access.listeners.values()]
+        for listener in listeners:
+            listener.seeds = Greedy()  # type: ignore[assignment]
+        with self.assertRaises(NotMet) as caught:
+            self.meet()
+        self.assertEqual(caught.exception.step, Step.INTRODUCTION)
+        self.assertEqual([one.refused for one in listeners], [KNOCKS] * 3)
 
     def test_where_others_have_paid_as_much(self) -> None:
         """The point is busy for those: a client does more, at the same one."""
