@@ -232,9 +232,10 @@ def list_(hosts: bool, as_json: bool) -> None:
 
 
 def _shelf() -> Shelf:
+    from layer8.config.load import load
     from layer8.rendezvous.shelf import Shelf
 
-    return Shelf(home(os.environ))
+    return Shelf(home(os.environ), load(None, os.environ, {}).config.names.petnames)
 
 
 def _read(what: str, name: str, now: float) -> tuple[ServiceFile | Magnet | None, bytes]:
@@ -276,7 +277,11 @@ def _service_file(raw: bytes, name: str, now: float) -> ServiceFile:
     from layer8.rendezvous.index import Index, is_index
 
     if is_index(raw):
-        return Index.read(raw).find(name, now).file
+        page = Index.read(raw)
+        if not name:
+            named = ", ".join(one.file.name for one in page.entries[:20])
+            raise Layer8Error(f"this is an index page: layer8 name pin NAME takes one of {named or 'no service'}")
+        return page.find(name, now).file
     found = ServiceFile.read(raw)
     found.check(now)
     return found

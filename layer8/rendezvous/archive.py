@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from attrs import define, evolve, field, frozen
 
+from layer8.core.errors import RemoteProtocolError
 from layer8.crypto.items import TARGET, Record
 from layer8.net.storage import Change, Drop, Put, Storage, Value
 from layer8.rendezvous.address import address_text
@@ -83,8 +85,9 @@ class Archive:
     def load(self) -> None:
         """Read everything; waits for the disk, once at the start."""
         for row in self._storage.rows("claims"):
-            own = _own(row)
-            self.claims[own.name] = own
+            with suppress(RemoteProtocolError):  # of another version
+                own = _own(row)
+                self.claims[own.name] = own
         for row in self._storage.rows("certificates"):
             certified = Certified(str(row["name"]), int(_real(row["seq"])), _blob(row["raw"]))
             self.certificates[certified.name] = certified
@@ -92,7 +95,8 @@ class Archive:
             one = _probed(row)
             self.probed[one.name, one.key] = one
         for row in sorted(self._storage.rows("records"), key=lambda one: _real(one["at"])):
-            self.records[_blob(row["id"])] = Record.parse(_blob(row["target"]), _blob(row["raw"]))
+            with suppress(RemoteProtocolError):
+                self.records[_blob(row["id"])] = Record.parse(_blob(row["target"]), _blob(row["raw"]))
 
     async def claim(self, own: Own) -> None:
         """Remember a claim of this node."""

@@ -20,6 +20,7 @@ from layer8.node.service import Node
 from layer8.rendezvous.address import address_text
 from layer8.rendezvous.claims import shard_of
 from layer8.rendezvous.files import Magnet, ServiceFile
+from layer8.rendezvous.index import Entry, Index
 from tests.cli.test_main import LAYER8
 from tests.cli.test_name import NOW, A, B, NameCase
 from tests.descriptors import key, node
@@ -116,6 +117,19 @@ class AloneTests(NameCase):
             (("pin", "blog", "http://127.0.0.1:1/x.l8"), "127.0.0.1"),
         ):
             self.assertIn(why, self.refused(*words), words)
+
+    def test_petnames_in_another_file(self) -> None:
+        (self.home / "layer8.toml").write_text('[names]\npetnames = "mine.toml"\n')
+        self.done("pin", "blog", str(self.file()))
+        self.assertIn("blog = ", (self.home / "mine.toml").read_text())
+
+    def test_an_index_page(self) -> None:
+        path = self.home / "page.l8"
+        entries = [
+            Entry(ServiceFile.make(key(number), name, 1, NOW + 60)) for number, name in ((1, "blog"), (2, "shop"))
+        ]
+        path.write_bytes(Index.make(key(9), 1, NOW, "good ones", entries))
+        self.assertIn("one of blog, shop", self.refused("resolve", str(path)))
 
     def test_a_window_that_would_close(self) -> None:
         self.done("pin", "blog", A)

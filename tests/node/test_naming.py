@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import Unavailable
 from layer8.crypto.ntor import HandshakeFailed
 from layer8.node.naming import found_wrong, met_wrong
+from layer8.node.service import Node
+from layer8.rendezvous.address import address_text
 from layer8.rendezvous.claims import Flag, shard_of
 from layer8.rendezvous.client import NotMet, Step
 from layer8.rendezvous.visits import BAD_ADDRESS, BAD_DESCRIPTOR, CLIENT_MISSING, NotFound
+from tests.descriptors import node
 from tests.node.test_hidden import HERE, PAGE, HiddenNodeCase
 
 
@@ -40,6 +45,7 @@ class NameTests(HiddenNodeCase):
         self.assertEqual((told["layer"], told["verified"], told["state"]), ("claim", False, "decided"))
         (claim,) = told["claims"]
         self.assertEqual((claim["support"], claim["flags"]["silent"]), (3, 0))
+        await self.pinned_to_another(here, told["address"])
         # Somebody else wants the same name: nobody gets it, and both are shown.
         other = await self.member(f'[service.mine]\nports = {{ 80 = "127.0.0.1:{self.page(b"other")}" }}')
         rival = (await self.published(other, "mine")).address
@@ -57,6 +63,23 @@ class NameTests(HiddenNodeCase):
         await self.call(here, "names.flag", name="blog", address=rival, flag="wrong_key")
         told = await self.call(here, "names.resolve", name="blog")
         self.assertEqual((told["layer"], told["verified"]), ("pin", True))
+
+    async def pinned_to_another(self, here: Node, address: str) -> None:
+        """A pin leads to its key, though it is not up; who else has the name is flagged and told."""
+        heard: list[tuple[str, Any]] = []
+        table = here._frame.table
+        publish = table.publish
+        self.patch(table, "publish", lambda name, data: (heard.append((name, data)), publish(name, data)))
+        await self.call(here, "names.pin", name="blog", address=address_text(node(1)))
+        told = await self.call(here, "names.resolve", name="blog")
+        self.assertEqual((told["layer"], told["conflicts"]), ("pin", [{"address": address, "layer": "claim"}]))
+        with self.assertRaisesRegex(AssertionError, "curl"):
+            await self.curl(here, "http://blog.l8.alt/")
+        (flag,) = (await self.call(here, "names.flags"))["flags"]
+        self.assertEqual((flag["name"], flag["address"], flag["by"]), ("blog", address, "claim"))
+        self.assertEqual([data.address for name, data in heard if name == "names.conflict"], [address])
+        self.assertEqual((await self.call(here, "names.list"))["names"][0]["layer"], "pin")
+        await self.call(here, "names.unpin", name="blog")
 
     async def test_a_service_that_is_gone(self) -> None:
         """A claim whose service is not up is attested with a flag, and rows show what was met."""

@@ -130,6 +130,34 @@ class ResolveTests(NamingCase):
         self.fails(self.naming.resolve("blog"), Unavailable)
 
 
+class MergeTests(NamingCase):
+    """G59: two networks whose nodes come to know each other, and in both somebody has claimed `blog`."""
+
+    def test_both_are_shown_and_pins_stay(self) -> None:
+        self.claim(A, 10, 11, 12, 13)
+        one, self.items.sets = self.items.sets, {}
+        self.claim(B, 14, 15, 16, days=20)
+        two = self.items.sets
+        for sets, owner in ((one, A), (two, B)):
+            self.items.sets = sets
+            self.naming.forget()
+            self.assertEqual(self.run_(self.naming.key("blog.l8.alt")), owner.node_id)
+        book = self.shelf.book()
+        book.pin("shop", A.node_id, NOW)
+        self.shelf.save(book)
+        self.items.sets = {target: {**one.get(target, {}), **two.get(target, {})} for target in {*one, *two}}
+        self.naming.forget()
+        answer = self.run_(self.naming.resolve("blog"))
+        self.assertEqual([found.key for found in answer.verdict.candidates], [A.node_id, B.node_id])
+        self.assertIn("choose one by its suffix", str(self.fails(self.naming.key("blog.l8.alt"), NotFound)))
+        for owner in (A, B):
+            short = address_text(owner.node_id)[:4]
+            self.assertEqual(self.run_(self.naming.key(f"blog~{short}.l8.alt")), owner.node_id)
+        book.pin("blog", B.node_id, NOW)
+        self.shelf.save(book)
+        self.assertEqual(self.run_(self.naming.key("blog.l8.alt")), B.node_id)
+
+
 class CertificateTests(NamingCase):
     """G60: a signer's word, where the user has named the signer."""
 
