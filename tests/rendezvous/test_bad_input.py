@@ -12,8 +12,8 @@ from layer8.relay.origin import Origin, State
 from layer8.rendezvous import price
 from layer8.rendezvous.client import BEFORE_POINT
 from layer8.rendezvous.limits import BLOB_AGE, COOKIE_LIFE, SEED_LIFE, SEEN_NONCES
+from layer8.rendezvous.points import Held
 from layer8.rendezvous.price import Seeds
-from layer8.rendezvous.service import Held
 from layer8.rendezvous.wire import (
     NO_WORK,
     REPLY_LEAST,
