@@ -94,8 +94,8 @@ def hide(
     """Publish LOCAL as a hidden service until Ctrl-C: HOST:PORT, unix:PATH, file:PATH or dir:PATH.
 
     A program answers at port 80 of the service, or at its own port if that is below 1024; a file and a folder at
-    port 1, and whoever has 40 hex digits finds them. The node that runs here offers the service; without one a node
-    that takes no links runs in this command.
+    port 1, and whoever has 40 hex digits finds them; a folder at port 80 too, for browsers. The node that runs here
+    offers the service; without one a node that takes no links runs in this command.
     """
     from layer8.cli.network import OWN_CLIENT, run_node, running
 
@@ -104,13 +104,15 @@ def hide(
     targets = {port: whole(text) for port, text in ports}
     if local is not None and targets.setdefault(own_port(local), whole(local)) != whole(local):
         raise click.UsageError(f"--port {own_port(local)} and LOCAL are for the same port")
+    if local is not None and local.startswith("dir:"):
+        targets.setdefault(WEB, whole(local))
     name = name or usual_name(local or ports[0][1])
     said: dict[str, Any] = {
         "ports": {str(port): text for port, text in targets.items()},
         "client_auth": "" if client_auth is None else os.path.abspath(client_auth),
         "allow": [one for word in allow for one in word.split(",") if one],
         "data_through_access_point": mode == "0",
-        "public": client_auth is None and set(targets) == {RESOURCE},
+        "public": client_auth is None and RESOURCE in targets and len(set(targets.values())) == 1,
         "key": "" if key is None else os.path.abspath(key),
     }
     check(name, said)

@@ -148,6 +148,27 @@ class ResourceTests(SynchronousTestCase):
         for _ in range(2):
             self.assertEqual(hashlib.sha256(self.read(resource)).digest(), hashlib.sha256(body).digest())
 
+    def test_a_folder(self) -> None:
+        """A web server of files, at port 80 for browsers; and by its hash at the one port of a resource."""
+        home = folder(self)
+        (home / "site" / "deeper").mkdir(parents=True)
+        body = os.urandom(MIB)
+        (home / "site" / "index.html").write_text("<h1>a folder</h1>")
+        (home / "site" / "deeper" / "data").write_bytes(body)
+        (home / "secret").write_text("outside")
+        hide = Hide.start(self, f"dir:{home / 'site'}")
+        self.assertEqual(curl(f"http://{hide.address}/"), b"<h1>a folder</h1>")
+        digest = hashlib.sha256(body).digest()
+        self.assertEqual(hashlib.sha256(curl(f"http://{hide.address}/deeper/data")).digest(), digest)
+        self.assertEqual(curl("-r", "5-9", f"http://{hide.address}/deeper/data"), body[5:10])
+        outside = run("curl", "-q", "-s", "--socks5-hostname", demo().socks, "--noproxy", "", "--path-as-is",
+                      f"http://{hide.address}/../secret")  # fmt: skip
+        self.assertNotIn(b"outside", outside)
+        port = free_port()
+        layer8("tunnel", f"{port}>{hide.told['resource']}")
+        got = run("curl", "-q", "-sS", "--fail", "--noproxy", "*", f"http://127.0.0.1:{port}/deeper/data")
+        self.assertEqual(hashlib.sha256(got).digest(), digest)
+
 
 class KnownClientTests(SynchronousTestCase):
     skip = missing(curl="curl", openssl="openssl", nginx="nginx", sshd="openssh-server")
