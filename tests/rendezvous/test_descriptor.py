@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from hashlib import sha1
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from nacl import bindings
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core import bencode
 from layer8.core.errors import ConfigError, LimitExceeded, LocalProtocolError, RemoteProtocolError
 from layer8.crypto.blind import BlindKey, blinded
 from layer8.crypto.curtain import AUTH_CLIENTS, TEXT_MAX, ClientKey, NotAuthorised, client_lists, seal
-from layer8.crypto.items import V_MAX, Mutable
+from layer8.crypto.items import V_MAX, Mutable, signed_text
 from layer8.crypto.keys import SMALL_ORDER, id_text
 from layer8.rendezvous.address import PERIOD, period, published
 from layer8.rendezvous.descriptor import (
@@ -107,7 +109,8 @@ class FormTests(SynchronousTestCase):
             {"i": [good[:128] + b"tcp:\xff"]}, {"i": [good[:128] + b"tcp a"]}, {"i": [good + b"x" * ENDPOINT]},
             {"i": [good] * 2}, {"m": None}, {"m": []}, {"m": [b"1"]}, {"m": [0, 1, 0]}, {"m": [1, 1]}, {"m": [2]},
             {"p": 1}, {"p": [b"s" * 32, 1]}, {"p": [b"s", 1, 1]}, {"p": [b"s" * 32, -1, 1]}, {"v": None}, {"v": 2},
-            {str(number): 1 for number in range(17)},
+            {str(number): 1 for number in range(17)}, {"i": 5}, {"i": b"x"}, {"p": [1, 1, 1]},
+            {"p": [b"s" * 32, b"1", 1]},
         ):  # fmt: skip
             with self.assertRaises(RemoteProtocolError, msg=str(changed)):
                 ServiceDescriptor.parse(text(**changed))
@@ -115,6 +118,9 @@ class FormTests(SynchronousTestCase):
             ServiceDescriptor.parse(text(i=[point(number).encode() for number in range(1, POINTS + 2)]))
         with self.assertRaises(LimitExceeded):
             ServiceDescriptor.parse(text(x=b"x" * TEXT_MAX))
+        for other in (b"li1ee", b"i1e", b"1:x", b""):
+            with self.assertRaises(RemoteProtocolError):
+                ServiceDescriptor.parse(other)
         self.assertEqual(ServiceDescriptor.parse(text(x=b"later")), descriptor())
 
     @given(st.binary(max_size=TEXT_MAX + 2) | CHANGED.map(lambda changed: text(**changed)))
@@ -190,6 +196,27 @@ class PublicTests(SynchronousTestCase):
             item = Mutable(small, 1, b"\1" + bytes(63), bencode.encode(descriptor().encode()))
             with self.assertRaises(RemoteProtocolError):
                 read_public(item.target, item, NOW)
+
+    def test_a_key_that_is_mixed_with_small_order(self) -> None:
+        """Who has a key can sign for eight of them, and each would be a name of its own for one resource."""
+        digest = hashlib.sha512(bytes(32)).digest()
+        secret = bindings.crypto_core_ed25519_scalar_reduce(digest)
+        torsion = bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05")
+        mixed = bindings.crypto_core_ed25519_add(bindings.crypto_scalarmult_ed25519_base_noclamp(secret), torsion)
+        value = bencode.encode(descriptor().encode())
+        for number in range(200):
+            nonce = bindings.crypto_core_ed25519_scalar_reduce(hashlib.sha512(b"%d" % number).digest())
+            start = bindings.crypto_scalarmult_ed25519_base_noclamp(nonce)
+            factor = bindings.crypto_core_ed25519_scalar_reduce(
+                hashlib.sha512(start + mixed + signed_text(b"", 1, value)).digest()
+            )
+            if factor[0] % 8 == 0:  # then the part of small order is not seen
+                break
+        rest = bindings.crypto_core_ed25519_scalar_mul(factor, secret)
+        item = Mutable(mixed, 1, start + bindings.crypto_core_ed25519_scalar_add(nonce, rest), value)
+        self.assertTrue(item.good())
+        with self.assertRaisesRegex(RemoteProtocolError, "prime order"):
+            read_public(item.target, item, NOW)
 
     def test_what_is_bad_in_it_is_refused(self) -> None:
         for told in (
