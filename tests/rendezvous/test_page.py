@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from layer8.rendezvous import limits, price
+from layer8.rendezvous import access, folder, limits, memory, points, price, service, visits
 from layer8.rendezvous.wire import Renzv, Status
 from tests.names import ROOT
 
@@ -14,10 +14,9 @@ PAGE = (ROOT / "docs" / "rendezvous.md").read_text()
 class PageTests(SynchronousTestCase):
     def test_every_message(self) -> None:
         for command in Renzv:
-            if command <= Renzv.CONNECT_OK:
-                name = command.name if command.name.startswith("RES_") else f"RENZV_{command.name}"
-                self.assertIn(name.removesuffix("_OK"), PAGE)
-                self.assertRegex(PAGE, rf"\| (\d+, )?{command.value}\b")
+            name = command.name if command.name.startswith("RES_") else f"RENZV_{command.name}"
+            self.assertIn(name.removesuffix("_OK"), PAGE)
+            self.assertRegex(PAGE, rf"\| (\d+, )?{command.value}\b")
         for status in Status:
             self.assertIn(f"{status.value} {status.name.lower()}", PAGE)
 
@@ -43,5 +42,16 @@ class PageTests(SynchronousTestCase):
             limits.MAX_EFFORT,
             price.LOOK,
             price.FEW,
+            price.RUSH_LEAST,
+            limits.T_PING,
+            access.LEVELS,
+            points.RESUMES,
+            points.RESUME_TIME,
+            service.WATCH,
+            service.TELL_AGAIN,
+            visits.T_SILENT,
+            visits.IDLE,
+            folder.IDLE,
+            memory.MARK,
         ):
             self.assertRegex(PAGE, rf"\b{int(number)}\b")
