@@ -69,7 +69,12 @@ class NameTests(HiddenNodeCase):
         heard: list[tuple[str, Any]] = []
         table = here._frame.table
         publish = table.publish
-        self.patch(table, "publish", lambda name, data: (heard.append((name, data)), publish(name, data)))
+
+        def hear(name: str, data: Any) -> None:
+            heard.append((name, data))
+            publish(name, data)
+
+        self.patch(table, "publish", hear)
         await self.call(here, "names.pin", name="blog", address=address_text(node(1)))
         told = await self.call(here, "names.resolve", name="blog")
         self.assertEqual((told["layer"], told["conflicts"]), ("pin", [{"address": address, "layer": "claim"}]))
