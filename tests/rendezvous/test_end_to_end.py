@@ -12,8 +12,10 @@ from twisted.internet.defer import Deferred
 from layer8.core.roles import Asker
 from layer8.crypto.introduction import BLOB
 from layer8.crypto.keys import NodeKey
+from layer8.relay.client import OFFER
 from layer8.relay.origin import Origin, State
 from layer8.relay.wire import Destroy, Open, Proto, Reason
+from layer8.rendezvous import service as serving
 from layer8.rendezvous.client import KNOCKS, NotMet, Step, meet
 from layer8.rendezvous.limits import BAD_PORTS, BLOB_AGE, MAX_EFFORT, SETUP_CELLS, T_RENDEZVOUS
 from layer8.rendezvous.meeting import Meeting
@@ -172,6 +174,20 @@ class FailureTests(MeetCase):
         self.assertEqual(self.step(), Step.LATE)
         self.assertEqual(self.service.counted["refused"], 3)
         self.echoed(self.meet(login=key), b"hello")
+
+    def test_nowhere_to_meet(self) -> None:
+        """The access point that is tried is never the place to meet, or it would see both ends of one visit."""
+        self.start()
+        point = self.told.points[0]
+        self.told = Told((point,))
+        self.here.offering = [node for node in self.relays if node.identity == point.node]
+        self.assertEqual(self.step(), Step.RENDEZVOUS)
+        self.assertEqual(self.service.counted, {})
+
+    def test_a_service_of_another_version(self) -> None:
+        self.start()
+        self.patch(serving, "OFFER", evolve(OFFER, versions=(9,)))
+        self.assertEqual(self.step(), Step.RENDEZVOUS)
 
     def test_a_rendezvous_hop_that_goes(self) -> None:
         """The client does not wait for a service that has nowhere to come to."""
