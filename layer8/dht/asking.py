@@ -42,7 +42,8 @@ from layer8.dht.message import Command, Data, Kind, Nodes, Retrieve, Status, Sto
 
 T = TypeVar("T")
 PAIR: Final = 2  # circuits that are asked at a time
-ROUNDS: Final = 3  # of them, while answers differ or fail
+ROUNDS: Final = 3  # of them, while answers differ
+SILENT: Final = 8  # of them, while nobody answers
 
 Ask = Callable[[bytes, int, bytes, Container[int]], Awaitable[tuple[int, bytes]]]
 """Send a message over a circuit that ends at a node of the DHT; gives command and data of the first answer wanted.
@@ -108,7 +109,12 @@ class Asking:
         async def store(source: Source) -> Data:
             return await self._ask(source, about, Command.STORE, lambda request: Store(request, item).encode())
 
-        answers = [one for _, one in await self._pair(self._shuffled()[:PAIR], store) if one is not None]
+        left = self._shuffled()
+        answers: list[Data] = []
+        for start in range(0, min(len(left), PAIR * SILENT), PAIR):
+            answers = [one for _, one in await self._pair(left[start : start + PAIR], store) if one is not None]
+            if any(one.status is not Status.BUSY for one in answers):
+                break
         stored = max((one.stored for one in answers if one.status is Status.STORED), default=0)
         if stored:
             return stored
@@ -166,16 +172,15 @@ class Asking:
         """Ask two last hops, and two others while they differ: whatever is good of what they say."""
         left = self._shuffled()
         found: list[Item] = []
-        nothing = 0
-        for _ in range(ROUNDS):
+        nothing = rounds = silent = 0
+        while left and rounds < ROUNDS and silent < SILENT:
             pair, left = left[:PAIR], left[PAIR:]
-            if not pair:
-                break
 
             async def retrieve(source: Source) -> tuple[Item, ...]:
                 return await self._retrieve(source, kind, target, salt, least)
 
             answers = [answer for _, answer in await self._pair(pair, retrieve) if answer is not None]
+            silent, rounds = (silent, rounds + 1) if answers else (silent + 1, rounds)
             found += [item for answer in answers for item in answer]
             nothing += sum(not answer for answer in answers)
             if kind is Kind.IMMUTABLE and found:

@@ -180,6 +180,21 @@ class AskingTests(SynchronousTestCase):
         self.clock.advance(ASK_TIME)
         self.assertEqual(self.successResultOf(found), item())
 
+    def test_most_are_gone(self) -> None:
+        """One of eight answers: the others are asked until it is found, for an item and for a place to put one."""
+        self.hops += [Hop(number) for number in range(len(self.hops), 8)]
+        gone = Data(0, Status.BUSY)  # what an answer is that cannot be used
+        for hop in self.hops[1:]:
+            hop.lie = gone
+        self.hops[0].items[item().target] = item()
+        for _ in range(20):
+            self.assertEqual(self.run_(self.asking().get(item().target)), item())
+            self.assertGreater(self.run_(self.asking().put(item())), 0)
+        for hop in self.hops:
+            hop.lie = gone
+        self.fails(self.asking().put(item()), Unavailable)
+        self.fails(self.asking().get(item().target), Unavailable)
+
     def test_cancelled(self) -> None:
         self.hops[0].silent = True
         found = Deferred.fromCoroutine(self.asking().get(item().target))
