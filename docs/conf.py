@@ -134,9 +134,16 @@ myst_substitutions = {
     },
     **{
         f"options_{name}": table(click_options(name))
-        for name in ("up", "socks", "tunnel", "circuits", "relays", "send", "inbox")
+        for name in ("up", "socks", "tunnel", "hide", "circuits", "relays", "send", "inbox")
     },
-    **{f"options_layer8_{role}": table(twistd_options(role)) for role in ("relay", "tracker", "node")},
+    **{
+        f"options_layer8_{role}": table(twistd_options(role))
+        for role in ("relay", "tracker", "node", "dht", "rendezvous")
+    },
+    **{
+        f"options_name_{name}": table(click_options("name", name))
+        for name in ("pin", "list", "resolve", "claim", "certify", "handler")
+    },
     "options_layer8_proxy": table(twistd_options("proxy")),
     "options_layer8_agent": table(twistd_options("agent")),
 }

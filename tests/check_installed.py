@@ -119,7 +119,8 @@ def main(folder: Path) -> None:
 
     listed = run(BIN / "twistd", "--help")
     plugins = run(sys.executable, "-P", "-c", OPTIONS_OF_EVERY_PLUGIN).split()
-    for name in {"layer8-proxy", "layer8-agent", "layer8-relay", "layer8-tracker", "layer8-node", *plugins}:
+    roles = ("proxy", "agent", "relay", "tracker", "dht", "rendezvous", "node")
+    for name in {*(f"layer8-{role}" for role in roles), *plugins}:
         if name not in listed or name not in plugins:
             fail(f"twistd --help does not list {name}, or its options cannot be built")
     step(f"twistd lists {' '.join(sorted(plugins))}, and each builds its options")

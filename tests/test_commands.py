@@ -24,7 +24,7 @@ from tests.cli.test_expose import ExposeCase, Running
 from tests.interop.daemons import Proxy, folder
 from tests.names import ROOT
 
-PAGES = ("coming-from", "network", "reference", "operate", "tour")
+PAGES = ("coming-from", "hidden", "network", "reference", "operate", "tour")
 PIN = "A" * 43
 IDENT = f"{'a' * 52}@"
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -114,11 +114,11 @@ class ReadTests(SynchronousTestCase):
         made = conf()
         known: dict[str, set[str]] = {}
         for command in (
-            *("expose", "up", "socks", "tunnel", "circuits", "relays", "send", "inbox"),
+            *("expose", "up", "socks", "tunnel", "hide", "circuits", "relays", "send", "inbox"),
             *(f"proxy {name}" for name in made.layer8_command.get_command(None, "proxy").commands),
         ):
             known[f"layer8 {command}"] = self.options(made.click_options(*command.split()))
-        for role in ("proxy", "agent", "relay", "tracker", "node"):
+        for role in ("proxy", "agent", "relay", "tracker", "dht", "rendezvous", "node"):
             known[f"twistd layer8-{role}"] = self.options(made.twistd_options(role))
         text = page("reference")
         parts = re.split(r"^###? (.+)$", text, flags=re.MULTILINE)

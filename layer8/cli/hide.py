@@ -56,7 +56,7 @@ class PortLocal(click.ParamType[tuple[int, str]]):
 @click.option("--name", metavar="NAME", help="What the service is called here and in its file, a to z, 0 to 9 and -.")
 @click.option(
     "--client-auth",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    type=click.Path(path_type=Path, dir_okay=False),
     help="File of those who may come, `name = key` a line: X25519 keys in base32. Nobody else learns that it is up.",
 )
 @click.option("--allow", multiple=True, metavar="IDS", help="Login keys of those who may come; repeatable.")
