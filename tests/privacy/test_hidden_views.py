@@ -279,17 +279,23 @@ class GuardTests(HiddenCase):
         return found
 
     def test_circuits_look_like_a_client_s(self) -> None:
-        """In what goes first each way: how much, of which kind, in which order."""
+        """Until ten cells have gone out: how many, of which kind, and when one comes back."""
         scene = self.scene
+        clients = self.shapes(scene.client)
         for one in (scene.service, scene.closed):
-            clients = self.shapes(scene.client)
             mine = self.shapes(one.party)
             self.assertGreater(len(mine), 1)
             self.assertLessEqual(mine, clients)
-        self.assertNotEqual(self.shapes(scene.client, 40), self.shapes(scene.other, 40))  # more of them would tell
+        self.assertIn(SETUP_CELLS, {sum(way == ">" for way, _ in shape) for shape in clients})
+        self.assertFalse(self.shapes(scene.service.party, 40) <= self.shapes(scene.client, 40))  # more of them tells
 
     def shapes(self, party: Party, count: int = SETUP_CELLS) -> set[tuple[tuple[str, int], ...]]:
-        return {tuple(cells[:count]) for cells in party.cells().values()}
+        """Give way and command of the cells of each circuit, until so many have gone out."""
+        found = set()
+        for cells in party.cells().values():
+            out = [at for at, (way, _) in enumerate(cells) if way == ">"]
+            found.add(tuple(cells[: out[count - 1] + 1] if len(out) >= count else cells))
+        return found
 
 
 class EndTests(HiddenCase):
