@@ -371,6 +371,7 @@ TABLE: tuple[Row, ...] = (
         hidden="the service's key and address, who knocks, where the two meet, and what they say",
         tests=(
             "privacy.test_hidden_views.PointTests.test_access_point",
+            "privacy.test_hidden_views.PointTests.test_access_point_that_is_the_place_to_meet",
             "rendezvous.test_end_to_end.MeetTests.test_sixteen_mebibytes",
             "rendezvous.test_access.ListenTests.test_a_signature_for_another_circuit",
         ),

@@ -279,6 +279,7 @@ class Hosted:
             chance=self.party.net.net.chance,
             clients=self.clients,
             cookie=cookie,
+            modes=self.more.get("modes", (1,)),
         )
         self.service = HiddenService(ways, tasks, self.key, self.asked, self.publish, clock.callLater, **self.more)
 

@@ -259,6 +259,25 @@ class PointTests(HiddenCase):
             items = [item for one in (scene.service, scene.closed) for item in scene.items(one, scene.number)]
             self.sees_no(node.view, [item.key for item in items])
 
+    def test_access_point_that_is_the_place_to_meet(self) -> None:
+        """Mode 0: it carries everything, so it sees how much; still no service, no client, no word."""
+        world = HiddenNet()
+        service = Hosted(Party(world, "service", world.meetings[:3]), NodeKey.make(), {"modes": (0, 1)})
+        service.start()
+        client, login, key = Party(world, "client", []), NodeKey.make(), service.key.node_id
+        number = period(client.ways.wall())
+        item = world.result(client.items.get(targets(key, number)[0], b"d"))
+        assert item is not None
+        told = read_item(key, number, item, client.ways.wall())
+        say(client, world.result(meet(client.ways, key, told, login=login)), SAID)
+        self.assertEqual(service.logins, [login.node_id])
+        (point,) = (node for node in world.meetings if world.meeting[node.name].joined)
+        (mine,) = (one for one in told.points if one.node == point.identity)
+        self.sees(point.view, mine.auth_key)
+        self.assertGreater(len(b"".join(point.view.pieces)), 2 * TIMES * len(SAID))
+        parties = self.names(service.party, client)
+        self.sees_no(point.view, [*parties, *self.services(service), login.node_id, SAID, mine.enc_key, item.key])
+
 
 class GuardTests(HiddenCase):
     def test_what_it_sees(self) -> None:
