@@ -44,6 +44,7 @@ LATER: Final = 3600.0  # seconds after which a knock is tried again that failed 
 PUT_AGAIN: Final = 11 * 3600.0  # seconds: holders keep an item for a day after its owner has put it
 PROBED: Final = 1024  # claims that one node knocks at
 PER_NAME: Final = 16  # of one name
+TRIES: Final = 3  # knocks that nobody answered, after which a claim makes room for another
 
 Knock = Callable[[bytes], Awaitable[Flag | None]]
 """Knock at the service of a key: `Flag(0)` where it answered, what was wrong, or None where it lets nobody in whom it
@@ -151,9 +152,21 @@ class Attesting:
             if known is not None:
                 if known.expires < record.expires:
                     await self._archive.probe(evolve(known, expires=float(record.expires)))
-            elif len(probed) < PROBED and sum(place[0] == name for place in probed) < PER_NAME:
+            elif await self._room(name):
                 at = now + FIRST / self._pace * self._chance.random()
                 await self._archive.probe(Probed(name, claim.key, int(now // DAY), float(record.expires), at))
+
+    async def _room(self, name: str) -> bool:
+        """Say whether one more claim of a name can be knocked at: those that have never answered go first."""
+        every = list(self._archive.probed.values())
+        same = [one for one in every if one.name == name]
+        if len(same) < PER_NAME and len(every) < PROBED:
+            return True
+        some = same if len(same) >= PER_NAME else every
+        silent = [one for one in some if one.asked >= TRIES and not one.answered]
+        if silent:
+            await self._archive.forget(silent[self._chance.randrange(len(silent))])
+        return bool(silent)
 
     async def _probe_one(self, now: float) -> None:
         for gone in [one for one in self._archive.probed.values() if one.expires <= now]:

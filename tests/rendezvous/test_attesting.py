@@ -20,7 +20,7 @@ from layer8.rendezvous import claiming as claims_module
 from layer8.rendezvous import claims
 from layer8.rendezvous.address import WrongName, address_text
 from layer8.rendezvous.archive import SCHEMA, Archive
-from layer8.rendezvous.attesting import PROBED, TICK, Attesting, Knock
+from layer8.rendezvous.attesting import PROBED, TICK, TRIES, Attesting, Knock
 from layer8.rendezvous.claiming import RENEW, REPUT, TRY, Claiming
 from layer8.rendezvous.claims import (
     CLOCK,
@@ -247,6 +247,37 @@ class AttestTests(AttestingCase):
         self.look("shop")
         self.assertEqual(len(self.archive.probed), 3)
         self.assertGreater(PROBED, 1000)
+
+    def test_services_that_never_answer_make_room(self) -> None:
+        """Claims alone cannot fill an attester: each would need a service that is up."""
+        self.patch(module, "PROBED", 2)
+        for number, answer in ((30, Flag.NO_DESCRIPTOR), (31, Flag(0)), (32, Flag(0))):
+            self.answers[node(number)] = answer
+            self.listed(key(number), f"name{number}")
+        for number in (30, 31, 32):
+            self.look(f"name{number}")
+        self.assertEqual({name for name, _ in self.archive.probed}, {"name30", "name31"})
+        for _ in range(TRIES):
+            self.look("name32")
+            self.assertNotIn(("name32", node(32)), self.archive.probed)
+            for one in tuple(self.archive.probed.values()):
+                self.run_(self.attesting.probe(one))
+        self.look("name32")
+        self.assertEqual({name for name, _ in self.archive.probed}, {"name31", "name32"})
+
+    def test_and_those_of_one_name_for_another_of_it(self) -> None:
+        self.patch(module, "PER_NAME", 1)
+        self.answers[A.node_id] = Flag.SILENT
+        self.listed(A)
+        self.look()
+        self.listed(B)
+        for _ in range(TRIES):
+            self.look()
+            (one,) = self.archive.probed.values()
+            self.assertEqual(one.key, A.node_id)
+            self.run_(self.attesting.probe(one))
+        self.look()
+        self.assertEqual(set(self.archive.probed), {("blog", B.node_id)})
 
     def test_claims_end(self) -> None:
         self.listed(A)
