@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 from attrs import frozen
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 
 from layer8.core.chance import Chance
 from layer8.core.errors import Layer8Error, Refused, RemoteProtocolError, TimedOut, Unavailable
@@ -44,6 +45,7 @@ T = TypeVar("T")
 PAIR: Final = 2  # circuits that are asked at a time
 ROUNDS: Final = 3  # of them, while answers differ
 SILENT: Final = 8  # of them, while nobody answers
+LOOK: Final = 0.1  # seconds between looks for somebody to ask
 
 Ask = Callable[[bytes, int, bytes, Container[int]], Awaitable[tuple[int, bytes]]]
 """Send a message over a circuit that ends at a node of the DHT; gives command and data of the first answer wanted.
@@ -72,8 +74,14 @@ class Asking:
         clock: IReactorTime,
         wall: Callable[[], float],
         learn: Callable[[bytes, list[bytes]], object] = lambda source, raws: None,
+        *,
+        patience: float = 0.0,
     ) -> None:
-        """Connect the parts; `learn` hears which descriptors a node has given, as the network's database takes them."""
+        """Connect the parts; `learn` hears which descriptors a node has given, as the network's database takes them.
+
+        For `patience` seconds from now on nobody is told that no node is known: there may be some soon.
+        """
+        self._patience = clock.seconds() + patience
         self._learn = learn
         self._sources = sources
         self._network = network
@@ -109,7 +117,7 @@ class Asking:
         async def store(source: Source) -> Data:
             return await self._ask(source, about, Command.STORE, lambda request: Store(request, item).encode())
 
-        left = self._shuffled()
+        left = await self._shuffled()
         answers: list[Data] = []
         for start in range(0, min(len(left), PAIR * SILENT), PAIR):
             answers = [one for _, one in await self._pair(left[start : start + PAIR], store) if one is not None]
@@ -145,7 +153,7 @@ class Asking:
         async def near(source: Source) -> Data:
             return await self._ask(source, b"", Command.NODES, lambda request: Nodes(request, target).encode())
 
-        answers = await self._pair(self._shuffled()[:PAIR], near)
+        answers = await self._pair((await self._shuffled())[:PAIR], near)
         if all(answer is None for _, answer in answers):
             raise Unavailable("no node of the DHT answers")
         found: dict[bytes, Descriptor] = {}
@@ -170,7 +178,7 @@ class Asking:
 
     async def _search(self, kind: Kind, target: bytes, salt: bytes = b"", least: int = 0) -> Sequence[Item]:
         """Ask two last hops, and two others while they differ: whatever is good of what they say."""
-        left = self._shuffled()
+        left = await self._shuffled()
         found: list[Item] = []
         nothing = rounds = silent = 0
         while left and rounds < ROUNDS and silent < SILENT:
@@ -220,10 +228,11 @@ class Asking:
             return None
         return found
 
-    def _shuffled(self) -> list[Source]:
-        known = list({one.identity: one for one in self._sources()}.values())
-        if not known:
-            raise Unavailable("no node of the DHT is known")
+    async def _shuffled(self) -> list[Source]:
+        while not (known := list({one.identity: one for one in self._sources()}.values())):
+            if self._clock.seconds() >= self._patience:
+                raise Unavailable("no node of the DHT is known")
+            await deferLater(self._clock, LOOK)
         return self._chance.sample(known, len(known))
 
     async def _ask(self, source: Source, about: bytes, command: Command, data: Callable[[int], bytes]) -> Data:

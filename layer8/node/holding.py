@@ -30,6 +30,7 @@ from layer8.relay.service import Relay
 SLICE: Final = 20_000  # tries in a thread at a time
 STATE: Final = 30.0  # seconds between looks whether the descriptor has changed
 BOOT: Final = 32  # addresses that are tried while no node is known
+PATIENCE: Final = 10.0  # seconds from the start in which a question waits until somebody is known
 ASKS: Final = 8  # questions of one circuit, of those about nothing in particular
 
 
@@ -93,7 +94,7 @@ def ask_dht(relay: Relay, table: Table | None = None) -> Asking:
     def learn(source: bytes, raws: list[bytes]) -> object:
         return relay.database.took(source, raws, wall_clock())
 
-    asked = Asking(sources, relay.network, relay.chance, relay.reactor, wall_clock, learn)
+    asked = Asking(sources, relay.network, relay.chance, relay.reactor, wall_clock, learn, patience=PATIENCE)
     if table is not None:
         work = worker(relay.reactor)
         table.add(AskingRows(asked, relay.key, relay.chance, wall_clock, work, relay.network.ruled))

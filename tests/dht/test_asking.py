@@ -180,6 +180,27 @@ class AskingTests(SynchronousTestCase):
         self.clock.advance(ASK_TIME)
         self.assertEqual(self.successResultOf(found), item())
 
+    def test_nobody_is_known_yet(self) -> None:
+        """Who asks in the first moments of a node waits until it knows somebody, and not longer than that."""
+        there, self.hops = self.hops[1], []  # one is enough where it has what is asked for
+        there.items[item().target] = item()
+        asking = Asking(
+            lambda: [Source(bytes((hop.number,)) * 32, hop.ask) for hop in self.hops],
+            NET, Random(1), self.clock, lambda: NOW, patience=5.0,
+        )  # fmt: skip
+        found = Deferred.fromCoroutine(asking.get(item().target))
+        self.clock.pump([0.1] * 20)
+        self.assertNoResult(found)
+        self.hops = [there]
+        self.clock.pump([0.1] * 2)
+        self.assertEqual(self.successResultOf(found), item())
+        self.hops = []
+        missing = Deferred.fromCoroutine(asking.get(item().target))
+        self.clock.pump([0.1] * 40)
+        self.failureResultOf(missing, Unavailable)
+        # Later on nobody waits.
+        self.failureResultOf(Deferred.fromCoroutine(asking.get(item().target)), Unavailable)
+
     def test_most_are_gone(self) -> None:
         """One of eight answers: the others are asked until it is found, for an item and for a place to put one."""
         self.hops += [Hop(number) for number in range(len(self.hops), 8)]
