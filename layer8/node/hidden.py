@@ -118,6 +118,7 @@ class HiddenServices:
         """End everything."""
         self.visits.close()
         self.hosts.stop()
+        self.ways.stop()
 
     def prepare(self, config: Config) -> Callable[[], None]:
         """Read another configuration; calling the result goes by it. Raises `ConfigError` or `StorageError`."""

@@ -6,6 +6,7 @@ one more to whom somebody has named; it is told how to reach it, and nobody has 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -15,7 +16,7 @@ from twisted.internet.defer import Deferred
 from layer8.core.chance import Chance
 from layer8.core.errors import LocalProtocolError, TimedOut, Unavailable
 from layer8.crypto.descriptor import Role
-from layer8.relay.client import Client, Hop, Need, NoCircuit, Origin, Reason
+from layer8.relay.client import Circuit, Client, Hop, Need, NoCircuit, Origin, Reason
 from layer8.rendezvous.descriptor import ENDPOINT, Point, Price
 from layer8.rendezvous.limits import SETUP_CELLS
 from layer8.rendezvous.ready import Ready
@@ -153,16 +154,25 @@ class NetworkWays:
     async def to(self, last: Hop, before: int, *, layer2: bool = False, kept: bool = False) -> Origin:
         """Build a circuit; raises Unavailable, or `Gone`."""
         need = Need(hops=before, alone=True, layer2=layer2, kept=kept, without=frozenset((last.identity,)))
-        circuit = self._ready.take(need) or await self.client.build(need)
+        ready = self._ready.take(need)
+        self._ready.prepare(need)
+        if ready is not None:
+            with contextlib.suppress(NoCircuit):
+                return await self._end_at(ready, last)
+        return await self._end_at(await self.client.build(need), last)
+
+    async def _end_at(self, circuit: Circuit, last: Hop) -> Origin:
         try:
             await self.client.extend(circuit, last)
         except NoCircuit as error:
             if error.reason is Reason.RESET:  # it has ended before the last hop was known to be gone
                 raise
             raise Gone(str(error)) from None
-        finally:
-            self._ready.prepare(need)
         return circuit.origin
+
+    def stop(self) -> None:
+        """Build nothing for later any more."""
+        self._ready.stop()
 
 
 async def worked(worker: Callable[[Callable[[], Any], Callable[[Any], None]], None], what: Callable[[], T]) -> T:

@@ -6,7 +6,7 @@ from attrs import evolve
 
 from layer8.relay.limits import CIRC_DIRTY, CIRC_IDLE
 from layer8.relay.pool import LOOK, Circuit, Need
-from layer8.rendezvous.ready import READY, Ready
+from layer8.rendezvous.ready import LATER, READY, Ready
 from tests.relay.pools import PoolCase
 
 NEED = Need(hops=2, alone=True)
@@ -21,6 +21,7 @@ class ReadyTests(PoolCase):
 
     def prepared(self, need: Need = NEED) -> list[Circuit]:
         self.ready.prepare(need)
+        self.net.settle(LATER)
         self.until(lambda: not self.pool.building)
         return [one for one in self.pool.rows() if one.need == evolve(need, without=frozenset())]
 
@@ -33,12 +34,16 @@ class ReadyTests(PoolCase):
         there = self.prepared()
         self.assertEqual(len(there), READY)
         self.ready.prepare(NEED)
+        self.net.settle(LATER)
         self.assertEqual(self.pool.building, 0)
         taken = [self.ready.take(NEED) for _ in range(READY + 1)]
         self.assertEqual(taken, [*there, None])
         self.ready.prepare(NEED)
         self.ready.prepare(NEED)
-        self.assertEqual(self.pool.building, READY)
+        self.assertEqual(self.pool.building, 0)
+        self.until(lambda: self.pool.building == READY)
+        self.until(lambda: not self.pool.building)
+        self.assertEqual(self.pool.built, 2 * READY)
 
     def test_another_kind_is_another_circuit(self) -> None:
         self.prepared()
@@ -74,4 +79,12 @@ class ReadyTests(PoolCase):
     def test_a_pool_that_has_stopped_has_none(self) -> None:
         self.pool.stop()
         self.ready.prepare(NEED)
+        self.net.settle(2 * LATER)
         self.assertIsNone(self.ready.take(NEED))
+
+    def test_who_has_stopped_builds_no_more(self) -> None:
+        self.ready.prepare(NEED)
+        self.ready.stop()
+        self.ready.prepare(NEED)
+        self.net.settle(2 * LATER)
+        self.assertEqual((self.pool.built, self.pool.building), (0, 0))
