@@ -171,7 +171,7 @@ class Builder:
     def _named(self, kind: type, node: Given | Tables | Tree | None, path: str) -> dict[str, Any]:
         tables = self._table(node, f"{path}.NAME") if node is not None else {}
         self.origins[path] = _place(tables) if tables else Origin("default")
-        found = {}
+        found: dict[str, Any] = {}
         for name, inner in tables.items():
             if name == "" and _is_place(inner):
                 continue

@@ -31,7 +31,7 @@ class Program(ProcessProtocol):
 
     def __init__(self) -> None:
         self.out, self.err = b"", b""
-        self.ended: Deferred[int] = Deferred()
+        self.ended: Deferred[int | None] = Deferred()
 
     def outReceived(self, data: bytes) -> None:
         self.out += data
@@ -40,7 +40,7 @@ class Program(ProcessProtocol):
         self.err += data
 
     def processEnded(self, reason: Failure) -> None:
-        self.ended.callback(reason.value.exitCode)
+        self.ended.callback(getattr(reason.value, "exitCode", None))
 
     @property
     def told(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class HideTests(HiddenNodeCase):
             raise AssertionError(program.err.decode())
         return program
 
-    async def end(self, program: Program, signal: str) -> int:
+    async def end(self, program: Program, signal: str) -> int | None:
         assert program.transport is not None
         program.transport.signalProcess(signal)
         return await program.ended
