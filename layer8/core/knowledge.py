@@ -283,7 +283,8 @@ TABLE: tuple[Row, ...] = (
     Row(
         part="network",
         party="node of the DHT that searches for a circuit",
-        learns="that somebody asks for a key, or puts an item; of a service's descriptor a key that is good for a day",
+        learns="that somebody asks for a key, or puts an item; of a service's descriptor a key that is good for a day; "
+        "of sets, as those about names are, up to eight that one asks for",
         hidden="who it is, which service that is, and that one wants two items",
         tests=(
             "privacy.test_hidden_views.DhtTests.test_hop_that_searches",

@@ -16,8 +16,9 @@ from layer8.relay.client import OFFER
 from layer8.relay.origin import Origin, State
 from layer8.relay.wire import Destroy, Open, Proto, Reason
 from layer8.rendezvous import service as serving
+from layer8.rendezvous.access import Access
 from layer8.rendezvous.client import KNOCKS, NotMet, Step, meet
-from layer8.rendezvous.limits import BAD_PORTS, BLOB_AGE, MAX_EFFORT, SETUP_CELLS, T_RENDEZVOUS
+from layer8.rendezvous.limits import BAD_PORTS, BLOB_AGE, MAX_EFFORT, SETUP_CELLS, T_INTRO, T_RENDEZVOUS
 from layer8.rendezvous.meeting import Meeting
 from layer8.rendezvous.price import LOOK
 from layer8.rendezvous.wire import NO_WORK, REPLY_LEAST, Knock, Renzv
@@ -188,6 +189,14 @@ class FailureTests(MeetCase):
         self.start()
         self.patch(serving, "OFFER", evolve(OFFER, versions=(9,)))
         self.assertEqual(self.step(), Step.RENDEZVOUS)
+
+    def test_access_points_that_say_nothing(self) -> None:
+        """Each has its time, and no more."""
+        self.start()
+        self.patch(Access, "_connect", lambda access, asker, said, now: None)
+        begun = self.net.clock.seconds()
+        self.assertEqual(self.step(), Step.INTRODUCTION)
+        self.assertTrue(3 * T_INTRO <= self.net.clock.seconds() - begun <= 3 * T_INTRO + 5)
 
     def test_a_rendezvous_hop_that_goes(self) -> None:
         """The client does not wait for a service that has nowhere to come to."""
