@@ -267,7 +267,7 @@ class Node(Service):
         pool = self.relay.pool
         pool.spares = 0
         for circuit in pool.rows():
-            if not circuit.origin.streams.live:
+            if not circuit.origin.streams.live and not (circuit.need is not None and circuit.need.kept):
                 circuit.origin.close(Destroy.NONE)
         self.relay.links.drain(self.relay.seconds())
 

@@ -25,6 +25,7 @@ from layer8.crypto.keys import NodeKey, parse_id
 from layer8.node.counting import RendezvousMetrics
 from layer8.node.hidden import read_visits
 from layer8.node.service import Node
+from layer8.rendezvous import hosting as hosting_module
 from layer8.rendezvous.address import address_text, parse_address
 from layer8.rendezvous.descriptor import parse_clients
 from layer8.rendezvous.operate import Published, SessionEvent
@@ -132,9 +133,32 @@ class VisitTests(HiddenNodeCase):
         at = row.listening[0]
         self.assertIn("interface=127.0.0.42", at)
         self.assertEqual(await self.run_curl(f"http://127.0.0.42:{at.split(':')[1]}/"), text)
+        # G40: it listens nowhere but on its own control socket.
+        self.assertEqual([line for line in there._frame.listening() if "unix:" not in line], [])
         # One key, and a file that is for its owner alone.
         path = Path(there._frame.home / "services" / "blog.pem")
         self.assertEqual(path.stat().st_mode & 0o777, 0o600)
+
+    async def test_a_folder_by_its_hash(self) -> None:
+        """G39: 40 hex digits at a SOCKS port, for whoever has them."""
+        await self.network()
+        site = folder(self)
+        (site / "a.txt").write_bytes(PAGE)
+        there = await self.member(f'[service.site]\nports = {{ 1 = "dir:{site}" }}\npublic = true')
+        here = await self.member(socks=HERE)
+        hosting = await self.published(there, "site")
+        self.assertEqual(await self.curl(here, f"http://{hosting.resource}:1/a.txt"), PAGE)
+        self.assertEqual(await self.curl(here, f"http://{hosting.address}:1/a.txt"), PAGE)
+
+    async def test_data_through_the_access_point(self) -> None:
+        """G38: the same page where the service lets clients save a circuit."""
+        await self.network()
+        more = f'ports = {{ 80 = "127.0.0.1:{self.page()}" }}\ndata_through_access_point = true'
+        there, here = await self.member(f"[service.blog]\n{more}"), await self.member(socks=HERE)
+        hosting = await self.published(there, "blog")
+        self.assertEqual(await self.curl(here, f"http://{hosting.address}/"), PAGE)
+        (session,) = hosting.service.sessions.values()
+        self.assertEqual(session.mode, 0)
 
 
 class AccessTests(HiddenNodeCase):
@@ -257,6 +281,11 @@ class RowTests(HiddenNodeCase):
                 await self.call(there, "rendezvous.hide", **said)
         with self.assertRaises(Forbidden):
             await self.call(there, "rendezvous.hide", role="operate", **{**words, "name": "fourth"})
+        self.patch(hosting_module, "open_ports", lambda port: ("192.0.2.1",))
+        bare: dict[str, Any] = {"name": "bare", "ports": [{"port": 80, "target": "localhost:8080"}]}
+        told = await self.call(there, "rendezvous.hide", **bare)
+        self.assertEqual(told["exposed"], ["localhost:8080 also listens on 192.0.2.1"])
+        await self.call(there, "rendezvous.unhide", name="bare")
         await self.call(there, "rendezvous.unhide", name="a-file")
         await self.until(lambda: sum(len(one.hidden.access.listeners) for one in self.relays if one.hidden.access) == 3)
         with self.assertRaises(NotFound):
