@@ -41,6 +41,8 @@ from layer8.rendezvous.wire import (
 
 COMMANDS: Final = frozenset((int(Renzv.RES_LISTEN), int(Renzv.RES_TUNE), int(Renzv.RES_CONNECT)))
 NUMBERS: Final = 2**32
+ALL_BURST: Final = 2 * INTRO_BURST  # knocks of all levels at once: a circuit's queue of cells holds more
+ALL_RATE: Final = 4 * INTRO_RATE
 LEVELS: Final = 16  # of work, each twice the one below: a flood that pays little is not in the way of who pays more
 
 
@@ -54,8 +56,14 @@ class Listener:
     passed: int = field(default=0, init=False)
     refused: int = field(default=0, init=False)  # for want of work
     seeds: Seeds = field(factory=Seeds, init=False, repr=False)
-    _since: float
+    _at: float
+    _all: float = field(default=float(ALL_BURST), init=False)  # knocks of all levels that may be passed on
+    _since: float = field(init=False)
     _buckets: dict[int, tuple[float, float]] = field(factory=dict, init=False, repr=False)  # knocks, and since when
+
+    def __attrs_post_init__(self) -> None:
+        """Begin with full buckets."""
+        self._since = self._at
 
     def take(self, now: float, effort: int) -> bool:
         """Take one knock if there is room for it; who has done twice the work finds room of his own."""
@@ -63,12 +71,14 @@ class Listener:
         level = min((effort // asked).bit_length(), LEVELS) if asked else 0
         left, at = self._buckets.get(level, (float(INTRO_BURST), self._since))
         left = min(float(INTRO_BURST), left + (now - at) * INTRO_RATE)
-        if left < 1 or self.left < 1:
-            self._buckets[level] = left, now
-            return False
-        self._buckets[level] = left - 1, now
-        self.left -= 1
-        return True
+        self._all = min(float(ALL_BURST), self._all + (now - self._at) * ALL_RATE)
+        self._at = now
+        # Who has done more takes what is kept back from those who have done less.
+        good = left >= 1 and self.left >= 1 and self._all >= 1 + (ALL_BURST - INTRO_BURST) * (LEVELS - level) / LEVELS
+        self._buckets[level] = left - good, now
+        self._all -= good
+        self.left -= good
+        return good
 
 
 @define(eq=False)

@@ -17,7 +17,7 @@ data before that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import Enum
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ from layer8.crypto.work import following, search
 from layer8.relay.client import OFFER, Hop, Origin
 from layer8.rendezvous.descriptor import Point
 from layer8.rendezvous.limits import MAX_EFFORT, T_INTRO, T_RENDEZVOUS
+from layer8.rendezvous.price import RUSH_LEAST
 from layer8.rendezvous.ways import Told, Ways, ask, even
 from layer8.rendezvous.wire import NO_WORK, SEED_HEAD, WORK_LABEL, Alert, Answer, Connect, Renzv, Status, Work
 
@@ -41,6 +42,7 @@ BEFORE_POINT: Final = 3  # hops before somebody else's access point
 POINTS_TRIED: Final = 3
 KNOCKS: Final = 4  # with more and more work, at one point
 EFFORT_LEAST: Final = 8
+ABOVE: Final = 16  # times the service's own price that an access point may ask for: it may have risen meanwhile
 SLICE: Final = 100_000  # tries of work at a time
 
 
@@ -59,6 +61,7 @@ class NotMet(Layer8Error):
         """Say why in words, and at which step."""
         super().__init__(text)
         self.step = step
+        self.tried: frozenset[bytes] = frozenset()  # auth keys of access points
 
 
 async def meet(
@@ -71,18 +74,27 @@ async def meet(
     max_effort: int = MAX_EFFORT,
     kept: bool = False,
     alert: Callable[[str], None] = lambda text: None,
+    without: Collection[bytes] = (),
+    patient: bool = True,
 ) -> Origin:
     """Meet the service with this key; `told` is its descriptor, `cookie` what known clients have. Raises NotMet.
 
     A `kept` circuit is not closed because it is old or idle. `alert` hears what the service tells unasked, in words.
+    `without` are auth keys of points that were tried before. Who is not `patient` tries no other point when the service
+    was told at one and has not come.
     """
-    points = sorted(told.points, key=lambda _: ways.random(8))
+    points = sorted((one for one in told.points if one.auth_key not in without), key=lambda _: ways.random(8))
+    tried: list[bytes] = []
     last = NotMet("the service names no access point", Step.INTRODUCTION)
     for point in points[:POINTS_TRIED]:
         try:
             return await Attempt(ways, service, point, told, cookie, login, max_effort, kept, alert).run()
         except NotMet as error:
             last = error
+            tried.append(point.auth_key)
+            if error.step is Step.LATE and not patient:
+                break
+    last.tried = frozenset(tried)
     raise last
 
 
@@ -175,11 +187,12 @@ class Attempt:
 
         def told(data: bytes) -> None:
             if data == bytes((Alert.LOGIN_TWICE,)):
+                origin.heard[Renzv.ALERT] = lambda data: None
                 alert("somebody else has come with the same login, and was not let in")
 
         origin.heard[Renzv.PING] = lambda data: origin.add(Renzv.PING_OK, b"")
         origin.heard[Renzv.PING_OK] = lambda data: None
-        origin.heard[Renzv.ALERT] = told
+        origin.heard[Renzv.ALERT] = told if self._login is not None else lambda data: None
 
     def _heard(self, data: bytes) -> None:
         if not self._answered.called:
@@ -224,6 +237,8 @@ class Attempt:
                 return
             if answer.status not in (Status.WORK, Status.BUSY) or price is None:
                 raise NotMet(f"the access point says: {answer.status.name.lower()}", Step.INTRODUCTION)
+            if answer.effort > ABOVE * max(price.effort, RUSH_LEAST):
+                raise NotMet("the access point asks for far more work than the service", Step.INTRODUCTION)
             effort = max(answer.effort, effort * 2 if effort < 1000 else effort * 3 // 2, EFFORT_LEAST)
         raise NotMet("more and more work is asked for", Step.INTRODUCTION)
 

@@ -34,6 +34,7 @@ from layer8.rendezvous.limits import (
     BLOB_AGE,
     INTRO_AGE,
     INTRO_QUEUE,
+    INTRO_RATE,
     MAX_EFFORT,
     POINT_INTROS,
     POINT_LIFE,
@@ -49,7 +50,9 @@ from layer8.rendezvous.price import LOOK, Pricing
 from layer8.rendezvous.ways import Ways, even
 from layer8.rendezvous.wire import Alert, Join, Knock, Renzv, Tune
 
-AT_ONCE: Final = 16  # introductions that are answered at a time
+AT_ONCE: Final = 16  # introductions that are answered at a time, those left out that take longer than SLOT
+SLOT: Final = 0.25  # seconds
+MEETINGS: Final = 1024  # those included
 WATCH: Final = 10.0  # seconds between looks whether points pass on as much as they do at most
 TELL_AGAIN: Final = 600.0  # seconds until a client is told again that somebody else has its login
 RUSH: Final = 0.8  # of that, from which on others find them busy
@@ -115,7 +118,8 @@ class HiddenService:
     pricing: Pricing = field(init=False, repr=False)
     _places: Points = field(init=False, repr=False)
     _queue: list[tuple[int, int, float, Held, Knock]] = field(factory=list, init=False, repr=False)
-    _coming: set[bytes] = field(factory=set, init=False, repr=False)  # logins whose introduction is being answered
+    _logins: set[bytes] = field(factory=set, init=False, repr=False)  # whose introduction is being answered
+    _coming: int = field(default=0, init=False)  # introductions that are being answered
     _number: int = field(default=0, init=False)
     _busy: int = field(default=0, init=False)
     _timers: dict[int, Any] = field(factory=dict, init=False, repr=False)
@@ -208,7 +212,7 @@ class HiddenService:
         self._soon(WATCH, self._watch)
         rushed = False
         for point in self.points.values():
-            rushed |= point.rate > 0 and point.lately >= RUSH * point.rate * WATCH
+            rushed |= point.lately >= RUSH * max(point.rate, INTRO_RATE) * WATCH
             point.lately = 0
         if rushed and self.pricing.rush(self.ways.seconds()):
             self._priced()
@@ -244,7 +248,7 @@ class HiddenService:
             self._places.drop(point)
             return
         point.introductions += 1
-        point.lately += 1
+        point.lately += worth is not None
         if knock.auth_key != point.auth.node_id or worth is None:
             self.counted["no work"] += 1
         elif len(self._queue) >= INTRO_QUEUE:
@@ -258,17 +262,31 @@ class HiddenService:
             self._places.drop(point)
 
     def _next(self) -> None:
-        while self._queue and self._busy < AT_ONCE and self.running:
+        while self._queue and self._busy < AT_ONCE and self._coming < MEETINGS and self.running:
             minus, _, since, point, knock = heappop(self._queue)
             if self.ways.seconds() - since > INTRO_AGE:
                 self.counted["late"] += 1
                 self.pricing.dropped(-minus)
                 continue
             self.pricing.handled(-minus)
-            self._busy += 1
-            self.tasks.start("introduction", self._answer(point, knock))
+            self._begin(point, knock)
 
-    async def _answer(self, point: Held, knock: Knock) -> None:
+    def _begin(self, point: Held, knock: Knock) -> None:
+        """Answer one, who is in nobody's way for longer than SLOT: the hop that he names may hang."""
+        self._busy += 1
+        self._coming += 1
+        free: list[int] = [1]
+
+        def leave() -> None:
+            if free:
+                free.pop()
+                self._busy -= 1
+                self._next()
+
+        self._soon(SLOT, leave)
+        self.tasks.start("introduction", self._answer(point, knock, leave))
+
+    async def _answer(self, point: Held, knock: Knock, leave: Callable[[], None]) -> None:
         origin: Origin | None = None
         login: bytes | None = None
         cookie = self.cookie
@@ -280,11 +298,11 @@ class HiddenService:
             if not self._good(point, come):
                 return
             if come.login is not None:
-                if come.login in self._coming:
+                if come.login in self._logins:
                     self.counted["twice"] += 1
                     return
                 login = come.login
-                self._coming.add(login)
+                self._logins.add(login)
                 if not await self._first(login):
                     self.counted["twice"] += 1
                     return
@@ -293,7 +311,7 @@ class HiddenService:
             origin = await self.ways.to(hop, BEFORE_POINT, layer2=True, kept=True)
             reply, keys = await self.ways.work(lambda: come.reply(OFFER.to_bytes()))
             await written
-            if not self.running or cookie != self.cookie or not self.allow(come.login):
+            if not self.running or cookie != self.cookie or not self._good(point, come):
                 return
             even(origin)
             origin.tell(Renzv.JOIN, Join(meeting.cookie, reply).encode())
@@ -307,12 +325,12 @@ class HiddenService:
         except (Unavailable, LocalProtocolError):
             self.counted["no way"] += 1
         finally:
-            self._busy -= 1
+            self._coming -= 1
             if login is not None:
-                self._coming.discard(login)
+                self._logins.discard(login)
             if origin is not None:
                 origin.close()
-        self._next()
+            leave()
 
     def _remember(self, point: Held, knock: Knock) -> Deferred[None]:
         """Have it written that this has come, so that it is not good again after a restart either."""
@@ -350,6 +368,8 @@ class HiddenService:
             self.counted["old"] += 1
         elif not meeting.endpoint or not self.allow(come.login):
             self.counted["refused"] += 1
+        elif len(self.sessions) >= SESSIONS_PER_SERVICE and self._idle() is None:
+            self.counted["full"] += 1
         else:
             return True
         return False
@@ -358,14 +378,20 @@ class HiddenService:
 
     def _met(self, session: Session) -> None:
         self.counted["met"] += 1
+        crowd = self._idle() if len(self.sessions) >= SESSIONS_PER_SERVICE else None
+        if crowd is not None:
+            crowd.origin.close()
         self.sessions[session.origin] = session
         origin = session.origin
         origin.at_end = lambda reason: self._left(session)
         origin.heard[Renzv.PING] = lambda data: origin.add(Renzv.PING_OK, b"")
         origin.heard[Renzv.PING_OK] = lambda data: session.there(True)
         self.noted("opened", session)
-        if len(self.sessions) > SESSIONS_PER_SERVICE:
-            next(iter(self.sessions)).close()
+
+    def _idle(self) -> Session | None:
+        """Give the stranger without a stream who has come last: a crowd is in nobody's way but its own."""
+        rows = reversed(self.sessions.values())
+        return next((one for one in rows if one.login is None and not one.origin.streams.live), None)
 
     def _left(self, session: Session) -> None:
         del self.sessions[session.origin]

@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from attrs import define, field
 from twisted.internet import error
 from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer, IReactorTime
 from twisted.internet.protocol import Factory, connectionDone
@@ -101,6 +102,7 @@ class Ports:
         made = Connection(self._reactor, self._open.discard)
         dialled = clientFromString(self._reactor, target).connect(Factory.forProtocol(lambda: made))
         dialled.addTimeout(DIAL_TIME, self._reactor)
+        stream.sink = Dialling(dialled)
         try:
             await dialled
         except (error.ConnectError, error.ConnectingCancelledError, error.DNSLookupError, TimeoutError) as problem:
@@ -114,6 +116,32 @@ class Ports:
             return
         self._open.add(made)
         made.start(stream)
+
+
+@define(eq=False)
+class Dialling:
+    """The sink of a stream whose program is being dialled: if it ends before, nobody waits for the program."""
+
+    _dialled: Deferred[Any]
+
+    def opened(self, opened: Opened) -> None:
+        """Hear what only the other end of a stream does."""
+
+    def data(self, pieces: list[bytes]) -> None:
+        """Hear nothing: what is said early is kept."""
+
+    def ended(self) -> None:
+        """Hear nothing: it is said again."""
+
+    def closed(self, reason: Reason) -> None:
+        """Dial no more."""
+        self._dialled.cancel()
+
+    def hold(self) -> None:
+        """Hear nothing: nothing is said yet."""
+
+    def go_on(self) -> None:
+        """Hear nothing."""
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)

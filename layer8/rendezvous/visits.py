@@ -8,8 +8,8 @@
 `find(name, fresh)` gives the service that a name means, with its descriptor, and one that was not kept if `fresh`; it
 raises `NotFound`, whose code says why not. A service that is not met by what was kept is looked for once more.
 What a program says before the service has answered is kept, up to EARLY bytes. Streams of users with different keys
-never share a circuit: the service would know that they are one. Where we log in it knows anyway, and there is one
-circuit for all, since it takes a login once.
+never share a circuit: the service would know that they are one. Names of one service do share it, and where we log in
+there is one circuit for all users: the service knows anyway, and takes a login once.
 
 A circuit that stands looks well for a minute after its rendezvous hop or the service hangs. So a service that has said
 nothing for T_SILENT after we spoke is asked whether it is there; if it does not answer in T_PING the circuit is closed,
@@ -18,7 +18,7 @@ its streams hear TIMEOUT, and the next one meets the service anew.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Collection, Hashable
 from typing import Any, Final, Protocol
 
 from attrs import define, field, frozen
@@ -36,6 +36,8 @@ from layer8.rendezvous.wire import Renzv
 LOOK: Final = 1.0  # seconds between looks at circuits
 T_SILENT: Final = 3.0  # seconds without a word, after which a service is asked whether it is there
 IDLE: Final = 600.0  # seconds without a stream, after which a circuit on which we have logged in is closed
+VISITS: Final = 256  # that are begun and have not come to anything
+NAMES: Final = 1024  # of services that have a circuit
 EARLY: Final = 512 * 1024  # bytes that are kept until there is a circuit; then the program has to wait
 
 NO_DESCRIPTOR: Final = 0xF0
@@ -223,22 +225,27 @@ class Visits:
     _find: Find
     max_effort: int = MAX_EFFORT
     alert: Callable[[str], None] = field(default=lambda text: None, repr=False)
-    _circuits: dict[Hashable, Standing] = field(factory=dict, init=False, repr=False)
+    _circuits: dict[Hashable, Standing] = field(factory=dict, init=False, repr=False)  # by service and user, or login
+    _places: dict[Hashable, Hashable] = field(factory=dict, init=False, repr=False)  # of those, by name and user
+    _stale: set[Hashable] = field(factory=set, init=False, repr=False)  # others have ended the circuit
     _waiting: dict[Hashable, list[Call]] = field(factory=dict, init=False, repr=False)
     _timer: Any = field(default=None, init=False, repr=False)
 
     def open(self, name: str, port: int, caller: Caller, key: Hashable) -> StreamLike:
         """Open a stream to a virtual port of a service; `caller.refused(code)` says why not."""
         call = Call(caller, port)
-        place = (name, key)
+        asked = (name, key)
+        place = self._places.get(asked)
         there = self._circuits.get(place)
         if there is not None and there.origin.takes:
             call.got(there.origin)
-        elif place in self._waiting:
-            self._waiting[place].append(call)
+        elif asked in self._waiting or place in self._waiting:
+            self._waiting[asked if asked in self._waiting else place].append(call)
+        elif len(self._waiting) >= VISITS:
+            caller.refused(INTRODUCTION_FAILED)
         else:
-            self._waiting[place] = [call]
-            self._tasks.start("visit", self._visit(place, name))
+            self._waiting[asked] = [call]
+            self._tasks.start("visit", self._visit(name, key))
         return call
 
     def close(self) -> None:
@@ -247,22 +254,20 @@ class Visits:
             there.origin.close()
         self._rest()
 
-    async def _visit(self, place: Hashable, name: str) -> None:
+    async def _visit(self, name: str, key: Hashable) -> None:
+        place: Hashable = (name, key)
         circuit: Circuit = NotMet("this client is stopping", Step.RENDEZVOUS)
         try:
             found = await self._find(name, False)
-            if found.login is not None:
-                place, circuit = self._shared(place, (found.service, found.login.node_id))
-                if isinstance(circuit, Origin) or place is None:
-                    return
-            try:
-                circuit = await self._meet(found)
-            except NotMet as error:
-                circuit = error
-                again = await self._find(name, True)
-                if again != found:
-                    circuit = await self._meet(again)
-            self._keep(place, circuit, found.login is not None)
+            place, there = self._share((name, key), found)
+            if there is not None:
+                circuit = there
+            elif place is not None:
+                if place in self._stale:  # it may have let everybody go, for another descriptor
+                    self._stale.discard(place)
+                    found = await self._find(name, True)
+                circuit = await self._reach(name, found)
+                self._keep(place, circuit, found.login is not None)
         except CancelledError:
             raise
         except (NotFound, NotMet) as error:
@@ -271,21 +276,42 @@ class Visits:
             for call in self._waiting.pop(place, ()):
                 call.got(circuit)
 
-    def _shared(self, place: Hashable, shared: Hashable) -> tuple[Hashable, Circuit]:
-        """Let those who wait wait for the one circuit that we log in on; None where another visit builds it."""
-        nobody = NotMet("this client is stopping", Step.RENDEZVOUS)
-        there = self._circuits.get(shared)
-        if there is not None and there.origin.takes:
-            return place, there.origin
-        if shared in self._waiting:
-            self._waiting[shared] += self._waiting.pop(place)
-            return None, nobody
-        if there is not None:  # an old one would answer when the service asks whether we are there
-            there.origin.close()
-        self._waiting[shared] = self._waiting.pop(place)
-        return shared, nobody
+    def _share(self, asked: Hashable, found: Found) -> tuple[Hashable, Origin | None]:
+        """Give the place of a service for a user, whatever he has called it, and the circuit if there is one.
 
-    async def _meet(self, found: Found) -> Origin:
+        There is one for all users where we log in. No place where another visit is building the circuit already.
+        """
+        login = found.login
+        place = (found.service, asked[1] if login is None else login.node_id)  # type: ignore[index]
+        there = self._circuits.get(place)
+        if there is not None and there.origin.takes:
+            self._name(asked, place)
+            return asked, there.origin
+        if place in self._waiting:
+            self._waiting[place] += self._waiting.pop(asked)
+            return None, None
+        if there is not None and login is not None:  # the old one would answer when the service asks for it
+            there.origin.close()
+        self._waiting[place] = self._waiting.pop(asked)
+        self._name(asked, place)
+        return place, None
+
+    def _name(self, asked: Hashable, place: Hashable) -> None:
+        self._places[asked] = place
+        if len(self._places) > NAMES:
+            del self._places[next(iter(self._places))]
+
+    async def _reach(self, name: str, found: Found) -> Origin:
+        """Meet a service; if it was told of us and has not come, its descriptor may be an old one."""
+        try:
+            return await self._meet(found, patient=False)
+        except NotMet as error:
+            again = await self._find(name, True)
+            if again == found and error.step is not Step.LATE:
+                raise
+            return await self._meet(again, error.tried if again == found else ())
+
+    async def _meet(self, found: Found, without: Collection[bytes] = (), *, patient: bool = True) -> Origin:
         return await meet(
             self._ways,
             found.service,
@@ -295,16 +321,18 @@ class Visits:
             max_effort=self.max_effort,
             kept=found.login is not None,
             alert=self.alert,
+            without=without,
+            patient=patient,
         )
 
-    def _keep(self, place: Hashable, circuit: Circuit, known: bool) -> None:
-        if not isinstance(circuit, Origin):
-            return
+    def _keep(self, place: Hashable, circuit: Origin, known: bool) -> None:
         there = self._circuits[place] = Standing(circuit, known, self._ways.seconds())
 
         def ended(reason: object) -> None:
             if self._circuits.get(place) is there:
                 del self._circuits[place]
+                if len(self._stale) < NAMES:
+                    self._stale.add(place)
             if not self._circuits:
                 self._rest()
 

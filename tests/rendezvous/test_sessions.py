@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 from attrs import evolve
@@ -261,20 +262,24 @@ class LimitTests(LoginCase):
         self.assertEqual({tuple(sink.words) for sink in sinks[:-1]}, {("opened",)})
 
     def test_sessions_of_a_service(self) -> None:
-        """The oldest one goes when there are too many."""
+        """A crowd of strangers is in its own way: of those without a stream the last one goes, else nobody comes."""
         self.start()
         noted: list[tuple[str, int]] = []
         self.service.noted = lambda state, session: noted.append((state, session.number))
         first = self.meet()
-        more: Any = [object() for _ in range(SESSIONS_PER_SERVICE - 1)]
-        for one in more:
-            self.service.sessions[one] = Session(0, one, None, 0.0)
-        self.echoed(self.meet(), b"hello")
+        more: Any = [SimpleNamespace(streams=SimpleNamespace(live=[1])) for _ in range(SESSIONS_PER_SERVICE - 1)]
+        for one in map(id, more):
+            self.service.sessions[one] = Session(0, more[0], None, 0.0)  # type: ignore[index]
+        self.assertEqual(len(self.service.sessions), SESSIONS_PER_SERVICE)
+        second = self.meet(login=NodeKey.make())
         self.net.run(lambda: first.state is State.CLOSED)
-        for one in more:
-            del self.service.sessions[one]
-        numbers = [number for _, number in noted]
-        self.assertEqual(noted, [("opened", numbers[0]), ("opened", numbers[1]), ("closed", numbers[0])])
+        self.echoed(second, b"hello")
+        self.refused(self.begin())
+        self.assertEqual(self.service.counted["full"], 3)
+        self.assertEqual(len(self.service.sessions), SESSIONS_PER_SERVICE)
+        for one in map(id, more):
+            del self.service.sessions[one]  # type: ignore[arg-type]
+        self.assertEqual([state for state, _ in noted], ["opened", "closed", "opened"])
 
     def test_introductions_that_wait(self) -> None:
         """Those with most work are answered first, and those for whom there is no room make it dearer."""
