@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from random import Random
 
+from attrs import frozen
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.crypto.work import search
 from layer8.rendezvous.limits import SEED_LIFE
-from layer8.rendezvous.price import FEW, Pricing
+from layer8.rendezvous.price import FEW, RUSH_LEAST, Pricing
 from layer8.rendezvous.wire import NO_WORK, WORK_LABEL, Work
 
 KEY = b"k" * 32
+
+
+@frozen
+class Before:
+    """A seed as it was written down."""
+
+    seed: bytes
+    until: float
+    nonces: tuple[bytes, ...] = ()
 
 
 class PricingTests(SynchronousTestCase):
@@ -94,3 +104,43 @@ class PricingTests(SynchronousTestCase):
         self.assertIsNone(self.pricing.worth(KEY, work, SEED_LIFE))
         self.assertIsNone(self.pricing.worth(KEY, NO_WORK, SEED_LIFE))
         self.assertIsNone(self.pricing.worth(KEY, Work(nonce, 2**31, seed[:4]).encode(), SEED_LIFE))
+
+    def test_one_drop_counts_once(self) -> None:
+        self.pricing.dropped(0)
+        self.assertTrue(self.pricing.look((), SEED_LIFE))
+        self.assertTrue(self.pricing.look((), SEED_LIFE + 1))
+        self.assertEqual(self.pricing.effort, 0)
+
+    def test_in_a_rush(self) -> None:
+        """Twice as much each time, up to what clients do; a look that changes little tells nobody."""
+        self.pricing.most = 4 * RUSH_LEAST
+        told = [self.pricing.rush(SEED_LIFE) for _ in range(4)]
+        self.assertEqual((told, self.pricing.effort), ([True] * 3 + [False], 4 * RUSH_LEAST))
+        self.pricing.handled(4 * RUSH_LEAST)
+        self.pricing.dropped(4 * RUSH_LEAST)
+        self.assertFalse(self.pricing.look((), SEED_LIFE))
+
+    def test_after_a_restart(self) -> None:
+        """The same seed until it is as old as seeds become, the same price, and no solution twice."""
+        self.pricing.rush(SEED_LIFE)
+        (row,) = self.pricing.seeds.rows(1000.0)
+        nonce = search(WORK_LABEL, KEY, self.pricing.seed, RUSH_LEAST, bytes(16), 10**6)
+        assert nonce is not None
+        work = Work(nonce, RUSH_LEAST, self.pricing.seed[:4]).encode()
+        again = Pricing(Random(2).randbytes)
+        again.restore(RUSH_LEAST, [Before(*row, (nonce,))], 500.0, SEED_LIFE + 1500.0)
+        self.assertEqual((again.seed, again.effort, again.seeds.effort), (self.pricing.seed, RUSH_LEAST, RUSH_LEAST))
+        self.assertIsNone(again.worth(KEY, work, 500.0))
+        self.assertEqual(self.pricing.worth(KEY, work, SEED_LIFE), RUSH_LEAST)
+        again.handled(RUSH_LEAST)
+        again.dropped(RUSH_LEAST)
+        self.assertFalse(again.look((), SEED_LIFE - 501.0))  # the seed is as old as it was, and nothing has changed
+        self.assertEqual(again.seed, self.pricing.seed)
+        again.look((), SEED_LIFE)
+        self.assertNotEqual(again.seed, self.pricing.seed)
+
+    def test_seeds_that_are_too_old(self) -> None:
+        again = Pricing(Random(2).randbytes)
+        again.restore(500, [Before(b"s" * 32, 1000.0)], 0.0, 1000.0)
+        self.assertEqual((again.effort, again.seeds.effort), (0, 0))
+        self.assertEqual(again.worth(KEY, NO_WORK, 0.0), 0)
