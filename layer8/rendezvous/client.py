@@ -42,6 +42,7 @@ BEFORE_POINT: Final = 3  # hops before somebody else's access point
 POINTS_TRIED: Final = 3
 KNOCKS: Final = 4  # with more and more work, at one point
 EFFORT_LEAST: Final = 8
+CLOCK: Final = 60  # seconds that a service is told the time by
 ABOVE: Final = 16  # times the service's own price that an access point may ask for: it may have risen meanwhile
 SLICE: Final = 100_000  # tries of work at a time
 
@@ -205,7 +206,7 @@ class Attempt:
     async def _introduce(self, far: Origin, place: Hop) -> Keys:
         ways, point = self._ways, self._point
         door = Door(ways.network, self._service, point.auth_key, point.enc_key)
-        now = int(ways.wall())
+        now = int(ways.wall()) // CLOCK * CLOCK  # a second would be a mark of this machine
         meeting = Meeting(self._mode, now, self._token, place.identity, place.onion_key, place.endpoints[0])
         try:
             knocked = await ways.work(lambda: knock(door, meeting, cookie=self._cookie, login=self._login))

@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 from attrs import define, field
 from twisted.internet import error
 from twisted.internet.address import UNIXAddress
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import clientFromString
 from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer, IReactorTime
 from twisted.internet.protocol import Factory, connectionDone
@@ -105,6 +105,10 @@ class Ports:
         stream.sink = Dialling(dialled)
         try:
             await dialled
+        except CancelledError:
+            if stream.closed or stream.last is not None:
+                return
+            raise
         except (error.ConnectError, error.ConnectingCancelledError, error.DNSLookupError, TimeoutError) as problem:
             stream.close(Reason.REFUSED if isinstance(problem, error.ConnectionRefusedError) else Reason.UNREACHABLE)
             return

@@ -6,7 +6,8 @@
     SocksServer(..., hidden=visits)
 
 `find(name, fresh)` gives the service that a name means, with its descriptor, and one that was not kept if `fresh`; it
-raises `NotFound`, whose code says why not. A service that is not met by what was kept is looked for once more.
+raises `NotFound`, whose code says why not. It is asked for every stream, since a name may mean another key by then, and
+keeps what it has found. A service that is not met by what was kept is looked for once more.
 What a program says before the service has answered is kept, up to EARLY bytes. Streams of users with different keys
 never share a circuit: the service would know that they are one. Names of one service do share it, and where we log in
 there is one circuit for all users: the service knows anyway, and takes a login once.
@@ -37,7 +38,7 @@ LOOK: Final = 1.0  # seconds between looks at circuits
 T_SILENT: Final = 3.0  # seconds without a word, after which a service is asked whether it is there
 IDLE: Final = 600.0  # seconds without a stream, after which a circuit on which we have logged in is closed
 VISITS: Final = 256  # that are begun and have not come to anything
-NAMES: Final = 1024  # of services that have a circuit
+STALE: Final = 1024  # services whose circuits others have ended
 EARLY: Final = 512 * 1024  # bytes that are kept until there is a circuit; then the program has to wait
 
 NO_DESCRIPTOR: Final = 0xF0
@@ -226,7 +227,6 @@ class Visits:
     max_effort: int = MAX_EFFORT
     alert: Callable[[str], None] = field(default=lambda text: None, repr=False)
     _circuits: dict[Hashable, Standing] = field(factory=dict, init=False, repr=False)  # by service and user, or login
-    _places: dict[Hashable, Hashable] = field(factory=dict, init=False, repr=False)  # of those, by name and user
     _stale: set[Hashable] = field(factory=set, init=False, repr=False)  # others have ended the circuit
     _waiting: dict[Hashable, list[Call]] = field(factory=dict, init=False, repr=False)
     _timer: Any = field(default=None, init=False, repr=False)
@@ -235,12 +235,8 @@ class Visits:
         """Open a stream to a virtual port of a service; `caller.refused(code)` says why not."""
         call = Call(caller, port)
         asked = (name, key)
-        place = self._places.get(asked)
-        there = self._circuits.get(place)
-        if there is not None and there.origin.takes:
-            call.got(there.origin)
-        elif asked in self._waiting or place in self._waiting:
-            self._waiting[asked if asked in self._waiting else place].append(call)
+        if asked in self._waiting:
+            self._waiting[asked].append(call)
         elif len(self._waiting) >= VISITS:
             caller.refused(INTRODUCTION_FAILED)
         else:
@@ -285,7 +281,6 @@ class Visits:
         place = (found.service, asked[1] if login is None else login.node_id)  # type: ignore[index]
         there = self._circuits.get(place)
         if there is not None and there.origin.takes:
-            self._name(asked, place)
             return asked, there.origin
         if place in self._waiting:
             self._waiting[place] += self._waiting.pop(asked)
@@ -293,13 +288,7 @@ class Visits:
         if there is not None and login is not None:  # the old one would answer when the service asks for it
             there.origin.close()
         self._waiting[place] = self._waiting.pop(asked)
-        self._name(asked, place)
         return place, None
-
-    def _name(self, asked: Hashable, place: Hashable) -> None:
-        self._places[asked] = place
-        if len(self._places) > NAMES:
-            del self._places[next(iter(self._places))]
 
     async def _reach(self, name: str, found: Found) -> Origin:
         """Meet a service; if it was told of us and has not come, its descriptor may be an old one."""
@@ -331,7 +320,7 @@ class Visits:
         def ended(reason: object) -> None:
             if self._circuits.get(place) is there:
                 del self._circuits[place]
-                if len(self._stale) < NAMES:
+                if len(self._stale) < STALE:
                     self._stale.add(place)
             if not self._circuits:
                 self._rest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from layer8.crypto.keys import NodeKey
@@ -12,8 +13,18 @@ from layer8.relay.client import Open, Proto, Reason
 from layer8.relay.limits import T_SILENT as POOL_SILENT
 from layer8.relay.origin import Origin, State
 from layer8.relay.pool import Circuit, Need
-from layer8.rendezvous.limits import BAD_PORTS, T_PING
-from layer8.rendezvous.visits import IDLE, LOOK, T_SILENT, Call, Found, Visits
+from layer8.rendezvous.limits import BAD_PORTS, T_PING, T_RENDEZVOUS
+from layer8.rendezvous.visits import (
+    IDLE,
+    INTRODUCTION_FAILED,
+    INTRODUCTION_TIMED_OUT,
+    LOOK,
+    T_SILENT,
+    VISITS,
+    Call,
+    Found,
+    Visits,
+)
 from layer8.rendezvous.wire import Renzv
 from layer8.testing.network import Heard, Node
 from tests.rendezvous.net import HiddenCase
@@ -33,17 +44,20 @@ class VisitCase(HiddenCase):
     def setUp(self) -> None:
         super().setUp()
         self.login: NodeKey | None = None
-        self.finds = 0
+        self.cookies = [b""]  # of what was kept, and of what is fresh
+        self.finds: list[bool] = []
         self.visits = Visits(self.here, TaskSet(Logger()), self.find)
         self.addCleanup(self.visits.close)
 
     async def find(self, name: str, fresh: bool) -> Found:
-        self.finds += 1
-        return Found(self.key.node_id, self.told, login=self.login)
+        self.finds.append(fresh)
+        if fresh:
+            self.cookies = self.cookies[-1:]
+        return Found(self.key.node_id, self.told, cookie=self.cookies[0], login=self.login)
 
-    def open(self, key: str = "") -> tuple[Asking, Call]:
+    def open(self, key: str = "", name: str = "service") -> tuple[Asking, Call]:
         asking = Asking()
-        call = self.visits.open("service", 80, asking, key)
+        call = self.visits.open(name, 80, asking, key)
         assert isinstance(call, Call)
         return asking, call
 
@@ -194,6 +208,66 @@ class PoolTests(VisitCase):
         for _ in range(2 * BAD_PORTS):
             self.circuit.add(Renzv.PING, b"")
         self.echoed(b"still there")
+
+
+class DescriptorTests(VisitCase):
+    """When what was kept is not good any more."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.service = self.serve(self.key, cookie=b"1" * 32)
+        self.cookies = [b"1" * 32]
+
+    def test_a_service_that_lets_everybody_go(self) -> None:
+        """Its descriptor may be another one by now: nobody knocks by the old one."""
+        self.start()
+        asking, _ = self.echoed(b"hello")
+        self.cookies.append(b"2" * 32)
+        self.service.change_cookie(b"2" * 32)
+        self.net.run(lambda: asking.reason is not None)
+        begun = self.net.clock.seconds()
+        self.echoed(b"again")
+        self.assertLess(self.net.clock.seconds() - begun, 1.0)
+        self.assertEqual(self.finds, [False, False, True])
+
+    def test_a_service_that_does_not_come(self) -> None:
+        """Before another point is tried, a fresh descriptor is looked for."""
+        self.start()
+        self.cookies = [b"0" * 32, b"1" * 32]
+        begun = self.net.clock.seconds()
+        self.echoed(b"hello")
+        self.assertLess(self.net.clock.seconds() - begun, T_RENDEZVOUS + 2)
+        self.assertEqual((self.finds, self.service.counted["not for us"]), ([False, True], 1))
+
+    def test_all_points_when_it_is_the_same(self) -> None:
+        self.start()
+        self.cookies = [b"0" * 32]
+        asking, _ = self.open()
+        self.net.run(lambda: asking.code is not None, 4 * T_RENDEZVOUS)
+        self.assertEqual(asking.code, INTRODUCTION_TIMED_OUT)
+        self.assertEqual((self.finds, self.service.counted["not for us"]), ([False, True], 3))
+
+    def test_names_of_one_service(self) -> None:
+        """Labels in front of it make no more circuits, and neither do petnames."""
+        self.start()
+        all_of_them = [self.open(name=name) for name in ("a.service", "b.service", "service", "a.service")]
+        for _, call in all_of_them:
+            call.write(b"hello")
+        self.net.run(lambda: all(asking.all == b"hello" for asking, _ in all_of_them))
+        self.open(name="c.service")
+        self.net.settle()
+        self.assertEqual(len(self.service.sessions), 1)
+        self.assertEqual(len(self.visits._circuits), 1)
+
+    def test_visits_that_come_to_nothing(self) -> None:
+        """So many may be on their way, and no more."""
+        self.visits._find = lambda name, fresh: Deferred()
+        for number in range(VISITS):
+            self.open(name=str(number))
+        asking, _ = self.open(name="one more")
+        self.assertEqual(asking.code, INTRODUCTION_FAILED)
+        other, _ = self.open(name="0")
+        self.assertIsNone(other.code)
 
 
 class LoginTests(VisitCase):

@@ -16,6 +16,7 @@ from layer8.relay.service import Relay
 from layer8.rendezvous.client import meet
 from layer8.rendezvous.descriptor import Point
 from layer8.rendezvous.service import HiddenService
+from layer8.rendezvous.ways import NetworkWays
 from layer8.testing.network import Echo
 from tests.relay.nodes import LOOPBACK, Heard, NodesCase
 from tests.rendezvous.net import Told
@@ -32,6 +33,11 @@ class HiddenNodesCase(NodesCase):
         self.key = NodeKey.make()
         self.told = Told(())
 
+    def ways(self, node: Relay) -> NetworkWays:
+        made = hidden_ways(node)
+        self.addCleanup(made.stop)
+        return made
+
     def offer(self) -> Relay:
         config = {"network": "test-nodes", "listen": LOOPBACK, "links": 1}
         node = self.node(NodeKey.make(), config, start=False)
@@ -44,7 +50,7 @@ class HiddenNodesCase(NodesCase):
         self.here, self.there = self.client(), self.client()
         self.introduce(*self.relays, self.here, self.there)
         self.service = HiddenService(
-            hidden_ways(self.there), self.tasks, self.key, self.asked, self.publish, self.reactor.callLater
+            self.ways(self.there), self.tasks, self.key, self.asked, self.publish, self.reactor.callLater
         )
         self.addCleanup(self.tasks.stop)
         self.addCleanup(self.service.stop)
@@ -59,7 +65,7 @@ class HiddenNodesCase(NodesCase):
         stream.accept(Opened(Address(""), 0))
 
     async def meet(self, **more: Any) -> Origin:
-        return await meet(hidden_ways(self.here), self.key.node_id, self.told, **more)
+        return await meet(self.ways(self.here), self.key.node_id, self.told, **more)
 
 
 class LoopbackTests(HiddenNodesCase):
