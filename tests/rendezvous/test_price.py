@@ -104,6 +104,12 @@ class PricingTests(SynchronousTestCase):
         self.assertIsNone(self.pricing.worth(KEY, work, SEED_LIFE))
         self.assertIsNone(self.pricing.worth(KEY, NO_WORK, SEED_LIFE))
         self.assertIsNone(self.pricing.worth(KEY, Work(nonce, 2**31, seed[:4]).encode(), SEED_LIFE))
+        little = search(WORK_LABEL, KEY, seed, 59, bytes(16), 100_000)
+        assert little is not None
+        self.assertIsNone(self.pricing.worth(KEY, Work(little, 59, seed[:4]).encode(), SEED_LIFE))
+        enough = search(WORK_LABEL, KEY, seed, 60, b"x" * 16, 100_000)
+        assert enough is not None
+        self.assertEqual(self.pricing.worth(KEY, Work(enough, 60, seed[:4]).encode(), SEED_LIFE), 60)
 
     def test_one_drop_counts_once(self) -> None:
         self.pricing.dropped(0)
