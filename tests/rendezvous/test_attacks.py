@@ -115,8 +115,9 @@ class ClientTests(MeetCase):
         for told in self.told.points:
             door = Door(self.there.network, self.key.node_id, told.auth_key, told.enc_key)
             for _ in range(count):
-                parts = os.urandom(32), os.urandom(32), os.urandom(32), "tcp:198.51.100.1:1"
-                blob = knock(door, Meeting(mode, int(self.there.wall()), *parts)).blob
+                cookie, node, onion_key = os.urandom(32), os.urandom(32), os.urandom(32)
+                meeting = Meeting(mode, int(self.there.wall()), cookie, node, onion_key, "tcp:198.51.100.1:1")
+                blob = knock(door, meeting).blob
                 listeners[told.auth_key].asker.answer(Renzv.CONNECT, Knock(told.auth_key, 1, NO_WORK, blob).encode())
 
     def test_knocks_that_are_refused(self) -> None:
@@ -167,7 +168,12 @@ class ServiceTests(MeetCase):
         self.told = Told(self.told.points, Price(SEED, 2**32 - 1, 2**40))
         done: list[str] = []
         work = self.here.work
-        self.patch(MemoryWays, "work", lambda ways, what: done.append("work") or work(what))
+
+        def counted(ways: object, what: Any) -> Any:
+            done.append("work")
+            return work(what)
+
+        self.patch(MemoryWays, "work", counted)
         with self.assertRaises(NotMet) as caught:
             self.meet(max_effort=1000)
         self.assertIn("costs more work than 1000", str(caught.exception))
