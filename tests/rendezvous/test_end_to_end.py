@@ -17,7 +17,7 @@ from layer8.relay.origin import Origin, State
 from layer8.relay.wire import Destroy, Open, Proto, Reason
 from layer8.rendezvous import service as serving
 from layer8.rendezvous.access import Access
-from layer8.rendezvous.client import KNOCKS, NotMet, Step, meet
+from layer8.rendezvous.client import ABOVE, KNOCKS, NotMet, Step, meet
 from layer8.rendezvous.limits import BAD_PORTS, BLOB_AGE, MAX_EFFORT, SETUP_CELLS, T_INTRO, T_RENDEZVOUS
 from layer8.rendezvous.meeting import Meeting
 from layer8.rendezvous.price import LOOK
@@ -380,6 +380,21 @@ class WorkTests(MeetCase):
         self.echoed(self.meet(), b"hello")
         self.assertEqual(len(self.here.paths), 2)
         self.assertEqual(self.service.pricing._total, 200)
+
+    def test_a_point_that_asks_for_far_more_than_the_service(self) -> None:
+        """Its word alone does not make a client work for minutes."""
+        self.start()
+        self.raise_price(100)
+        for access in self.access:
+            for listener in access.listeners.values():
+                listener.seeds.effort = 100 * ABOVE + 1
+        with self.assertRaises(NotMet) as caught:
+            self.meet()
+        self.assertIn("far more", str(caught.exception))
+        for access in self.access:
+            for listener in access.listeners.values():
+                listener.seeds.effort = 100 * ABOVE
+        self.echoed(self.meet(), b"hello")
 
     def test_the_service_is_not_told_of_those_without(self) -> None:
         self.start()

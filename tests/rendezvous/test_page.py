@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from layer8.rendezvous import access, folder, limits, memory, points, price, service, visits
+from layer8.rendezvous import access, client, folder, limits, memory, points, price, service, visits
 from layer8.rendezvous.wire import Renzv, Status
 from tests.names import ROOT
 
@@ -45,6 +45,11 @@ class PageTests(SynchronousTestCase):
             price.RUSH_LEAST,
             limits.T_PING,
             access.LEVELS,
+            access.ALL_BURST,
+            access.ALL_RATE,
+            client.ABOVE,
+            service.AT_ONCE,
+            service.MEETINGS,
             points.RESUMES,
             points.RESUME_TIME,
             service.WATCH,
