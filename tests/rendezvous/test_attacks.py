@@ -116,6 +116,7 @@ class ClientTests(MeetCase):
             door = Door(self.there.network, self.key.node_id, told.auth_key, told.enc_key)
             for _ in range(count):
                 cookie, node, onion_key = os.urandom(32), os.urandom(32), os.urandom(32)
+                cookie, node, onion_key = os.urandom(32), os.urandom(32), os.urandom(32)
                 meeting = Meeting(mode, int(self.there.wall()), cookie, node, onion_key, "tcp:198.51.100.1:1")
                 blob = knock(door, meeting).blob
                 listeners[told.auth_key].asker.answer(Renzv.CONNECT, Knock(told.auth_key, 1, NO_WORK, blob).encode())
@@ -130,16 +131,8 @@ class ClientTests(MeetCase):
     def test_rendezvous_hops_that_hang(self) -> None:
         """Who names hops that say nothing holds up nobody; ten a second at a point are not worth a price."""
         self.start()
-        points = {listener.auth_key: listener for access in self.access for listener in access.listeners.values()}
         for _ in range(5):
-            for told in self.told.points:
-                door = Door(self.there.network, self.key.node_id, told.auth_key, told.enc_key)
-                for _ in range(10):
-                    meeting = Meeting(
-                        1, int(self.there.wall()), os.urandom(32), *map(os.urandom, (32, 32)), "tcp:198.51.100.1:1"
-                    )
-                    blob = knock(door, meeting).blob
-                    points[told.auth_key].asker.answer(Renzv.CONNECT, Knock(told.auth_key, 1, NO_WORK, blob).encode())
+            self.knock(1, 10)
             self.net.settle(1.0)
         begun = self.net.clock.seconds()
         self.meet()
