@@ -331,6 +331,7 @@ class HiddenService:
             if origin is not None:
                 origin.close()
             leave()
+            self._next()
 
     def _remember(self, point: Held, knock: Knock) -> Deferred[None]:
         """Have it written that this has come, so that it is not good again after a restart either."""

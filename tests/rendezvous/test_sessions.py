@@ -28,7 +28,7 @@ from layer8.rendezvous.limits import (
 from layer8.rendezvous.service import Session
 from layer8.rendezvous.wire import NO_WORK, Knock, Renzv
 from layer8.testing.network import Heard
-from tests.rendezvous.net import Told
+from tests.rendezvous.net import MemoryWays, Told
 from tests.rendezvous.test_end_to_end import PORT, MeetCase
 
 
@@ -301,12 +301,38 @@ class LimitTests(LoginCase):
         self.service._next()
         self.assertEqual((self.service._queue, self.service.counted["late"]), ([], INTRO_QUEUE))
 
+    def test_one_who_waits_behind_one_that_hangs(self) -> None:
+        """As many meetings as may be hang for longer than their slots; when one is over, the next begins."""
+        self.patch(serving, "MEETINGS", 1)
+        self.start()
+        held: Deferred[None] = Deferred()
+        build = MemoryWays.to
+
+        async def to(ways: MemoryWays, last: Any, before: int, **more: Any) -> Any:
+            if ways is self.there and not held.called:
+                await held
+            return await build(ways, last, before, **more)
+
+        self.patch(MemoryWays, "to", to)
+        done: list[Any] = []
+        for name in ("one", "two"):
+            work = meet(self.ways(name), self.key.node_id, self.told)
+            Deferred.fromCoroutine(work).addBoth(done.append)
+        self.net.run(lambda: len(self.service._queue) == 1)
+        self.net.settle(serving.SLOT + 1)
+        held.callback(None)
+        self.net.run(lambda: len(done) == 2, 5.0)
+        self.assertEqual(self.service.counted["met"], 2)
+
     def test_a_point_that_passes_on_what_it_may(self) -> None:
         """A flood at a point finds it busy, and so does everybody else: work is asked for before anything queues."""
         self.start()
         self.assertIsNone(self.told.price)
         point = next(iter(self.service.points.values()))
         self.assertEqual(point.rate, 25)
+        for _ in range(3):
+            self.service._knocked(point, Knock(point.auth.node_id, 1, NO_WORK, bytes(BLOB)).encode())
+        self.assertEqual(point.lately, 3)
         for effort in (64, 128, 256):
             point.lately = 250
             self.net.run(lambda effort=effort: self.told.price is not None and self.told.price.effort == effort)  # type: ignore[misc]
