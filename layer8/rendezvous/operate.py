@@ -75,7 +75,8 @@ class Called:
 class ServiceRow:
     """A service: `off`, `picking points`, `listening`, `published`; `clients` is null if everybody may come.
 
-    `knocks` counts what has become of knocks; `address`, `resource` and `magnet` are empty for those who may only look.
+    `knocks` counts what has become of knocks. For those who may only look everything is empty by which they could find
+    out whose service it is: `address`, `resource`, `magnet`, `seq`, which stands in the DHT too, `sessions`, `knocks`.
     """
 
     name: str
@@ -281,7 +282,7 @@ class RendezvousRows:
         except (ConfigError, RemoteProtocolError) as error:
             if isinstance(error, LimitExceeded):
                 raise NoCapacity("SERVICES") from None
-            raise InvalidParams("name", str(error)) from None
+            raise InvalidParams("", str(error)) from None
         return hidden_row(made)
 
     @method("rendezvous.unhide", role=ADMIN, errors=(NotFound,))
@@ -428,12 +429,12 @@ def _service(one: Hosting, full: bool) -> ServiceRow:
         name=one.name,
         state=one.state,
         points=len(service.points),
-        sessions=len(service.sessions),
-        seq=one.publishing.published,
+        sessions=len(service.sessions) if full else 0,
+        seq=one.publishing.published if full else 0,
         effort=service.price.effort if service.price is not None else 0,
         clients=len(one.clients) if one.closed else None,
         ports=tuple(one.config.ports),
-        knocks=tuple(Knocks(word, count) for word, count in sorted(service.counted.items())),
+        knocks=tuple(Knocks(word, count) for word, count in sorted(service.counted.items()) if full),
         address=one.address if full else "",
         resource=one.resource if full else "",
         magnet=one.magnet if full else "",

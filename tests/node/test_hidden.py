@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from twisted.internet.utils import getProcessOutputAndValue
+from twisted.logger import globalLogPublisher
 from twisted.trial.unittest import SkipTest
 from twisted.web.server import Site
 from twisted.web.static import Data
@@ -122,6 +123,9 @@ class HiddenNodeCase(NodeCase):
 class VisitTests(HiddenNodeCase):
     async def test_a_page(self) -> None:
         """G37: offered by a configuration, visited with curl by SOCKS and by a tunnel."""
+        lines: list[str] = []
+        globalLogPublisher.addObserver(note := lambda event: lines.append(repr(event)))
+        self.addCleanup(globalLogPublisher.removeObserver, note)
         await self.network()
         text = Random(3).randbytes(1 << 20)
         there = await self.member(f'[service.blog]\nports = {{ 80 = "127.0.0.1:{self.page(text)}" }}')
@@ -133,6 +137,8 @@ class VisitTests(HiddenNodeCase):
         at = row.listening[0]
         self.assertIn("interface=127.0.0.42", at)
         self.assertEqual(await self.run_curl(f"http://127.0.0.42:{at.split(':')[1]}/"), text)
+        for secret in (hosting.address[:56], "127.0.0.42", "blog"):
+            self.assertEqual([line for line in lines if secret in line and "layer8" in line], [], secret)
         # G40: it listens nowhere but on its own control socket.
         self.assertEqual([line for line in there._frame.listening() if "unix:" not in line], [])
         # One key, and a file that is for its owner alone.
@@ -191,8 +197,6 @@ class AccessTests(HiddenNodeCase):
         told = await self.call(there, "rendezvous.auth_remove", service="blog", name="alice")
         self.assertEqual(told, {"clients": ["bob"]})
         await self.until(lambda: not hosting.service.sessions and hosting.publishing.published > seq)
-        for node in (other, known):
-            node.hidden.finding.forget()
         self.assertEqual(await self.curl(other, url), PAGE)
         self.assertEqual(await self.refusal(known, url), "F5")
         for method, words, error in (
@@ -246,16 +250,19 @@ class RowTests(HiddenNodeCase):
         self.assertEqual((told["made"], told["exposed"], told["service"]["state"]), (True, [], "picking points"))
         self.assertEqual(told["service"]["resource"], hosting.resource)
         met = await self.call(here, "rendezvous.connect", address=hosting.resource)
-        self.assertEqual((met["address"] + ".l8.alt", met["points"], met["effort"]), (hosting.address, 3, 0))
+        self.assertEqual((met["address"] + ".l8.alt", met["effort"]), (hosting.address, 0))
+        self.assertIn(met["points"], (1, 2, 3))  # those that listened when it was published first
         self.assertGreater(met["met_ms"], 0)
         met = await self.call(here, "rendezvous.connect", address=met["address"])
         with self.assertRaises(CallUnavailable):
             await self.call(here, "rendezvous.connect", address=address_text(NodeKey.make().node_id))
+        await self.until(lambda: len(hosting.service.points) == 3)
         (row,) = (await self.call(there, "rendezvous.services"))["services"]
         self.assertEqual((row["state"], row["points"], row["ports"], row["clients"]), ("published", 3, [1], None))
         self.assertIn({"result": "met", "count": 2}, row["knocks"])
         (blind,) = (await self.call(there, "rendezvous.services", role="read"))["services"]
-        self.assertEqual((blind["address"], blind["resource"], blind["magnet"]), ("", "", ""))
+        shown = [blind[member] for member in ("address", "resource", "magnet", "seq", "sessions", "knocks")]
+        self.assertEqual(shown, ["", "", "", 0, 0, []])
         rows = await self.call(there, "rendezvous.points")
         self.assertEqual([point["service"] for point in rows["points"]], ["a-file"] * 3)
         counts = [await self.call(one, "rendezvous.points") for one in self.relays]
