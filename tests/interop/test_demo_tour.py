@@ -230,7 +230,7 @@ class CommandTests(SynchronousTestCase):
             if row["state"] == "open":
                 self.assertLessEqual(set(row["path"].split(">")), known)
         self.assertRegex(layer8("circuits"), r"(?m)^\d+ +open +\w{8}>\w{8}>\w{8} ")
-        self.assertRegex(layer8("relays"), r"(?m)^\w{8} +relay,exit +127\.0\.0\.0/24 ")
+        self.assertRegex(layer8("relays"), r"(?m)^\w{8} +relay,exit,dht,rendezvous +127\.0\.0\.0/24 ")
 
     def test_a_node_that_joins_and_is_written_to(self) -> None:
         """`layer8 up` in the demo's network: it is heard of by trackers, and has an inbox."""
