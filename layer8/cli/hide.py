@@ -27,7 +27,8 @@ KEPT: Final = 1024
 RESOURCE: Final = 1
 OPEN_TIME: Final = 90.0
 """Seconds until the descriptor of a service stands in the DHT; then it is said that it does not yet."""
-LOOK: Final = 0.3  # seconds between looks
+LOOK: Final = 0.3  # seconds between looks whether it can be found
+WATCH: Final = 2.0  # seconds between looks whether the node still offers it
 PATHS: Final = ("file", "dir", "unix")
 
 _NOT_NAME = re.compile(r"[^a-z0-9]+")
@@ -197,8 +198,7 @@ def by_running_node(socket: Path, name: str, said: Mapping[str, Any], as_json: b
             found = next((one for one in rows if one["name"] == name), None)
             if found is None:
                 raise Unavailable(f"the node does not offer {name} any more")
-            shown.stands(found["state"])
-            time.sleep(LOOK)
+            time.sleep(WATCH if shown.stands(found["state"]) else LOOK)
     except KeyboardInterrupt:
         return 0
     finally:

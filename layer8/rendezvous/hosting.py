@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from twisted.logger import Logger
 
 from layer8.config.services import ServiceConfig
@@ -215,6 +215,23 @@ class Hosting:
         self._keep({one: key for one, key in self.clients.items() if one != name})
         return True
 
+    def goes_on(self, config: ServiceConfig) -> bool:
+        """Say whether it need not be stopped for another configuration: only who may come has changed, if anything."""
+        return evolve(self.config, allow=config.allow, deny=config.deny) == config
+
+    def read(self, config: ServiceConfig) -> Callable[[], None]:
+        """Read anew who may come; calling the result lets in those, and ends the sessions of others."""
+        clients = read_clients(Path(config.client_auth)) if self.closed else {}
+
+        def settle() -> None:
+            self.config = config
+            self.service.allow = _rule(config)
+            self.service.review()
+            if clients != self.clients:
+                self._let_in(clients)
+
+        return settle
+
     def _known(self) -> None:
         if not self.closed:
             raise ConfigError(f"{self.name} lets everybody in who knows its address: give it client_auth first")
@@ -223,6 +240,9 @@ class Hosting:
         text = "".join(f"{name} = {id_text(key)}\n" for name, key in clients.items())
         parse_clients(text)
         write_private(Path(self.config.client_auth), text.encode())
+        self._let_in(clients)
+
+    def _let_in(self, clients: dict[str, bytes]) -> None:
         self.clients = clients
         cookie = self.memory.cookie_for(clients.values())
         self.publishing.admit(clients, cookie)
@@ -268,7 +288,7 @@ class Hosts:
     def take(self, configs: Mapping[str, ServiceConfig]) -> Callable[[], None]:
         """Read what the configuration names; calling the result offers that, and no more what was named before."""
         before = {name: one for name, one in self._all.items() if name in self._configured}
-        same = {name for name, one in before.items() if name in configs and one.config == configs[name]}
+        same = {name for name, one in before.items() if name in configs and one.goes_on(configs[name])}
         others = {name: one for name, one in self._all.items() if name not in before}
         fresh: dict[str, Hosting] = {}
         for name, config in configs.items():
@@ -276,6 +296,7 @@ class Hosts:
                 if name in others:
                     raise ConfigError(f"service.{name}: a service of this name is hidden already")
                 fresh[name] = Hosting(self.ground, name, config)
+        again = {name: before[name].read(configs[name]) for name in same}
         after = {**others, **{name: before[name] for name in same}, **fresh}
         _once(after.values())
         if len(after) > SERVICES:
@@ -287,6 +308,8 @@ class Hosts:
                     one.stop()
             since = {name: one for name, one in self._all.items() if name not in before}
             self._all, self._configured = {**after, **since}, set(configs)
+            for change in again.values():
+                change()
             if self._running:
                 for one in fresh.values():
                     one.start()

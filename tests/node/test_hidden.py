@@ -21,8 +21,9 @@ from layer8.config.load import load_text
 from layer8.config.services import VisitConfig
 from layer8.control.errors import CallUnavailable, Forbidden, InvalidParams, NotFound
 from layer8.core.errors import ConfigError
+from layer8.crypto.curtain import ClientKey
 from layer8.crypto.descriptor import Role
-from layer8.crypto.keys import NodeKey, parse_id
+from layer8.crypto.keys import NodeKey, id_text, parse_id
 from layer8.node.counting import RendezvousMetrics
 from layer8.node.hidden import read_visits
 from layer8.node.service import Node
@@ -325,6 +326,35 @@ class LifeTests(HiddenNodeCase):
         with self.assertRaises(ConfigError):
             await there.apply(bad.config)
         self.assertEqual({hosting.name for hosting in there.hosts}, {"one", "three"})
+
+    async def test_a_reload_of_who_may_come(self) -> None:
+        """A file of clients and a list of logins are read again, and the service goes on."""
+        await self.network()
+        path, login = folder(self) / "clients", NodeKey.make().text
+        path.write_text("")
+        text = f'[service.blog]\nports = {{ 80 = "127.0.0.1:1" }}\nclient_auth = "{path}"\n'
+        there = await self.member(text)
+        hosting = await self.published(there, "blog")
+        points, seq, cookie = set(hosting.service.points), hosting.publishing.published, hosting.service.cookie
+        known = ClientKey.make().public
+        path.write_text(f"alice = {id_text(known)}")
+        fresh = CLIENT.format(
+            peers=listed([self.where(self.relays[0])]), socks="[]", more=f'{text}allow = ["{login}"]\n'
+        )
+        await there.apply(load_text(fresh, {}, {}).config)
+        self.assertIs(there.hosts.get("blog"), hosting)
+        self.assertEqual(hosting.clients, {"alice": known})
+        self.assertEqual([hosting.service.allow(one) for one in (None, parse_id(login))], [False, True])
+        self.assertEqual(hosting.service.cookie, cookie)
+        await self.until(lambda: hosting.publishing.published > seq)
+        self.assertLessEqual(points, set(hosting.service.points))
+        path.write_text("")
+        await there.apply(load_text(fresh, {}, {}).config)
+        self.assertNotEqual(hosting.service.cookie, cookie)
+        path.write_text("nonsense")
+        with self.assertRaises(ConfigError):
+            await there.apply(load_text(fresh, {}, {}).config)
+        self.assertEqual(hosting.clients, {})
 
     async def test_a_restart(self) -> None:
         """The same address at the same points, with a higher seq: nobody has to look for it again."""
