@@ -125,7 +125,8 @@ class VisitTests(HiddenNodeCase):
     async def test_a_page(self) -> None:
         """G37: offered by a configuration, visited with curl by SOCKS and by a tunnel."""
         lines: list[str] = []
-        globalLogPublisher.addObserver(note := lambda event: lines.append(repr(event)))
+        note: Any = lambda event: lines.append(repr(event))  # noqa: E731
+        globalLogPublisher.addObserver(note)
         self.addCleanup(globalLogPublisher.removeObserver, note)
         await self.network()
         text = Random(3).randbytes(1 << 20)
