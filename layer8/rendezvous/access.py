@@ -6,7 +6,8 @@
 
 It sees the auth key, how many knock and with how much work, and neither the service's address nor who knocks. A service
 shows for each circuit that the auth key is its own; a second one with the same key is refused as long as the first
-one's circuit stands. Work that is asked for is checked here, so that the service never hears of a knock without it.
+one's circuit stands and is answered on, so that a service that comes back need not wait until the old one is given up.
+Work that is asked for is checked here, so that the service never hears of a knock without it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from layer8.rendezvous.limits import (
     LISTENERS_PER_CIRC,
     LISTENERS_PER_NODE,
     POINT_INTROS,
+    T_PING,
 )
 from layer8.rendezvous.price import Seeds
 from layer8.rendezvous.wire import (
@@ -39,7 +41,7 @@ from layer8.rendezvous.wire import (
     listen_text,
 )
 
-COMMANDS: Final = frozenset((int(Renzv.RES_LISTEN), int(Renzv.RES_TUNE), int(Renzv.RES_CONNECT)))
+COMMANDS: Final = frozenset(map(int, (Renzv.RES_LISTEN, Renzv.RES_TUNE, Renzv.RES_CONNECT, Renzv.PING_OK)))
 NUMBERS: Final = 2**32
 ALL_BURST: Final = 2 * INTRO_BURST  # knocks of all levels at once: a circuit's queue of cells holds more
 ALL_RATE: Final = 4 * INTRO_RATE
@@ -55,6 +57,7 @@ class Listener:
     left: int = field(default=POINT_INTROS, init=False)
     passed: int = field(default=0, init=False)
     refused: int = field(default=0, init=False)  # for want of work
+    doubted: float | None = field(default=None, init=False)  # since when it has not said that it is there
     seeds: Seeds = field(factory=Seeds, init=False, repr=False)
     _at: float
     _all: float = field(default=float(ALL_BURST), init=False)  # knocks of all levels that may be passed on
@@ -97,6 +100,8 @@ class Access:
             self._listen(asker, Listen.read(data), now)
         elif command == Renzv.RES_TUNE:
             self._tune(asker, Tune.read(data), now)
+        elif command == Renzv.PING_OK:
+            self._there(asker, data)
         else:
             self._connect(asker, Connect.read(data), now)
 
@@ -109,8 +114,7 @@ class Access:
     def _listen(self, asker: Asker, said: Listen, now: float) -> None:
         if not verify(said.auth_key, said.signature, listen_text(asker.binding)):
             raise RemoteProtocolError("an auth key without its signature for this circuit")
-        if said.auth_key in self.listeners:
-            raise RemoteProtocolError("an auth key that listens already")
+        self._still_there(said.auth_key, now)
         if len(self.listeners) >= LISTENERS_PER_NODE:
             raise LimitExceeded("LISTENERS_PER_NODE", LISTENERS_PER_NODE)
         mine = self._by_circuit.setdefault(asker.circuit, [])
@@ -119,6 +123,26 @@ class Access:
         mine.append(said.auth_key)
         self.listeners[said.auth_key] = Listener(said.auth_key, asker, now)
         asker.answer(Renzv.RES_LISTEN_OK, Listening(int(INTRO_RATE), INTRO_BURST, POINT_INTROS).encode())
+
+    def _still_there(self, auth_key: bytes, now: float) -> None:
+        """Refuse a second one with a key while the first answers, and ask it; let go of one that does not."""
+        there = self.listeners.get(auth_key)
+        if there is None:
+            return
+        if there.doubted is None:
+            there.doubted = now
+            there.asker.answer(Renzv.PING, b"")
+        if now - there.doubted < T_PING:
+            raise RemoteProtocolError("an auth key that listens already")
+        there.asker.destroy()
+        self.gone(there.asker.circuit)
+
+    def _there(self, asker: Asker, data: bytes) -> None:
+        mine = self._by_circuit.get(asker.circuit)
+        if mine is None or data:
+            raise RemoteProtocolError("an answer of somebody who does not listen here")
+        for auth_key in mine:
+            self.listeners[auth_key].doubted = None
 
     def _tune(self, asker: Asker, said: Tune, now: float) -> None:
         if said.auth_key not in self._by_circuit.get(asker.circuit, ()):

@@ -178,6 +178,7 @@ class Points:
             origin = point.origin = await self.ways.to(point.hop, BEFORE_POINT, layer2=True, kept=True)
             even(origin)
             origin.heard[Renzv.CONNECT] = partial(self.knocked, point)
+            origin.heard[Renzv.PING] = partial(_here, origin)
             said = Listen(point.auth.node_id, point.auth.sign(listen_text(origin.binding))).encode()
             answer = await ask(self.ways, origin, Renzv.RES_LISTEN, said, Renzv.RES_LISTEN_OK, T_INTRO)
             point.rate = Listening.read(answer).rate
@@ -245,3 +246,8 @@ class Points:
         if self.memory is not None:
             self.memory.drop_point(point.auth.node_id)
         self.changed()
+
+
+def _here(origin: Origin, data: bytes) -> None:
+    """Answer a node that asks whether we listen still."""
+    origin.add(Renzv.PING_OK, b"")

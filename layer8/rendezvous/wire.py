@@ -18,7 +18,7 @@ client C            rendezvous hop R          access point P               servi
 | 55     | RENZV_JOIN            | `cookie 32, reply`                                                             |
 | 56     | RENZV_CONNECT         | `auth key 32, src u32, work 25, blob 1600`                                     |
 | 57     | RENZV_CONNECT_OK      | `reply`                                                                        |
-| 60, 61 | RENZV_PING, _OK       | nothing; nothing: after the join, between the two ends, whoever wants to know  |
+| 60, 61 | RENZV_PING, _OK       | nothing; nothing: after the join either end to the other, or an access point   |
 | 62     | RENZV_ALERT           | `what u8`: after the join, from the service                                    |
 
 work = `version u8, nonce 16, effort u32, seed head 4`, all zeros for none. In mode 0 the access point is the rendezvous

@@ -19,6 +19,7 @@ from layer8.rendezvous.limits import (
     LISTENERS_PER_NODE,
     POINT_INTROS,
     SEED_LIFE,
+    T_PING,
 )
 from layer8.rendezvous.wire import (
     NO_WORK,
@@ -48,10 +49,12 @@ class AccessCase(SynchronousTestCase):
         self.service = FakeAsker(1)
         self.next = 100
 
-    def listen(self, asker: FakeAsker, key: NodeKey | None = None, binding: bytes | None = None) -> None:
+    def listen(
+        self, asker: FakeAsker, key: NodeKey | None = None, binding: bytes | None = None, now: float = 0.0
+    ) -> None:
         key = key or self.key
         text = Listen(key.node_id, key.sign(listen_text(binding or asker.binding))).encode()
-        self.role.asked(asker, Renzv.RES_LISTEN, text, 0.0)
+        self.role.asked(asker, Renzv.RES_LISTEN, text, now)
 
     def tune(self, effort: int, seed: bytes = SEED, now: float = 0.0, asker: FakeAsker | None = None) -> None:
         text = Tune(self.key.node_id, seed, effort, 0).encode()
@@ -95,7 +98,35 @@ class ListenTests(AccessCase):
         with self.assertRaises(RemoteProtocolError):
             self.listen(FakeAsker(2))
         self.assertEqual(self.knock().status, Status.PASSED)
-        self.assertEqual(len(self.service.said), 2)
+        self.assertEqual([command for command, _ in self.service.said], [49, Renzv.PING, Renzv.CONNECT])
+
+    def test_a_holder_that_does_not_answer(self) -> None:
+        """A service that comes back need not wait until its old circuit is given up."""
+        self.listen(self.service)
+        other = FakeAsker(2)
+        for now in (10.0, 10.0 + T_PING - 1):
+            with self.assertRaises(RemoteProtocolError):
+                self.listen(other, now=now)
+        self.assertEqual([command for command, _ in self.service.said], [Renzv.RES_LISTEN_OK, Renzv.PING])
+        self.listen(other, now=10.0 + T_PING)
+        self.assertTrue(self.service.destroyed)
+        self.role.gone(1)
+        self.assertEqual(self.knock(now=20.0), Answer(Status.PASSED))
+        self.assertEqual(other.said[-1][0], Renzv.CONNECT)
+
+    def test_a_holder_that_answers(self) -> None:
+        self.listen(self.service)
+        for now in range(10, 60, 10):
+            with self.assertRaises(RemoteProtocolError):
+                self.listen(FakeAsker(2), now=float(now))
+            self.role.asked(self.service, Renzv.PING_OK, b"", now + 1.0)
+        self.assertFalse(self.service.destroyed)
+
+    def test_an_answer_of_somebody_else(self) -> None:
+        self.listen(self.service)
+        for asker, data in ((FakeAsker(3), b""), (self.service, b"more")):
+            with self.assertRaises(RemoteProtocolError):
+                self.role.asked(asker, Renzv.PING_OK, data, 1.0)
 
     def test_again_when_the_circuit_is_gone(self) -> None:
         self.listen(self.service)

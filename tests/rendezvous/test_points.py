@@ -14,7 +14,7 @@ from layer8.net.sqlite import Database
 from layer8.net.storage import Change
 from layer8.relay.wire import Destroy
 from layer8.rendezvous.client import NotMet
-from layer8.rendezvous.limits import POINT_INTROS, POINT_LIFE
+from layer8.rendezvous.limits import POINT_INTROS, POINT_LIFE, T_PING
 from layer8.rendezvous.memory import SCHEMA, ServiceMemory
 from layer8.rendezvous.points import RESUME_TIME, RESUMES
 from layer8.rendezvous.price import LOOK
@@ -179,6 +179,19 @@ class RestartTests(PointCase):
         self.assertEqual(self.listening(), before)
         old.stop()
         self.until_listening()
+        self.assertEqual(self.listening(), before)
+
+    def test_an_old_circuit_that_nobody_answers_on(self) -> None:
+        """A machine that was switched off: its points ask it, and let it go soon."""
+        self.start()
+        before = self.listening()
+        self.storage.close()
+        self.hang(self.there.node)
+        self.service.running = False
+        begun = self.net.clock.seconds()
+        self.restart()
+        self.net.run(lambda: len(self.service.points) == 3)
+        self.assertLess(self.net.clock.seconds() - begun, T_PING + 6.0)
         self.assertEqual(self.listening(), before)
 
     def test_a_node_that_never_lets_go(self) -> None:
