@@ -431,6 +431,16 @@ TABLE: tuple[Row, ...] = (
     ),
     Row(
         part="hidden",
+        party="reader of a visitor's or a relay's disk, log or metrics",
+        learns="which nodes of the network are known; names that the user has pinned, and keys that he has configured",
+        hidden="which services were visited, by whom, and what was said",
+        tests=(
+            "privacy.test_hidden_traces.TraceTests.test_visits_leave_nothing",
+            "rendezvous.test_naming.KeyTests.test_no_trace_of_what_was_looked_up",
+        ),
+    ),
+    Row(
+        part="hidden",
         party="who owns the guards of both ends",
         learns="by times and volume, that a client visits a service",
         hidden="nothing of that: cells of one length do not stop whoever counts at both ends",
