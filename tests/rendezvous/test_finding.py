@@ -287,6 +287,13 @@ class ResourceTests(FindingCase):
         self.assertEqual(len(self.items.gets), 1)
         self.fails(NO_DESCRIPTOR)
 
+    def test_a_fresh_one(self) -> None:
+        self.put(publish_public(SERVICE, self.descriptor(), int(self.now)))
+        self.find(NAME)
+        self.put(publish_public(SERVICE, self.descriptor(2), int(self.now) + 1))
+        self.assertEqual(self.points(self.find(NAME)), [1])
+        self.assertEqual(self.points(self.find(NAME, fresh=True)), [2])
+
     def test_another_key(self) -> None:
         """Who answers with a key that does not hash to what was asked for is refused."""
         self.items.kept[sha1(A)] = publish_public(OTHER, self.descriptor(), int(self.now))
