@@ -228,6 +228,7 @@ class Shown:
         service = row["service"]
         folder = home(os.environ) / "services"
         self._said = False
+        self._ports = ", ".join(f"{port} = {text}" for port, text in said["ports"].items())
         self._since = time.monotonic()
         self._json = as_json
         self._told = {
@@ -249,7 +250,7 @@ class Shown:
 
     def _show(self) -> None:
         told = self._told
-        lines = [("address", told["address"]), ("ports", ", ".join(map(str, told["ports"])))]
+        lines = [("address", told["address"]), ("ports", self._ports)]
         lines += [("resource", told["resource"])] if told["resource"] else []
         lines += [("file", told["file"]), ("magnet", told["magnet"])]
         for word, text in lines:

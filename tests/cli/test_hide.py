@@ -128,7 +128,14 @@ class HideTests(HiddenNodeCase):
         text = program.out.decode()
         hosting = there.hosts.get("blog")
         assert hosting is not None
-        for word in (hosting.address, hosting.magnet, "blog.l8", "whoever loses it loses the address", "can be found"):
+        for word in (
+            hosting.address,
+            hosting.magnet,
+            "80 = 127.0.0.1:",
+            "blog.l8",
+            "whoever loses it loses the address",
+            "can be found",
+        ):
             self.assertIn(word, text)
         there.hosts.unhide("blog")
         await self.until(lambda: program.ended.called)

@@ -30,7 +30,7 @@ from layer8.node.service import Node
 from layer8.rendezvous import hosting as hosting_module
 from layer8.rendezvous.address import address_text, parse_address
 from layer8.rendezvous.descriptor import parse_clients
-from layer8.rendezvous.operate import Published, SessionEvent
+from layer8.rendezvous.operate import Alert, Published, SessionEvent
 from tests.interop.daemons import folder
 from tests.node.test_service import NodeCase
 
@@ -299,6 +299,10 @@ class RowTests(HiddenNodeCase):
         await self.until(lambda: sum(len(one.hidden.access.listeners) for one in self.relays if one.hidden.access) == 3)
         with self.assertRaises(NotFound):
             await self.call(there, "rendezvous.unhide", name="a-file")
+        hosting.service.alert("a login twice")
+        there.hidden.visits.alert("our login twice")
+        alerts = [data for name, data in heard if name == "rendezvous.alert"]
+        self.assertEqual(alerts, [Alert("a-file", "a login twice"), Alert("", "our login twice")])
         published = [data for name, data in heard if name == "rendezvous.published"]
         self.assertEqual((type(published[0]), published[0].service), (Published, "a-file"))
         sessions = [data for name, data in heard if name == "rendezvous.session"]
