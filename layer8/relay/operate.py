@@ -361,7 +361,8 @@ class RelayRows:
     async def circuits(self, caller: Caller, params: Look) -> CircuitRows:
         """List the circuits that this node has built."""
         _full(caller, params)
-        return CircuitRows(*_page([self._row(one) for one in self._parts.pool.rows()], params))
+        all_of_it = caller.may("operate")
+        return CircuitRows(*_page([self._row(one, all_of_it) for one in self._parts.pool.rows()], params))
 
     @method("relay.streams", role="read")
     async def streams(self, caller: Caller, params: Look) -> StreamRows:
@@ -487,11 +488,11 @@ class RelayRows:
             raise found
         return found
 
-    def _row(self, circuit: Circuit) -> CircuitRow:
+    def _row(self, circuit: Circuit, all_of_it: bool = True) -> CircuitRow:
         return CircuitRow(
             circuit=circuit.number,
             state=circuit.origin.state.value,
-            path=">".join(circuit.hops),
+            path=">".join(circuit.hops) if all_of_it else _own_hops(circuit),
             ms=circuit.ms,
             streams=len(circuit.origin.streams.live),
             age=int(self._parts.seconds() - circuit.since),
@@ -525,7 +526,7 @@ class RelayRows:
         self._table.publish("relay.link", LinkEvent("" if link.peer is None else short(link.peer), state))
 
     def _circuit(self, circuit: Circuit, state: str) -> None:
-        self._table.publish("relay.circuit", CircuitEvent(circuit.number, state, ">".join(circuit.hops)))
+        self._table.publish("relay.circuit", CircuitEvent(circuit.number, state, _own_hops(circuit)))
 
     def _alert(self, what: str, peer: bytes | None) -> None:
         self._table.publish("relay.alert", Alert(what, "" if peer is None else short(peer)))
@@ -576,6 +577,11 @@ def purpose(need: Need | None) -> str:
     if need.route.hops:
         return "by hand"
     return "alone" if need.alone else "streams"
+
+
+def _own_hops(circuit: Circuit) -> str:
+    """Give the hops that we have chosen: one behind them is where a hidden service of ours, or of others, is met."""
+    return ">".join(circuit.hops[: len(circuit.path)])
 
 
 def read_route(text: str) -> Route:

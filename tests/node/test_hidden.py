@@ -265,6 +265,9 @@ class RowTests(HiddenNodeCase):
         (blind,) = (await self.call(there, "rendezvous.services", role="read"))["services"]
         shown = [blind[member] for member in ("address", "resource", "magnet", "seq", "sessions", "knocks")]
         self.assertEqual(shown, ["", "", "", 0, 0, []])
+        for role, longest in (("operate", 4), ("read", 3)):  # the fourth hop is a point of ours
+            rows = (await self.call(there, "relay.circuits", role=role))["circuits"]
+            self.assertEqual(max(row["path"].count(">") + 1 for row in rows if row["purpose"] == "alone"), longest)
         rows = await self.call(there, "rendezvous.points")
         self.assertEqual([point["service"] for point in rows["points"]], ["a-file"] * 3)
         counts = [await self.call(one, "rendezvous.points") for one in self.relays]
