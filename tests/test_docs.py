@@ -179,4 +179,4 @@ class HiddenTests(PartCase):
         )
 
     def test_every_row_names_tests_that_are_there(self) -> None:
-        self.named(limits=70, states=40, who_learns_what=9, bad_input=14)
+        self.named(limits=75, states=45, what_survives=6, who_learns_what=9, bad_input=20)
