@@ -32,7 +32,7 @@ from layer8.crypto.ntor import HandshakeFailed, Keys
 from layer8.crypto.work import following, search
 from layer8.relay.client import OFFER, Hop, Origin
 from layer8.rendezvous.descriptor import Point
-from layer8.rendezvous.limits import MAX_EFFORT, T_INTRO, T_RENDEZVOUS
+from layer8.rendezvous.limits import BLOB_AGE, MAX_EFFORT, T_INTRO, T_RENDEZVOUS
 from layer8.rendezvous.price import RUSH_LEAST
 from layer8.rendezvous.ways import Told, Ways, ask, even
 from layer8.rendezvous.wire import NO_WORK, SEED_HEAD, WORK_LABEL, Alert, Answer, Connect, Renzv, Status, Work
@@ -227,6 +227,8 @@ class Attempt:
     async def _knock(self, far: Origin, blob: bytes) -> None:
         """Have the knock passed on, with as much work as it takes; raises NotMet."""
         price = self._told.price
+        if price is not None and price.expires + BLOB_AGE < self._ways.wall():
+            raise NotMet("the descriptor asks for work that nobody takes any more", Step.INTRODUCTION)
         effort = price.effort if price is not None else 0
         for _ in range(KNOCKS):
             if effort > self._max_effort:

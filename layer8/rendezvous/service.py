@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 from attrs import define, field
@@ -251,15 +251,24 @@ class HiddenService:
         point.lately += worth is not None
         if knock.auth_key != point.auth.node_id or worth is None:
             self.counted["no work"] += 1
-        elif len(self._queue) >= INTRO_QUEUE:
-            self.counted["dropped"] += 1
-            self.pricing.dropped(worth)
         else:
             self._number += 1
             heappush(self._queue, (-worth, self._number, self.ways.seconds(), point, knock))
+            if len(self._queue) > INTRO_QUEUE:
+                self._drop_least()
             self._next()
         if point.introductions >= POINT_INTROS:
             self._places.drop(point)
+
+    def _drop_least(self) -> None:
+        """Let go of the last of those who have done least."""
+        least = max(range(len(self._queue)), key=lambda place: self._queue[place][:2])
+        minus = self._queue[least][0]
+        self._queue[least] = self._queue[-1]
+        self._queue.pop()
+        heapify(self._queue)
+        self.counted["dropped"] += 1
+        self.pricing.dropped(-minus)
 
     def _next(self) -> None:
         while self._queue and self._busy < AT_ONCE and self._coming < MEETINGS and self.running:

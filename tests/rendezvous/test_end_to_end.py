@@ -381,6 +381,16 @@ class WorkTests(MeetCase):
         self.assertEqual(len(self.here.paths), 2)
         self.assertEqual(self.service.pricing._total, 200)
 
+    def test_a_price_of_yesterday(self) -> None:
+        """No work is done for a seed that is good no more."""
+        self.start()
+        self.raise_price(100)
+        assert self.told.price is not None
+        self.told = Told(self.told.points, evolve(self.told.price, expires=int(self.here.wall() - BLOB_AGE - 1)))
+        with self.assertRaises(NotMet) as caught:
+            self.meet()
+        self.assertIn("nobody takes", str(caught.exception))
+
     def test_a_point_that_asks_for_far_more_than_the_service(self) -> None:
         """Its word alone does not make a client work for minutes."""
         self.start()

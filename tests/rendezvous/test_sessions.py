@@ -25,6 +25,7 @@ from layer8.rendezvous.limits import (
     T_PING,
     T_RENDEZVOUS,
 )
+from layer8.rendezvous.price import Pricing
 from layer8.rendezvous.service import Session
 from layer8.rendezvous.wire import NO_WORK, Knock, Renzv
 from layer8.testing.network import Heard
@@ -294,6 +295,12 @@ class LimitTests(LoginCase):
             self.service._knocked(point, knock)
         self.assertEqual(len(self.service._queue), INTRO_QUEUE)
         self.assertEqual(self.service.counted["dropped"], 3)
+        # Who has done more takes the place of one who has done less.
+        paid = self.patch(Pricing, "worth", lambda *words: 7)
+        self.service._knocked(point, knock)
+        paid.restore()
+        self.assertEqual((len(self.service._queue), self.service._queue[0][0]), (INTRO_QUEUE, -7))
+        self.assertEqual(self.service.counted["dropped"], 4)
         self.assertTrue(self.service.pricing.look((), self.there.seconds()))
         # Nobody waits for longer than a client does.
         self.patch(serving, "AT_ONCE", 16)
