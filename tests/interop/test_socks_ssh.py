@@ -9,14 +9,14 @@ from pathlib import Path
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from layer8.crypto.keys import id_text
-from tests.interop.daemons import Program, answers, folder, found, free_port, missing
+from tests.interop.daemons import Program, Scope, answers, folder, found, free_port, missing
 from tests.interop.stage import MIB
 from tests.socks.net import Net, Ran
 
 SIZE = 4 * MIB
 
 
-def start_sshd(case: SynchronousTestCase, port: int) -> Path:
+def start_sshd(case: Scope, port: int) -> Path:
     """Start an sshd of our own for whoever runs the tests; gives the folder of its keys."""
     home = folder(case)
     for name in ("host", "user"):
