@@ -73,6 +73,7 @@ class PortLocal(click.ParamType[tuple[int, str]]):
     type=click.Path(path_type=Path, dir_okay=False),
     help="File with the service's key, made if it is missing (services/NAME.pem in the state folder).",
 )
+@click.option("--list", "as_list", is_flag=True, help="List the services of the node that runs here, and leave.")
 @click.option("--no-listen", is_flag=True, help="Run a node here, even if one of yours runs already.")
 @click.option("--peer", "peers", multiple=True, metavar="ID@ENDPOINT", help="A node that is known; repeatable.")
 @click.option("--network", metavar="NAME", help="Which network (main).")
@@ -87,6 +88,7 @@ def hide(
     allow: tuple[str, ...],
     mode: str,
     key: Path | None,
+    as_list: bool,
     no_listen: bool,
     peers: tuple[str, ...],
     network: str | None,
@@ -100,6 +102,10 @@ def hide(
     """
     from layer8.cli.network import OWN_CLIENT, run_node, running
 
+    if as_list:
+        if local is not None or ports:
+            raise click.UsageError("--list goes with nothing else")
+        return list_services(as_json)
     if local is None and not ports:
         raise click.UsageError("what shall it lead to? LOCAL, for example localhost:8080, or --port 80=localhost:8080")
     targets = {port: whole(text) for port, text in ports}
@@ -134,6 +140,22 @@ def hide(
 
     verbose = ctx.ensure_object(dict).get("verbose", False)
     return run_node(options, begun, verbose=verbose, silent=True)
+
+
+def list_services(as_json: bool) -> int:
+    """Print the services of the node that runs here."""
+    from layer8.cli.network import call, table
+
+    found = call("rendezvous.services")
+    if as_json:
+        print_json(found)
+        return 0
+    rows = [
+        [row["name"], row["state"], str(row["points"]), str(row["sessions"]), row["address"]]
+        for row in found["services"]
+    ]
+    table(["name", "state", "points", "sessions", "address"], rows, "no service is hidden: layer8 hide LOCAL hides one")
+    return 0
 
 
 def own_port(local: str) -> int:

@@ -162,6 +162,6 @@ def _show(node: Node, lines: Sequence[str], as_json: bool) -> None:
     sys.stdout.flush()
 
 
-async def nothing(node: Node) -> Sequence[str]:
-    """Do nothing when a node listens."""
-    return ()
+async def offered(node: Node) -> Sequence[str]:
+    """Say which hidden services a node offers, when it listens."""
+    return [f"hidden service {one.name} at {one.address}" for one in node.hosts]

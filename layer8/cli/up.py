@@ -34,7 +34,7 @@ def up(
     as_json: bool,
 ) -> int:
     """Run this machine's node until Ctrl-C: it relays for others, and has a SOCKS port for your programs."""
-    from layer8.cli.network import nothing, run_node, running
+    from layer8.cli.network import offered, run_node, running
     from layer8.core.errors import Unavailable
     from layer8.crypto.keys import NodeKey
 
@@ -53,4 +53,4 @@ def up(
         said["relay.network"] = network
     key = None if identity is None else NodeKey.load(identity)
     verbose = ctx.ensure_object(dict).get("verbose", False)
-    return run_node(said, nothing, config=config, key=key, as_json=as_json, verbose=verbose)
+    return run_node(said, offered, config=config, key=key, as_json=as_json, verbose=verbose)

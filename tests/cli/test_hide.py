@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from layer8.cli.hide import own_port, usual_name, whole
+from layer8.cli.network import offered
 from layer8.crypto.keys import NodeKey
 from layer8.node.service import Node
 from layer8.rendezvous.address import address_text
@@ -65,6 +66,12 @@ class HideTests(HiddenNodeCase):
         if program.ended.called:
             raise AssertionError(program.err.decode())
         return program
+
+    async def run_layer8(self, home: Path, *words: str) -> str:
+        environ = {**os.environ, "LAYER8_HOME": str(home)}
+        out, err, code = await getProcessOutputAndValue(LAYER8[0], [*LAYER8[1:], *words], environ, reactor=self.clock)
+        self.assertEqual((code, err), (0, b""))
+        return str(out.decode())
 
     async def end(self, program: Program, signal: str) -> int | None:
         assert program.transport is not None
@@ -128,6 +135,11 @@ class HideTests(HiddenNodeCase):
         text = program.out.decode()
         hosting = there.hosts.get("blog")
         assert hosting is not None
+        listed = await self.run_layer8(there._frame.home, "hide", "--list")
+        self.assertRegex(listed, rf"(?m)^blog +published +\d +0 +{hosting.address}$")
+        (row,) = json.loads(await self.run_layer8(there._frame.home, "hide", "--list", "--json"))["services"]
+        self.assertEqual((row["name"], row["address"]), ("blog", hosting.address))
+        self.assertEqual(await offered(there), [f"hidden service blog at {hosting.address}"])  # what `up` says
         for word in (
             hosting.address,
             hosting.magnet,
@@ -181,6 +193,8 @@ class WordTests(SynchronousTestCase):
         self.patch(os, "environ", {**os.environ, "LAYER8_HOME": str(folder(self))})
         for words, code, text in (
             ((), 2, "what shall it lead to"),
+            (("--list",), 1, "layer8 up starts one"),
+            (("localhost:80", "--list"), 2, "--list"),
             (("nonsense",), 2, "HOST:PORT"),
             (("file:/nowhere/at/all",), 2, "no such file"),
             (("localhost:80", "--name", "A"), 2, "--name A"),
