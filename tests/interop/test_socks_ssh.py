@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from twisted.trial.unittest import SynchronousTestCase, TestCase
+from twisted.trial.unittest import TestCase
 
 from layer8.crypto.keys import id_text
 from tests.interop.daemons import Program, Scope, answers, folder, found, free_port, missing
