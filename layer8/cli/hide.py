@@ -74,6 +74,7 @@ class PortLocal(click.ParamType[tuple[int, str]]):
     help="File with the service's key, made if it is missing (services/NAME.pem in the state folder).",
 )
 @click.option("--list", "as_list", is_flag=True, help="List the services of the node that runs here, and leave.")
+@click.option("--end", metavar="NAME", help="End a service of the node that runs here for which no command stays.")
 @click.option("--no-listen", is_flag=True, help="Run a node here, even if one of yours runs already.")
 @click.option("--peer", "peers", multiple=True, metavar="ID@ENDPOINT", help="A node that is known; repeatable.")
 @click.option("--network", metavar="NAME", help="Which network (main).")
@@ -89,6 +90,7 @@ def hide(
     mode: str,
     key: Path | None,
     as_list: bool,
+    end: str | None,
     no_listen: bool,
     peers: tuple[str, ...],
     network: str | None,
@@ -102,10 +104,10 @@ def hide(
     """
     from layer8.cli.network import OWN_CLIENT, run_node, running
 
-    if as_list:
-        if local is not None or ports:
-            raise click.UsageError("--list goes with nothing else")
-        return list_services(as_json)
+    if as_list or end is not None:
+        if local is not None or ports or (as_list and end is not None):
+            raise click.UsageError("--list and --end go with nothing else")
+        return list_services(as_json) if end is None else end_service(end, as_json)
     if local is None and not ports:
         raise click.UsageError("what shall it lead to? LOCAL, for example localhost:8080, or --port 80=localhost:8080")
     targets = {port: whole(text) for port, text in ports}
@@ -155,6 +157,21 @@ def list_services(as_json: bool) -> int:
         for row in found["services"]
     ]
     table(["name", "state", "points", "sessions", "address"], rows, "no service is hidden: layer8 hide LOCAL hides one")
+    return 0
+
+
+def end_service(name: str, as_json: bool) -> int:
+    """Have the node that runs here offer a service no more."""
+    from layer8.cli.network import call
+    from layer8.core.errors import Layer8Error
+
+    if not any(row["name"] == name for row in call("rendezvous.services")["services"]):
+        raise Layer8Error(f"no service is called {printable(name)[:80]}: layer8 hide --list shows those that there are")
+    call("rendezvous.unhide", {"name": name})
+    if as_json:
+        print_json({"name": name, "ended": True})
+    else:
+        click.echo(f"{name} is not offered any more; its key stays where it is")
     return 0
 
 

@@ -319,7 +319,7 @@ class Hosts:
     def hide(self, name: str, config: ServiceConfig) -> Hosting:
         """Offer one more; raises `ConfigError`, `LimitExceeded` or `StorageError`."""
         if name in self._all:
-            raise ConfigError(f"a service called {name} is hidden already")
+            raise ConfigError(f"a service called {name} is hidden already: layer8 hide --end {name} ends it")
         if len(self._all) >= SERVICES:
             raise LimitExceeded("SERVICES", SERVICES)
         made = Hosting(self.ground, name, config)

@@ -149,7 +149,9 @@ class HideTests(HiddenNodeCase):
             "can be found",
         ):
             self.assertIn(word, text)
-        there.hosts.unhide("blog")
+        told = await self.run_layer8(there._frame.home, "hide", "--end", "blog")
+        self.assertEqual(told, "blog is not offered any more; its key stays where it is\n")
+        self.assertEqual(list(there.hosts), [])
         await self.until(lambda: program.ended.called)
         self.assertEqual(program.err, b"layer8: the node does not offer blog any more\n")
 
@@ -195,6 +197,8 @@ class WordTests(SynchronousTestCase):
             ((), 2, "what shall it lead to"),
             (("--list",), 1, "layer8 up starts one"),
             (("localhost:80", "--list"), 2, "--list"),
+            (("--end", "blog", "--list"), 2, "--end"),
+            (("--end", "blog"), 1, "layer8 up starts one"),
             (("nonsense",), 2, "HOST:PORT"),
             (("file:/nowhere/at/all",), 2, "no such file"),
             (("localhost:80", "--name", "A"), 2, "--name A"),
