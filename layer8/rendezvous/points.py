@@ -24,7 +24,7 @@ from layer8.core.errors import Layer8Error
 from layer8.crypto.keys import NodeKey
 from layer8.crypto.ntor import OnionKey, SeenX
 from layer8.net.tasks import TaskSet
-from layer8.relay.client import Hop, Origin
+from layer8.relay.client import Hop, NoCircuit, Origin, Reason
 from layer8.rendezvous.descriptor import Point
 from layer8.rendezvous.limits import POINT_INTROS, POINT_LIFE, POINTS, T_INTRO
 from layer8.rendezvous.memory import KeptPoint, ServiceMemory
@@ -97,6 +97,7 @@ class Points:
     memory: ServiceMemory | None = None
     all: dict[bytes, Held] = field(factory=dict, init=False)  # by auth key, those that listen
     running: bool = field(default=False, init=False)
+    crowded: Callable[[], object] = field(default=lambda: None, repr=False)  # makes room for a circuit
     counted: Callable[[str], None] = field(default=lambda what: None, repr=False)
     _picking: list[Held] = field(factory=list, init=False, repr=False)  # new ones, and those that we come back to
     _told: tuple[Point, ...] = field(default=(), init=False, repr=False)
@@ -187,6 +188,9 @@ class Points:
             raise
         except Gone:
             gone += 1
+        except NoCircuit as error:
+            if error.reason is Reason.LIMIT:
+                self.crowded()
         except Layer8Error:
             pass
         finally:

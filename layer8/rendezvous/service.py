@@ -27,7 +27,7 @@ from layer8.crypto.introduction import Door, Introduced, introduced
 from layer8.crypto.keys import NodeKey, id_text
 from layer8.crypto.ntor import HandshakeFailed
 from layer8.net.tasks import TaskSet
-from layer8.relay.client import OFFER, Destroy, Hop, Open, Origin, Proto, Reason, Stream
+from layer8.relay.client import OFFER, Destroy, Hop, NoCircuit, Open, Origin, Proto, Reason, Stream
 from layer8.rendezvous.descriptor import Point, Price
 from layer8.rendezvous.limits import (
     BAD_PORTS,
@@ -70,9 +70,14 @@ class Session:
     login: bytes | None
     since: float
     mode: int = 1
+    used: float = field(init=False)  # when it had a stream, as far as anybody has looked
     bad_ports: int = field(default=0, init=False)
     told: float | None = field(default=None, init=False)  # when it was, that somebody else has its login
     _asking: list[Deferred[bool]] = field(factory=list, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Begin as one that was just used."""
+        self.used = self.since
 
     def ask(self) -> Deferred[bool]:
         """Ask whether the client is there; fires with False if it has gone before it answers."""
@@ -140,6 +145,7 @@ class HiddenService:
             self.life,
             self.memory,
             counted=self._count,
+            crowded=self._crowded,
         )
 
     @property
@@ -210,11 +216,15 @@ class HiddenService:
     def _watch(self) -> None:
         """Ask for work, or for twice as much, where points pass on what they may: others find those busy."""
         self._soon(WATCH, self._watch)
+        now = self.ways.seconds()
+        for session in self.sessions.values():
+            if session.origin.streams.live:
+                session.used = now
         rushed = False
         for point in self.points.values():
             rushed |= point.lately >= RUSH * max(point.rate, INTRO_RATE) * WATCH
             point.lately = 0
-        if rushed and self.pricing.rush(self.ways.seconds()):
+        if rushed and self.pricing.rush(now):
             self._priced()
 
     def _look(self) -> None:
@@ -317,7 +327,7 @@ class HiddenService:
                     return
             meeting = come.meeting
             hop = Hop(meeting.node, meeting.onion_key, (meeting.endpoint,))
-            origin = await self.ways.to(hop, BEFORE_POINT, layer2=True, kept=True)
+            origin = await self._to(hop)
             reply, keys = await self.ways.work(lambda: come.reply(OFFER.to_bytes()))
             await written
             if not self.running or cookie != self.cookie or not self._good(point, come):
@@ -341,6 +351,15 @@ class HiddenService:
                 origin.close()
             leave()
             self._next()
+
+    async def _to(self, hop: Hop) -> Origin:
+        """Build a circuit, if need be in the place of a session that nobody uses; raises Unavailable."""
+        try:
+            return await self.ways.to(hop, BEFORE_POINT, layer2=True, kept=True)
+        except NoCircuit as error:
+            if error.reason is not Reason.LIMIT or not self._crowded():
+                raise
+        return await self.ways.to(hop, BEFORE_POINT, layer2=True, kept=True)
 
     def _remember(self, point: Held, knock: Knock) -> Deferred[None]:
         """Have it written that this has come, so that it is not good again after a restart either."""
@@ -390,6 +409,7 @@ class HiddenService:
         self.counted["met"] += 1
         crowd = self._idle() if len(self.sessions) >= SESSIONS_PER_SERVICE else None
         if crowd is not None:
+            self.counted["crowded out"] += 1
             crowd.origin.close()
         self.sessions[session.origin] = session
         origin = session.origin
@@ -399,9 +419,17 @@ class HiddenService:
         self.noted("opened", session)
 
     def _idle(self) -> Session | None:
-        """Give the stranger without a stream who has come last: a crowd is in nobody's way but its own."""
-        rows = reversed(self.sessions.values())
-        return next((one for one in rows if one.login is None and not one.origin.streams.live), None)
+        """Give the stranger without a stream who has had none for longest."""
+        rows = (one for one in self.sessions.values() if one.login is None and not one.origin.streams.live)
+        return min(rows, key=lambda one: one.used, default=None)
+
+    def _crowded(self) -> bool:
+        """Make room for a circuit: a link takes so many, and no more guards are to be seen for it."""
+        idle = self._idle()
+        if idle is not None:
+            self.counted["crowded out"] += 1
+            idle.origin.close()
+        return idle is not None
 
     def _left(self, session: Session) -> None:
         del self.sessions[session.origin]
@@ -409,6 +437,7 @@ class HiddenService:
         self.noted("closed", session)
 
     def _opens(self, session: Session, stream: Stream, target: Open) -> None:
+        session.used = self.ways.seconds()
         if len(session.origin.streams.live) > STREAMS_PER_SESSION:
             stream.close(Reason.LIMIT)
         elif target.host or target.proto is not Proto.TCP:

@@ -38,6 +38,7 @@ LOOK: Final = 1.0  # seconds between looks at circuits
 T_SILENT: Final = 3.0  # seconds without a word, after which a service is asked whether it is there
 IDLE: Final = 600.0  # seconds without a stream, after which a circuit on which we have logged in is closed
 VISITS: Final = 256  # that are begun and have not come to anything
+KEPT: Final = 32  # circuits that stand, beyond which one goes that nobody uses: a link takes 64 of one user
 STALE: Final = 1024  # services whose circuits others have ended
 EARLY: Final = 512 * 1024  # bytes that are kept until there is a circuit; then the program has to wait
 
@@ -178,7 +179,7 @@ class Standing:
     origin: Origin
     known: bool  # we have logged in
     _quiet: float  # since when we wait for a word, or wait for nothing
-    _used: float = field(init=False)  # when there was a stream last
+    used: float = field(init=False)  # when there was a stream last
     _came: int = field(default=0, init=False)
     _sent: int = field(default=0, init=False)
     _owed: bool = field(default=False, init=False)  # we have said something since the last word
@@ -187,7 +188,7 @@ class Standing:
 
     def __attrs_post_init__(self) -> None:
         """Begin where the circuit stands."""
-        self._used = self._quiet
+        self.used = self._quiet
         self._came, self._sent = self.origin.came, self.origin.sent
 
     def look(self, now: float) -> None:
@@ -212,8 +213,8 @@ class Standing:
             self._asked, self._own, self._owed = now, 1, False
             origin.add(Renzv.PING, b"")
         if origin.streams.live:
-            self._used = now
-        elif self.known and now - self._used >= IDLE:
+            self.used = now
+        elif self.known and now - self.used >= IDLE:
             origin.close()
 
 
@@ -315,6 +316,10 @@ class Visits:
         )
 
     def _keep(self, place: Hashable, circuit: Origin, known: bool) -> None:
+        if len(self._circuits) >= KEPT:
+            idle = [one for one in self._circuits.values() if not one.origin.streams.live]
+            if idle:
+                min(idle, key=lambda one: one.used).origin.close()
         there = self._circuits[place] = Standing(circuit, known, self._ways.seconds())
 
         def ended(reason: object) -> None:

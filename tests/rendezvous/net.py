@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from layer8.core.errors import Unavailable
 from layer8.crypto.keys import NodeKey
 from layer8.net.tasks import TaskSet
-from layer8.relay.origin import Hop, Origin
+from layer8.relay.origin import Hop, Origin, State
 from layer8.relay.stream import Stream
 from layer8.relay.wire import Address, Opened, Reason
 from layer8.rendezvous.access import Access
@@ -71,6 +71,10 @@ class MemoryWays:
     def places(self, count: int, without: Collection[bytes] = ()) -> list[Hop]:
         fitting = [node.hop for node in self.offering if node.identity not in without]
         return self.net.chance.sample(fitting, min(count, len(fitting)))
+
+    def circuits(self) -> list[Origin]:
+        """Give those that stand."""
+        return [one.circuit for one in self.built if one.circuit.state is not State.CLOSED]
 
     async def work(self, what: Callable[[], T]) -> T:
         return await worked(self.net.worker, what)

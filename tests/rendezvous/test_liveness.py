@@ -13,6 +13,7 @@ from layer8.relay.client import Open, Proto, Reason
 from layer8.relay.limits import T_SILENT as POOL_SILENT
 from layer8.relay.origin import Origin, State
 from layer8.relay.pool import Circuit, Need
+from layer8.rendezvous import visits as visiting
 from layer8.rendezvous.limits import BAD_PORTS, T_PING, T_RENDEZVOUS
 from layer8.rendezvous.visits import (
     IDLE,
@@ -258,6 +259,18 @@ class DescriptorTests(VisitCase):
         self.net.settle()
         self.assertEqual(len(self.service.sessions), 1)
         self.assertEqual(len(self.visits._circuits), 1)
+
+    def test_services_that_nobody_uses(self) -> None:
+        """A page may name very many: the one that was used least lately is left."""
+        self.patch(visiting, "KEPT", 2)
+        self.start()
+        streams = [self.echoed(b"hello", key=str(number)) for number in range(2)]
+        self.net.settle(5.0)
+        streams[1][1].close()
+        self.net.settle()
+        self.echoed(b"hello", key="2")
+        self.net.run(lambda: len(self.service.sessions) == 2)
+        self.assertIsNone(streams[0][0].reason)
 
     def test_visits_that_come_to_nothing(self) -> None:
         """So many may be on their way, and no more."""

@@ -56,6 +56,7 @@ class PageTests(SynchronousTestCase):
             service.TELL_AGAIN,
             visits.T_SILENT,
             visits.IDLE,
+            visits.KEPT,
             folder.IDLE,
             memory.MARK,
         ):

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 
 from layer8.crypto.introduction import BLOB
 from layer8.crypto.keys import NodeKey
+from layer8.relay.client import NoCircuit
 from layer8.relay.origin import Origin, State
 from layer8.relay.wire import Reason
 from layer8.rendezvous import service as serving
@@ -282,6 +283,26 @@ class LimitTests(LoginCase):
             del self.service.sessions[one]  # type: ignore[arg-type]
         self.assertEqual([state for state, _ in noted], ["opened", "closed", "opened"])
 
+    def test_links_that_take_no_more_circuits(self) -> None:
+        """Who has not used his session for longest makes room, for visitors and for access points."""
+        self.start()
+        circuits = [self.meet() for _ in range(3)]
+        self.net.settle()
+        self.echoed(circuits[0], b"hello")
+        crowd = Crowd(self.there, len(self.there.circuits()))
+        self.service.ways = crowd
+        self.service._places.ways = crowd
+        circuits.append(self.meet())
+        self.net.run(lambda: circuits[1].state is State.CLOSED)
+        lost = next(iter(self.service.points.values()))
+        assert lost.origin is not None
+        crowd.most -= 1
+        lost.origin.close()
+        self.net.run(lambda: len(self.service.points) == 3 and lost.origin is not None)
+        self.net.run(lambda: circuits[2].state is State.CLOSED)
+        self.assertEqual([one.state is State.OPEN for one in circuits], [True, False, False, True])
+        self.assertEqual(self.service.counted["crowded out"], 2)
+
     def test_introductions_that_wait(self) -> None:
         """Those with most work are answered first, and those for whom there is no room make it dearer."""
         self.patch(serving, "AT_ONCE", 0)
@@ -349,6 +370,23 @@ class LimitTests(LoginCase):
         assert self.told.price is not None
         self.assertEqual(self.told.price.effort, 256)
         self.echoed(self.meet(), b"hello")
+
+
+class Crowd:
+    """Ways over links that take so many circuits."""
+
+    def __init__(self, ways: Any, most: int) -> None:
+        self._ways = ways
+        self.most = most
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ways, name)
+
+    async def to(self, *words: Any, **more: Any) -> Origin:
+        if len(self._ways.circuits()) >= self.most:
+            raise NoCircuit("no room", Reason.LIMIT)
+        made: Origin = await self._ways.to(*words, **more)
+        return made
 
 
 class Seeing:
