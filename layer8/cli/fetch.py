@@ -1,4 +1,4 @@
-"""One small file from the Web, with nothing but the standard library: through the node that runs here, if one does.
+"""One small file from the Web, with nothing but the standard library: through the node that runs here.
 
 What somebody fetches says what he is about to visit, so where this machine's node has a SOCKS port the question goes
 through the network, and never beside it.
@@ -10,6 +10,7 @@ import socket
 import ssl
 import time
 from http.client import HTTPException, HTTPResponse
+from secrets import token_hex
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from layer8.core.errors import Layer8Error, TimedOut, Unavailable
@@ -109,12 +110,17 @@ def _body(answer: HTTPResponse, line: socket.socket, deadline: float, most: int)
 
 
 def _through(line: socket.socket, host: str, port: int, deadline: float) -> None:
-    """Have a SOCKS5 port connect (RFC 1928), as any program would."""
+    """Have a SOCKS5 port connect (RFC 1928), as a user of our own where it asks who we are: by a circuit of our own."""
     name = host.encode("ascii")
     if len(name) > 255:
         raise Layer8Error("a host is longer than 255 letters")
-    line.sendall(b"\x05\x01\x00")
-    if _take(line, 2, deadline) != b"\x05\x00":
+    line.sendall(b"\x05\x02\x00\x02")
+    method = _take(line, 2, deadline)
+    if method == b"\x05\x02":
+        user = token_hex(16).encode()
+        line.sendall(b"\x01" + 2 * (bytes((len(user),)) + user))
+        method = _take(line, 2, deadline)[1:]
+    if method not in (b"\x05\x00", b"\x00"):
         raise Unavailable("the node's SOCKS port wants a password: fetch the file yourself, and pin it as a FILE")
     line.sendall(b"\x05\x01\x00\x03" + bytes((len(name),)) + name + port.to_bytes(2, "big"))
     _, reply, _, kind = _take(line, 4, deadline)

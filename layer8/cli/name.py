@@ -12,7 +12,7 @@ import click
 
 from layer8.cli.output import columns, json_option, print_json, printable
 from layer8.config.home import home
-from layer8.core.errors import Layer8Error, RemoteProtocolError
+from layer8.core.errors import Layer8Error, RemoteProtocolError, Unavailable
 
 if TYPE_CHECKING:
     from layer8.rendezvous.files import Magnet, ServiceFile
@@ -43,13 +43,14 @@ def name() -> None:
 @name.command()
 @click.argument("name")
 @click.argument("what", metavar="ADDRESS|MAGNET|FILE|URL")
+@click.option("--direct", is_flag=True, help="Fetch a URL from this machine's own address where no node runs here.")
 @json_option
-def pin(name: str, what: str, as_json: bool) -> None:
+def pin(name: str, what: str, direct: bool, as_json: bool) -> None:
     """Pin NAME to a service for ever: another key is never opened under it.
 
     An address has 56 letters, with .l8.alt or without; a link begins with magnet:, and a file, NAME.l8 or a path, is
     what its service has written, or an index page on which it calls itself NAME; that goes into petnames.toml too.
-    Such a file may stand at a URL: it is fetched through this machine's node if one runs, else directly.
+    Such a file may stand at a URL: it is fetched through the SOCKS port of the node that runs here.
     """
     from layer8.rendezvous.address import address_text, check_name, shown
     from layer8.rendezvous.files import Magnet
@@ -59,7 +60,7 @@ def pin(name: str, what: str, as_json: bool) -> None:
         check_name(name)
     except RemoteProtocolError as error:
         raise Layer8Error(f"{printable(name)[:80]}: {error}") from None
-    found, key = _read(what, name, now)
+    found, key = _read(what, name, now, direct)
     shelf = _shelf()
     book = shelf.book()
     new = book.pin(name, key, now)
@@ -238,7 +239,7 @@ def _shelf() -> Shelf:
     return Shelf(home(os.environ), load(None, os.environ, {}).config.names.petnames)
 
 
-def _read(what: str, name: str, now: float) -> tuple[ServiceFile | Magnet | None, bytes]:
+def _read(what: str, name: str, now: float, direct: bool = False) -> tuple[ServiceFile | Magnet | None, bytes]:
     """Read what leads to a service: the file or link, and its key; raises Layer8Error in one line."""
     from layer8.rendezvous.address import parse_address
     from layer8.rendezvous.files import Magnet
@@ -248,7 +249,7 @@ def _read(what: str, name: str, now: float) -> tuple[ServiceFile | Magnet | None
         if what.lower().startswith("magnet:"):
             found = Magnet.parse(what)
         elif what.lower().startswith(("http://", "https://")):
-            found = _service_file(_fetched(what), name, now)
+            found = _service_file(_fetched(what, direct), name, now)
         elif what.endswith(".l8") or os.sep in what:
             found = _service_file(_content(Path(what)), name, now)
         return found, found.key if found is not None else parse_address(what)
@@ -263,12 +264,19 @@ def _content(path: Path) -> bytes:
         return file.read(INDEX_MAX + 1)
 
 
-def _fetched(url: str) -> bytes:
+def _fetched(url: str, direct: bool) -> bytes:
+    """Fetch a file; who serves it would know who is about to visit that service, so never directly unless told to."""
     from layer8.cli.fetch import fetch
     from layer8.cli.network import socks_port
     from layer8.rendezvous.index import INDEX_MAX
 
-    return fetch(url, INDEX_MAX, socks_port())
+    port = socks_port()
+    if port is None and not direct:
+        raise Unavailable(
+            f"{printable(url)[:200]}: no node with a SOCKS port runs here: layer8 up starts one; or pin --direct, "
+            "which shows this machine's address to those who serve the file"
+        )
+    return fetch(url, INDEX_MAX, port)
 
 
 def _service_file(raw: bytes, name: str, now: float) -> ServiceFile:

@@ -113,8 +113,10 @@ class AloneTests(NameCase):
             (("resolve", "magnet:?xt=urn:btih:1"), "magnet"),
             (("claim", "blog"), "layer8 up starts one"),
             (("pin", "blog", "http://blog.l8.alt/x.l8"), "layer8 up starts one"),
-            (("pin", "blog", "https://"), "a host"),
-            (("pin", "blog", "http://127.0.0.1:1/x.l8"), "127.0.0.1"),
+            (("pin", "blog", "https://", "--direct"), "a host"),
+            (("pin", "blog", "http://127.0.0.1:1/x.l8"), "no node with a SOCKS port runs here"),
+            (("resolve", "http://127.0.0.1:1/x.l8"), "no node with a SOCKS port runs here"),
+            (("pin", "blog", "http://127.0.0.1:1/x.l8", "--direct"), "onnection refused"),
         ):
             self.assertIn(why, self.refused(*words), words)
 
@@ -250,11 +252,16 @@ class FetchTests(SynchronousTestCase):
             fetch(f"http://{where}/", 9, None, seconds=0.3)
 
     def test_by_socks(self) -> None:
+        self.logins: list[bytes] = []
+
         def proxy(reply: bytes, choice: bytes = b"\5\0") -> Callable[[socket.socket], None]:
             def talk(line: socket.socket) -> None:
-                self.assertEqual(line.recv(3), b"\5\1\0")
-                line.sendall(choice)
-                if choice != b"\5\0":
+                self.assertEqual(line.recv(4), b"\5\2\0\2")
+                line.sendall(choice[:2])
+                if choice[1:2] == b"\2":
+                    self.logins.append(line.recv(512))
+                    line.sendall(choice[2:])
+                if choice not in (b"\5\0", b"\5\2\1\0"):
                     return
                 self.asked = line.recv(64)
                 line.sendall(reply)
@@ -274,7 +281,11 @@ class FetchTests(SynchronousTestCase):
         for reply, why in ((b"\5\xf0\0\1" + bytes(6), "nobody claims"), (b"\5\x63\0\1" + bytes(6), "says 99")):
             with self.assertRaisesRegex(Unavailable, why):
                 through(proxy(reply))
-        with self.assertRaisesRegex(Unavailable, "password"):
-            through(proxy(b"", b"\5\xff"))
+        for choice in (b"\5\xff", b"\5\2\1\1"):
+            with self.assertRaisesRegex(Unavailable, "password"):
+                through(proxy(b"", choice))
+        for _ in range(2):
+            self.assertEqual(through(proxy(b"\5\0\0\1" + bytes(6), b"\5\2\1\0")), b"x")
+        self.assertEqual(len(set(self.logins)), 3)  # each time somebody else: no circuit is shared with other programs
         with self.assertRaisesRegex(Unavailable, "closed"):
             through(proxy(b""))
