@@ -18,7 +18,7 @@ from layer8.core.roles import Answers
 from layer8.crypto.descriptor import Descriptor
 from layer8.crypto.items import Draft, Immutable, Item, Items, Mutable, Record
 from layer8.dht.answering import Answering
-from layer8.dht.asking import Asking, Source
+from layer8.dht.asking import PAIR, ROUNDS, SILENT, Asking, Source
 from layer8.dht.jobs import Done
 from layer8.dht.limits import ASK_TIME, DHT_PER_CIRC, DHT_PER_MINUTE
 from layer8.dht.message import Command, Data, Nodes, Retrieve, Status, Store
@@ -157,6 +157,36 @@ class AskingTests(SynchronousTestCase):
         self.hops[0].lie = Data(0, Status.FOUND, (b"noise",))
         self.hops[1].lie = Data(0, Status.NONE)
         self.fails(self.asking().get(good.target), Unavailable)
+
+    def test_answers_that_are_none(self) -> None:
+        """Found without an item, and an item with another word than found: that hop has said nothing."""
+        good = item()
+        for lie in (Data(0, Status.FOUND), Data(0, Status.STORED, (write_item(item(9))[1],))):
+            self.hops = [Hop(n) for n in range(2)]
+            self.hops[0].lie = lie
+            self.hops[1].items[good.target] = good
+            self.assertEqual(self.run_(self.asking().get(good.target)), good)
+            self.hops[1].lie = Data(0, Status.NONE)
+            self.fails(self.asking().get(good.target), Unavailable)
+
+    def test_no_more_are_asked_than_it_takes(self) -> None:
+        """However many differ, or say nothing."""
+        self.hops = [Hop(n) for n in range(40)]
+        for seq, hop in enumerate(self.hops, 1):
+            hop.items[item().target] = item(seq)
+        self.assertIsNotNone(self.run_(self.asking().get(item().target)))
+        self.assertEqual(sum(hop.asked for hop in self.hops), PAIR * ROUNDS)
+        for hop in self.hops:
+            hop.asked, hop.lie = 0, Data(0, Status.BUSY)
+        self.fails(self.asking().get(item().target), Unavailable)
+        self.assertEqual(sum(hop.asked for hop in self.hops), PAIR * SILENT)
+
+    def test_nobody_answers_for_nodes(self) -> None:
+        for hop in self.hops:
+            hop.silent = True
+        found = Deferred.fromCoroutine(self.asking().nodes(bytes(20)))
+        self.clock.advance(ASK_TIME)
+        self.failureResultOf(found, Unavailable)
 
     def test_nothing_is_believed_from_two_only(self) -> None:
         self.hops[0].lie = Data(0, Status.BUSY)

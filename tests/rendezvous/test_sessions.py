@@ -214,6 +214,21 @@ class TwiceTests(LoginCase):
         self.assertEqual(len(self.service.sessions), 1)
         self.assertEqual((self.service.counted["twice"], self.told_owner), (0, []))
 
+    def test_one_who_leaves_while_he_is_asked(self) -> None:
+        """Nobody waits for an answer of his any longer."""
+        self.start()
+        self.meet(login=self.login)
+        self.hang(self.here.node)
+        self.here = self.ways("the same again")
+        second = self.begin(self.login, "the same again, too")
+        self.net.settle(1.0)
+        self.assertEqual(second, [])
+        begun = self.net.clock.seconds()
+        next(iter(self.service.sessions)).close()
+        self.net.run(lambda: bool(second))
+        self.assertIsInstance(second[0], Origin)
+        self.assertLess(self.net.clock.seconds() - begun, T_PING / 2)
+
     def test_both_at_once(self) -> None:
         self.start()
         both = [self.begin(self.login, name) for name in ("one", "two")]
