@@ -286,6 +286,17 @@ class AskingTests(SynchronousTestCase):
         self.assertEqual({one.raw for one in found}, set(good))
         self.assertEqual(len(self.learned), 5)
 
+    def test_descriptors_of_others_and_old_ones(self) -> None:
+        """Nodes of another network, and those of last week, are not given."""
+        good, other, old = told(1, NET, now=NOW), told(2, Network("another"), now=NOW), told(3, NET, now=NOW - 604_800)
+        for hop in self.hops:
+            hop.descriptors = [good.raw, other.raw, old.raw]
+        self.assertEqual([one.raw for one in self.run_(self.asking().nodes(bytes(20)))], [good.raw])
+        for number, one in ((2, other), (3, old)):
+            owner = descriptor_key(number)
+            self.run_(self.asking().put(Mutable.make(owner.node_id, owner.sign, one.serial, one.raw)))
+            self.assertIsNone(self.run_(self.asking().descriptor(owner.node_id)))
+
     def test_a_dark_node_gives_its_gateway(self) -> None:
         """G36."""
         gateway = descriptor_key(9).node_id
