@@ -17,12 +17,13 @@ from layer8.core.errors import Layer8Error, Refused
 from layer8.crypto.items import Draft, Items, Mutable, Record
 from layer8.crypto.keys import NodeKey
 from layer8.rendezvous.archive import Archive, Certified, Own
-from layer8.rendezvous.claims import DAY, Certificate, make_claim, make_listing
+from layer8.rendezvous.claims import CLAIM_EFFORT, DAY, Certificate, make_claim, make_listing
 
 REPUT: Final = 3600.0  # seconds: a DHT forgets after two hours
 TRY: Final = 60.0  # seconds between looks at what is due, or failed
 RENEW: Final = 5 * 86_400  # seconds before its end that a claim is said anew
 CLAIMS: Final = 64  # of one node
+MORE_MOST: Final = 16  # times the work that a claim has to be: half a minute, for one that others have pushed out
 CERTIFICATES: Final = 1000
 
 Work = Callable[[Draft], Awaitable[Record]]
@@ -90,7 +91,10 @@ class Claiming:
                 continue
             try:
                 fresh = await self._renewed(own)
-                await self._put(fresh)
+                try:
+                    await self._put(fresh)
+                except Refused:
+                    await self._outdo(fresh)
             except Layer8Error:
                 continue  # nobody to ask yet, or the key's file is gone
         for one in tuple(self._archive.certificates.values()):
@@ -113,13 +117,22 @@ class Claiming:
     async def _renewed(self, own: Own) -> Own:
         if min(own.claim.expires, own.listing.expires) - self._wall() > RENEW:
             return own
-        fresh = await self._made(own.name, own.file)
+        fresh = await self._made(own.name, own.file, _more(own))
         await self._archive.claim(fresh)
         return fresh
 
-    async def _made(self, name: str, file: str) -> Own:
+    async def _outdo(self, own: Own) -> None:
+        """Say it with twice the work: sets are full, and those with more have pushed it out; else hourly as it is."""
+        if not self._ruled or _more(own) >= MORE_MOST:
+            self._put_at[own.name] = self._wall()
+            return
+        fresh = await self._made(own.name, own.file, 2 * _more(own))
+        await self._archive.claim(fresh)
+        await self._put(fresh)
+
+    async def _made(self, name: str, file: str, more: int = 1) -> Own:
         key, now = self._read_key(file), self._wall()
-        drafts = [make(key, name, now, ruled=self._ruled) for make in (make_claim, make_listing)]
+        drafts = [make(key, name, now, ruled=self._ruled, more=more) for make in (make_claim, make_listing)]
         claim, listing = [await self._work(one) if self._ruled else one.record() for one in drafts]
         return Own(name, file, claim, listing)
 
@@ -128,3 +141,7 @@ class Claiming:
         await self._items.put(own.listing)
         self._put_at[own.name] = self._wall()
         return stored
+
+
+def _more(own: Own) -> int:
+    return max(1, own.claim.effort // CLAIM_EFFORT)

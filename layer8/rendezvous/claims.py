@@ -154,10 +154,10 @@ def listing_target(shard: int) -> bytes:
     return sha1(b"layer8/1 claims", bytes((shard,)))
 
 
-def make_claim(key: NodeKey, name: str, now: float, *, ruled: bool = True) -> Draft:
-    """Give the claim of a service, still without its work; raises `WrongName`."""
+def make_claim(key: NodeKey, name: str, now: float, *, ruled: bool = True, more: int = 1) -> Draft:
+    """Give the claim of a service, still without its work, `more` times what it has to be; raises `WrongName`."""
     data = _CLAIM.pack(int(now)) + check_name(name).encode()
-    return _draft(key, claim_target(name), Kind.CLAIM, data, now, CLAIM_EFFORT if ruled else 1)
+    return _draft(key, claim_target(name), Kind.CLAIM, data, now, CLAIM_EFFORT * more if ruled else 1)
 
 
 def read_claim(record: Record, name: str, now: float, *, ruled: bool = True) -> Claim:
@@ -168,10 +168,10 @@ def read_claim(record: Record, name: str, now: float, *, ruled: bool = True) -> 
     return Claim(name, record.key, _CLAIM.unpack_from(record.data)[0])
 
 
-def make_listing(key: NodeKey, name: str, now: float, *, ruled: bool = True) -> Draft:
+def make_listing(key: NodeKey, name: str, now: float, *, ruled: bool = True, more: int = 1) -> Draft:
     """Give what has a name found by nodes that attest, still without its work; raises `WrongName`."""
     data = check_name(name).encode()
-    return _draft(key, listing_target(shard_of(name)), Kind.REFERENCE, data, now, SEEN_EFFORT if ruled else 1)
+    return _draft(key, listing_target(shard_of(name)), Kind.REFERENCE, data, now, SEEN_EFFORT * more if ruled else 1)
 
 
 def read_listing(record: Record, shard: int, now: float, *, ruled: bool = True) -> str:

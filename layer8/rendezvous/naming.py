@@ -22,7 +22,6 @@ from layer8.core.errors import Layer8Error, RemoteProtocolError, TimedOut, Unava
 from layer8.crypto.items import Items, Record, sha1
 from layer8.rendezvous.address import Address, Named, parse_who
 from layer8.rendezvous.claims import (
-    CLAIMS_SHOWN,
     Certificate,
     Claim,
     Seen,
@@ -42,6 +41,7 @@ from layer8.rendezvous.visits import BAD_ADDRESS, NO_DESCRIPTOR, NotFound
 FRESH: Final = 300.0  # seconds for which the DHT's word is good
 NAMES_KEPT: Final = 64  # names whose word is kept in memory
 AT_ONCE: Final = 4  # sets that are asked for at a time
+CLAIMS_READ: Final = 32  # of one name, those with most work first; two last hops give fewer
 SIGNERS: Final = 16  # of certificates
 
 Told = tuple[Verdict, tuple[Certificate, ...]]
@@ -111,7 +111,7 @@ class Naming:
         records = sorted(await self._items.records(claim_target(name)), key=lambda one: -one.effort)
         now = self._wall()
         claims = list(_claims(records, name, now, self._ruled))
-        seen = await self._all_seen(name, [claim.key for claim in claims[:CLAIMS_SHOWN]])
+        seen = await self._all_seen(name, [claim.key for claim in claims[:CLAIMS_READ]])
         known = {one.attester: witness for one in seen if (witness := self._witness(one.attester)) is not None}
         told = decide(name, claims, seen, known, now, ruled=self._ruled), certificates
         self._kept.pop(name, None)

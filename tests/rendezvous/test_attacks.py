@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
+from layer8.core.errors import Refused
 from layer8.crypto.introduction import BLOB, Door, Meeting, knock
+from layer8.crypto.items import Draft, Item, Kind, Record
 from layer8.crypto.keys import NodeKey
 from layer8.crypto.work import search
+from layer8.net.sqlite import Database
 from layer8.net.tasks import TaskSet
 from layer8.relay.limits import CIRC_QUEUE
 from layer8.relay.origin import Hop, Origin
@@ -21,6 +24,9 @@ from layer8.rendezvous import access as at_access
 from layer8.rendezvous import visits as visiting
 from layer8.rendezvous.access import Access
 from layer8.rendezvous.address import address_text
+from layer8.rendezvous.archive import SCHEMA, Archive
+from layer8.rendezvous.claiming import MORE_MOST, REPUT, Claiming
+from layer8.rendezvous.claims import CLAIM_EFFORT, CLAIMS_SHOWN, claim_target, make_claim
 from layer8.rendezvous.client import NotMet
 from layer8.rendezvous.descriptor import Price
 from layer8.rendezvous.limits import INTRO_BURST, INTRO_RATE
@@ -40,9 +46,13 @@ from layer8.rendezvous.wire import (
     listen_text,
 )
 from layer8.testing.network import Heard
+from layer8.testing.storage import InlineStorage
+from tests.descriptors import NOW, key
 from tests.rendezvous.askers import FakeAsker
 from tests.rendezvous.net import MemoryWays, Told
+from tests.rendezvous.sets import MemorySets
 from tests.rendezvous.test_end_to_end import MeetCase
+from tests.rendezvous.test_naming import A, NamingCase
 
 SEED = b"s" * 32
 
@@ -262,3 +272,59 @@ class PageTests(SynchronousTestCase):
         self.keys["blog.l8.alt"] = other
         self.open("blog.l8.alt")
         self.assertEqual(self.met, [self.key, self.key, other])
+
+
+class Crowded(MemorySets):
+    """A DHT whose sets are full of claims with so much work."""
+
+    least = 0
+
+    async def put(self, item: Item) -> int:
+        if isinstance(item, Record) and item.kind == Kind.CLAIM and item.effort <= self.least:
+            raise Refused("there is a later one, or more work")
+        return await super().put(item)
+
+
+class ClaimerTests(NamingCase):
+    """Somebody who wants a name that another one has."""
+
+    def test_claims_with_more_work_hide_no_older_one(self) -> None:
+        """Those that are looked at are all that the DHT gives, and not those with most work."""
+        self.claim(A, 10, 11, 12)
+        for number in range(CLAIMS_SHOWN):
+            draft = make_claim(key(100 + number), "blog", NOW, ruled=False)
+            self.items.add(evolve(draft, effort=1000))
+        answer = self.run_(self.naming.key("blog.l8.alt"))
+        self.assertEqual(answer, A.node_id)
+        answer = self.run_(self.naming.resolve("blog"))
+        self.assertEqual((len(answer.verdict.candidates), answer.verdict.others), (CLAIMS_SHOWN, 1))
+
+    def test_claims_that_push_another_one_out(self) -> None:
+        """Whoever is pushed out of a set does more work than those, once for all of them."""
+        items = Crowded()
+        archive = Archive(InlineStorage(Database(self.folder / "names.db", SCHEMA)))
+        archive.load()
+        clock = Clock()
+
+        async def work(draft: Draft) -> Record:
+            return draft.record()
+
+        def start(name: str, work: Any) -> object:
+            return Deferred.fromCoroutine(work)
+
+        claiming = Claiming(items, archive, key(3), lambda file: A, work, lambda: NOW + clock.seconds(), clock, start)
+        self.run_(claiming.claim("blog", "blog.pem"))
+        first = archive.claims["blog"].claim
+        self.assertEqual(first.effort, CLAIM_EFFORT)
+        items.sets.clear()
+        items.least = 5 * CLAIM_EFFORT
+        clock.advance(REPUT)
+        for _ in range(4):
+            self.run_(claiming.put_all())
+        (again,) = items.sets[claim_target("blog")].values()
+        self.assertEqual((again.key, again.effort), (A.node_id, 8 * CLAIM_EFFORT))
+        items.least = 2**32 - 1
+        clock.advance(REPUT)
+        for _ in range(9):
+            self.run_(claiming.put_all())
+        self.assertEqual(archive.claims["blog"].claim.effort, MORE_MOST * CLAIM_EFFORT)
