@@ -18,10 +18,10 @@ from twisted.web.server import Site
 from twisted.web.static import Data
 
 from layer8.config.load import load_text
-from layer8.config.services import VisitConfig
-from layer8.control.errors import CallUnavailable, Forbidden, InvalidParams, NotFound
+from layer8.config.services import ServiceConfig, VisitConfig
+from layer8.control.errors import CallUnavailable, Forbidden, InvalidParams, NoCapacity, NotFound
 from layer8.core.errors import ConfigError
-from layer8.crypto.curtain import ClientKey
+from layer8.crypto.curtain import AUTH_CLIENTS, ClientKey
 from layer8.crypto.descriptor import Role
 from layer8.crypto.keys import NodeKey, id_text, parse_id
 from layer8.node.counting import RendezvousMetrics
@@ -30,6 +30,7 @@ from layer8.node.service import Node
 from layer8.rendezvous import hosting as hosting_module
 from layer8.rendezvous.address import address_text, parse_address
 from layer8.rendezvous.descriptor import parse_clients
+from layer8.rendezvous.hosting import CLIENTS_MOST, SERVICES, read_clients
 from layer8.rendezvous.operate import Alert, Published, SessionEvent
 from tests.interop.daemons import folder
 from tests.node.test_service import NodeCase
@@ -378,6 +379,29 @@ class LifeTests(HiddenNodeCase):
         await self.until(lambda: len(after.service.points) == 3)
         self.assertEqual((after.address, set(after.service.points)), (before.address, points))
         self.assertGreater(after.publishing.published, seq)
+
+    async def test_limits(self) -> None:
+        node = self.start(CLIENT.format(peers="[]", socks="[]", more=""))
+        for number in range(SERVICES):
+            node.hosts.hide(f"s-{number}", ServiceConfig(ports={80: "localhost:80"}))
+        with self.assertRaises(NoCapacity):
+            await self.call(node, "rendezvous.hide", name="one-more", ports=[{"port": 80, "target": "localhost:80"}])
+        self.assertEqual(len(list(node.hosts)), SERVICES)
+        path = folder(self) / "clients"
+        path.write_text("#" * (CLIENTS_MOST + 1))
+        with self.assertRaises(ConfigError) as caught:
+            read_clients(path)
+        self.assertIn("larger than", str(caught.exception))
+        path.write_text("")
+        words: dict[str, Any] = {"name": "s-0", "ports": [{"port": 80, "target": "localhost:80"}]}
+        node.hosts.unhide("s-0")
+        await self.call(node, "rendezvous.hide", **words, client_auth=str(path))
+        hosting = node.hosts.get("s-0")
+        assert hosting is not None
+        hosting.clients.update({f"c{number}": bytes(32) for number in range(AUTH_CLIENTS)})
+        with self.assertRaises(NoCapacity):
+            key = id_text(ClientKey.make().public)
+            await self.call(node, "rendezvous.auth_add", service="s-0", name="one-more", key=key)
 
     async def test_a_node_that_offers_nothing(self) -> None:
         node = self.start(RELAY.format(peers=[], bootstrap=[]) + "[rendezvous]\nenabled = false\n")
