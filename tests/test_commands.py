@@ -104,6 +104,10 @@ class ReadTests(SynchronousTestCase):
         HostSecret.make().save(home / "app.secret")
         for block in blocks:
             load_text(block.replace("PIN", PIN), {}, {}, role="proxy", path=home / "layer8.toml")
+        HostSecret.make().save(home / "blog-client.pem")
+        blocks = re.findall(r"^```toml\n(.*?)^```$", page("hidden"), re.MULTILINE | re.DOTALL)
+        loaded = [load_text(block, {}, {}, path=home / "layer8.toml").config for block in blocks]
+        self.assertEqual([list({**one.service, **one.visit}) for one in loaded], [["blog"], ["blog"]])
 
     def test_a_wrong_one_would_be_noticed(self) -> None:
         for words in (["expose", "8000"], ["expose", "8000", "--host", "a.test", "--nothing"], ["proxy", "nothing"]):
