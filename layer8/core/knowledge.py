@@ -409,6 +409,7 @@ TABLE: tuple[Row, ...] = (
         tests=(
             "privacy.test_hidden_views.EndTests.test_client",
             "privacy.test_hidden_views.EndTests.test_one_client_hears_nothing_of_another",
+            "rendezvous.test_oracle.OracleTests.test_every_node_is_a_place_to_meet",
             "rendezvous.test_end_to_end.FailureTests.test_a_wrong_service_key",
         ),
     ),
