@@ -30,7 +30,7 @@ from layer8.crypto.keys import NodeKey
 from layer8.net.tasks import TaskSet
 from layer8.relay.client import Destroy, Open, Origin, Proto, Reason, Sink, Stream, StreamLike
 from layer8.rendezvous.client import NotMet, Step, meet
-from layer8.rendezvous.limits import MAX_EFFORT, T_PING
+from layer8.rendezvous.limits import MAX_EFFORT, STREAMS_PER_SESSION, T_PING
 from layer8.rendezvous.ways import Told, Ways
 from layer8.rendezvous.wire import Renzv
 
@@ -191,6 +191,11 @@ class Standing:
         self.used = self._quiet
         self._came, self._sent = self.origin.came, self.origin.sent
 
+    @property
+    def takes(self) -> bool:
+        """Say whether one more stream has a place on it; where we log in there is no other one."""
+        return self.origin.takes and (self.known or len(self.origin.streams.live) < STREAMS_PER_SESSION)
+
     def look(self, now: float) -> None:
         """Ask whether it stands, if there is reason to doubt it, and close it if it does not, or is idle."""
         origin = self.origin
@@ -228,6 +233,7 @@ class Visits:
     max_effort: int = MAX_EFFORT
     alert: Callable[[str], None] = field(default=lambda text: None, repr=False)
     _circuits: dict[Hashable, Standing] = field(factory=dict, init=False, repr=False)  # by service and user, or login
+    _standing: dict[Origin, Standing] = field(factory=dict, init=False, repr=False)  # all, also those that take no more
     _stale: set[Hashable] = field(factory=set, init=False, repr=False)  # others have ended the circuit
     _waiting: dict[Hashable, list[Call]] = field(factory=dict, init=False, repr=False)
     _timer: Any = field(default=None, init=False, repr=False)
@@ -247,8 +253,8 @@ class Visits:
 
     def close(self) -> None:
         """Leave all services."""
-        for there in list(self._circuits.values()):
-            there.origin.close()
+        for origin in list(self._standing):
+            origin.close()
         self._rest()
 
     async def _visit(self, name: str, key: Hashable) -> None:
@@ -281,7 +287,7 @@ class Visits:
         login = found.login
         place = (found.service, asked[1] if login is None else login.node_id)  # type: ignore[index]
         there = self._circuits.get(place)
-        if there is not None and there.origin.takes:
+        if there is not None and there.takes:
             return asked, there.origin
         if place in self._waiting:
             self._waiting[place] += self._waiting.pop(asked)
@@ -316,18 +322,20 @@ class Visits:
         )
 
     def _keep(self, place: Hashable, circuit: Origin, known: bool) -> None:
-        if len(self._circuits) >= KEPT:
-            idle = [one for one in self._circuits.values() if not one.origin.streams.live]
+        if len(self._standing) >= KEPT:
+            idle = [one for one in self._standing.values() if not one.origin.streams.live]
             if idle:
                 min(idle, key=lambda one: one.used).origin.close()
-        there = self._circuits[place] = Standing(circuit, known, self._ways.seconds())
+        there = Standing(circuit, known, self._ways.seconds())
+        self._circuits[place] = self._standing[circuit] = there
 
         def ended(reason: object) -> None:
             if self._circuits.get(place) is there:
                 del self._circuits[place]
                 if len(self._stale) < STALE:
                     self._stale.add(place)
-            if not self._circuits:
+            del self._standing[circuit]
+            if not self._standing:
                 self._rest()
 
         circuit.at_end = ended
@@ -337,7 +345,7 @@ class Visits:
     def _look(self) -> None:
         self._timer = self._ways.later(LOOK, self._look)
         now = self._ways.seconds()
-        for there in list(self._circuits.values()):
+        for there in list(self._standing.values()):
             there.look(now)
 
     def _rest(self) -> None:

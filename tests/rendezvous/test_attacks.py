@@ -215,6 +215,10 @@ class Kept:
 
     origin: Standing
 
+    @property
+    def takes(self) -> bool:
+        return self.origin.takes
+
 
 class PageTests(SynchronousTestCase):
     """A web page in the browser of a visitor, which may name any host."""

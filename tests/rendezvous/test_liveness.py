@@ -14,7 +14,7 @@ from layer8.relay.limits import T_SILENT as POOL_SILENT
 from layer8.relay.origin import Origin, State
 from layer8.relay.pool import Circuit, Need
 from layer8.rendezvous import visits as visiting
-from layer8.rendezvous.limits import BAD_PORTS, T_PING, T_RENDEZVOUS
+from layer8.rendezvous.limits import BAD_PORTS, STREAMS_PER_SESSION, T_PING, T_RENDEZVOUS
 from layer8.rendezvous.visits import (
     IDLE,
     INTRODUCTION_FAILED,
@@ -184,9 +184,23 @@ class HangTests(VisitCase):
         self.assertEqual(len(pings), 1)
         call.write(b"still")
         self.net.run(lambda: asking.all == b"hellostill")
+        # Another one has taken its place, and it is looked after still.
+        self.echoed(b"new")
+        self.assertIsNot(self.circuit, circuit)
         self.hang(self.there.node)
         call.write(b"there?")
         self.net.run(lambda: asking.reason is Reason.TIMEOUT, SOON)
+
+    def test_more_streams_than_a_session_has(self) -> None:
+        """They have another one, and nobody is refused."""
+        self.start()
+        streams = [self.open() for _ in range(STREAMS_PER_SESSION)]
+        self.net.run(lambda: all("opened" in asking.words for asking, _ in streams))
+        self.echoed(b"one more")
+        self.assertEqual(len(self.service.sessions), 2)
+        self.assertEqual({asking.reason for asking, _ in streams}, {None})
+        self.visits.close()
+        self.net.run(lambda: not self.service.sessions)
 
     def test_nobody_looks_where_nothing_is(self) -> None:
         self.start()
