@@ -21,6 +21,7 @@ from layer8.crypto.work import NONCE
 from layer8.dht.answering import Answering
 from layer8.dht.asking import Ask, Asking, Source
 from layer8.dht.limits import ASK_TIME, REPUT
+from layer8.dht.message import Command
 from layer8.dht.operate import AskingRows, HoldingRows
 from layer8.dht.service import DhtService, resolved
 from layer8.net.storage import Storage
@@ -86,7 +87,10 @@ def ask_dht(relay: Relay, table: Table | None = None) -> Asking:
         async def ask(about: bytes, command: int, data: bytes, answers: Container[int]) -> tuple[int, bytes]:
             nonlocal asks
             asks += not about
-            need = Need(key=("dht", about or asks // ASKS), last=identity, hops=relay.client.hops)
+            # Whoever knows whose item it is may hold the last hop, and looks for our guard beside it.
+            far = command == Command.STORE and about != relay.key.node_id
+            key = ("dht", about or asks // ASKS)
+            need = Need(key=key, last=identity, hops=relay.client.hops + far, layer2=far)
             return await relay.client.ask(need, command, data, answers, ASK_TIME)
 
         return ask

@@ -224,7 +224,7 @@ class CircuitTests(NodesCase):
 
     async def test_each_item_by_a_circuit_of_its_own(self) -> None:
         """No last hop hears by one circuit that somebody wants two things, or what two keys sign."""
-        holders, _, asking, _ = await self.begun(3)
+        holders, _, asking, _ = await self.begun(5)
         asked: dict[tuple[int, bytes], set[bytes]] = {}
 
         def watch(number: int, role: Any) -> Callable[..., None]:
@@ -245,6 +245,22 @@ class CircuitTests(NodesCase):
             await asking.fetch(Immutable.of(b"value").target)
         self.assertEqual({len(one) for one in asked.values()}, {1})
         self.assertGreaterEqual(len(asked), 10)
+
+    async def test_a_put_goes_by_second_hops_that_are_kept(self) -> None:
+        """Nobody at the last hop gets to a service's guard by waiting for the next middle of a circuit."""
+        _, client, asking, _ = await self.begun()
+        for number in range(3):
+            one = key(number)
+            await asking.put(Mutable.make(one.node_id, one.sign, 5, b"value", b"d"))
+            await asking.get(sha1(one.node_id, b"d"), b"d")
+        paths: dict[bool, list[tuple[bytes, ...]]] = {False: [], True: []}
+        for circuit in client.client.pool.rows():
+            if circuit.need is not None and circuit.need.last:
+                paths[circuit.need.layer2].append(tuple(one.identity for one in circuit.path))
+        kept = {hop.identity for hop in client.layer2.rows}
+        self.assertEqual({len(path) for path in paths[True]}, {4})
+        self.assertEqual({len(path) for path in paths[False]}, {3})
+        self.assertLessEqual({path[1] for path in paths[True]}, kept)
 
     async def test_a_node_states_what_it_is(self) -> None:
         """G36."""
