@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from os import urandom
 from pathlib import Path
 from typing import Final
@@ -14,7 +14,9 @@ from layer8.config.services import VisitConfig
 from layer8.config.tree import Config
 from layer8.control.service import wall_clock
 from layer8.control.table import Table
+from layer8.core.address import Scope, scope
 from layer8.core.errors import ConfigError, RemoteProtocolError
+from layer8.core.place import place
 from layer8.crypto.curtain import ClientKey
 from layer8.crypto.descriptor import Descriptor, Role
 from layer8.crypto.items import Items
@@ -153,13 +155,21 @@ class HiddenServices:
         return Visited(found.service, len(found.told.points), effort, *times, origin)
 
     def _trackers(self) -> tuple[Tracker, ...]:
-        found = []
-        for text in self.relay.config.trackers:
-            try:
-                found.append(Tracker.parse(text))
-            except RemoteProtocolError:
-                continue  # too long for a link
-        return tuple(found)
+        return trackers_told(self.relay.config.trackers, self.relay.key.node_id, self.relay.network.ruled)
+
+
+def trackers_told(texts: Iterable[str], own: bytes, ruled: bool) -> tuple[Tracker, ...]:
+    """Give the trackers that links and files of services name: neither this node, nor one beside it."""
+    found = []
+    for text in texts:
+        try:
+            one = Tracker.parse(text)
+            near = scope(place(one.endpoint).host.strip("[]"))
+        except RemoteProtocolError:
+            continue  # too long for a link
+        if one.node != own and not (ruled and near in (Scope.MACHINE, Scope.NETWORK)):
+            found.append(one)
+    return tuple(found)
 
 
 def host(name: str) -> str:

@@ -14,10 +14,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from layer8.core.errors import Refused
 from layer8.crypto.introduction import BLOB, Door, Meeting, knock
 from layer8.crypto.items import Draft, Item, Kind, Record
-from layer8.crypto.keys import NodeKey
+from layer8.crypto.keys import NodeKey, id_text
 from layer8.crypto.work import search
 from layer8.net.sqlite import Database
 from layer8.net.tasks import TaskSet
+from layer8.node.hidden import trackers_told
 from layer8.relay.limits import CIRC_QUEUE
 from layer8.relay.origin import Hop, Origin
 from layer8.rendezvous import access as at_access
@@ -47,7 +48,7 @@ from layer8.rendezvous.wire import (
 )
 from layer8.testing.network import Heard
 from layer8.testing.storage import InlineStorage
-from tests.descriptors import NOW, key
+from tests.descriptors import NOW, key, node
 from tests.rendezvous.askers import FakeAsker
 from tests.rendezvous.net import MemoryWays, Told
 from tests.rendezvous.sets import MemorySets
@@ -332,3 +333,15 @@ class ClaimerTests(NamingCase):
         for _ in range(9):
             self.run_(claiming.put_all())
         self.assertEqual(archive.claims["blog"].claim.effort, MORE_MOST * CLAIM_EFFORT)
+
+
+class ReaderTests(SynchronousTestCase):
+    """Somebody who reads what a service gives to everybody."""
+
+    def test_links_say_nothing_of_where_the_service_is(self) -> None:
+        """A tracker on the same machine or in the same house would: who runs one names it nowhere."""
+        own, far = id_text(node(1)), f"{id_text(node(2))}@tcp:tracker.example:443"
+        near = [f"{id_text(node(3))}@tcp:{host}:443" for host in ("192.168.1.7", "127.0.0.1", r"[fd00\:\:1]")]
+        texts = (f"{own}@tcp:198.51.100.7:443", *near, far)
+        self.assertEqual([str(one) for one in trackers_told(texts, node(1), True)], [far])
+        self.assertEqual(len(trackers_told(texts, node(1), False)), 4)  # of one machine, as demos are
