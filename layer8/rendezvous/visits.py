@@ -268,7 +268,7 @@ class Visits:
             elif place is not None:
                 if place in self._stale:  # it may have let everybody go, for another descriptor
                     self._stale.discard(place)
-                    found = await self._find(name, True)
+                    found = await self._fresh(name, found)
                 circuit = await self._reach(name, found)
                 self._keep(place, circuit, found.login is not None)
         except CancelledError:
@@ -302,10 +302,17 @@ class Visits:
         try:
             return await self._meet(found, patient=False)
         except NotMet as error:
-            again = await self._find(name, True)
+            again = await self._fresh(name, found)
             if again == found and error.step is not Step.LATE:
                 raise
             return await self._meet(again, error.tried if again == found else ())
+
+    async def _fresh(self, name: str, found: Found) -> Found:
+        """Look for a later descriptor of the same service: whoever has the name by now gets a place of his own."""
+        again = await self._find(name, True)
+        if again.service != found.service:
+            raise NotMet("the name leads to another service by now", Step.INTRODUCTION)
+        return again
 
     async def _meet(self, found: Found, without: Collection[bytes] = (), *, patient: bool = True) -> Origin:
         return await meet(

@@ -28,7 +28,7 @@ from layer8.rendezvous.address import address_text
 from layer8.rendezvous.archive import SCHEMA, Archive
 from layer8.rendezvous.claiming import MORE_MOST, REPUT, Claiming
 from layer8.rendezvous.claims import CLAIM_EFFORT, CLAIMS_SHOWN, claim_target, make_claim
-from layer8.rendezvous.client import NotMet
+from layer8.rendezvous.client import NotMet, Step
 from layer8.rendezvous.descriptor import Price
 from layer8.rendezvous.limits import INTRO_BURST, INTRO_RATE
 from layer8.rendezvous.visits import VISITS, Found, Visits
@@ -277,6 +277,20 @@ class PageTests(SynchronousTestCase):
         self.keys["blog.l8.alt"] = other
         self.open("blog.l8.alt")
         self.assertEqual(self.met, [self.key, self.key, other])
+
+    def test_a_name_that_means_another_key_a_moment_later(self) -> None:
+        """A circuit to whoever has the name by now is nobody's circuit to the one who had it before."""
+        other = NodeKey.make().node_id
+
+        async def fails(ways: object, service: bytes, *parts: object, **more: object) -> Standing:
+            self.keys["blog.l8.alt"] = other
+            self.patch(visiting, "meet", self.meet)
+            raise NotMet("it has not come", Step.LATE)
+
+        self.patch(visiting, "meet", fails)
+        self.open("blog.l8.alt")
+        self.open(f"{address_text(self.key)}.l8.alt")
+        self.assertIn(self.key, self.met)
 
 
 class Crowded(MemorySets):
