@@ -51,11 +51,13 @@ def _meet(turn: Turn) -> Taken:
     met = [wait for wait in waits if wait is not None]
     if not met:
         raise NoLoad("the service was never met")
+    spent = host.cpu_s() - before if host is not None else 0.0
     return len(met), {
         "meet.p50": median(met),
         "meet.max": max(met),
         "meet.cpu": turn.per_one(len(met)),
-        "meet.host": (host.cpu_s() - before) * 1e3 / len(met) if host is not None else None,
+        "meet.host": spent * 1e3 / len(met) if host is not None else None,
+        "meet.taken": len(met) / spent if spent else None,
         "meet.failed": 100 * (len(users) - len(met)) / len(users),
     }
 
@@ -115,6 +117,7 @@ LAYOUTS = (
             Column("meet.failed", "failed, %", True),
             Column("meet.cpu", "CPU-ms of the network each", True),
             Column("meet.host", "of them the service's", True),
+            Column("meet.taken", "visitors per CPU-second of the service"),
         ),
         BASE,
     ),
@@ -148,6 +151,7 @@ GATES = (
     Gate("hidden, new visitor max, ms", "meet.max", 500, lower=True),
     Gate("hidden, new visitor p50 over Tor, default", "meet.p50", 0.5, "tor", lower=True),
     Gate("hidden, new visitor p50 over Tor, Vanilla", "meet.p50", 0.5, "tor-vanilla", lower=True),
+    Gate("hidden, visitors per CPU-second of the service", "meet.taken", 500),
     Gate("hidden, warm request p50, ms", "again.p50", 5, lower=True),
     Gate("hidden, 32 MiB, MiB/s", "down.rate", 15),
     Gate("hidden, 32 MiB over Tor, default", "down.rate", 5, "tor"),

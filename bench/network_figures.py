@@ -347,7 +347,15 @@ LAYOUTS = (
     ),
 )
 
-UNITS = {"rate": "MiB/s", "least": "MiB/s", "cpu": "MiB/CPU-s", "failed": "%", "spent": "CPU-s", "host": "CPU-ms"}
+UNITS = {
+    "rate": "MiB/s",
+    "least": "MiB/s",
+    "cpu": "MiB/CPU-s",
+    "failed": "%",
+    "spent": "CPU-s",
+    "host": "CPU-ms",
+    "taken": "1/CPU-s",
+}
 PER_SECOND = frozenset({"build", "twenty", "small", "meet"})
 
 

@@ -73,9 +73,20 @@ class FigureTests(OriginCase):
             FIGURES[0].measure(Turn(Hidden(hidden=["127.0.0.2"]), self.load, Effort(1)))
 
     def test_units(self) -> None:
-        names = ("meet.p50", "meet.cpu", "meet.host", "meet.failed", "cold.max", "down.rate", "down.cpu", "down.spent")
+        names = (
+            "meet.p50",
+            "meet.cpu",
+            "meet.host",
+            "meet.taken",
+            "meet.failed",
+            "cold.max",
+            "down.rate",
+            "down.cpu",
+            "down.spent",
+        )
         self.assertEqual(
-            [unit(name) for name in names], ["ms", "CPU-ms", "CPU-ms", "%", "ms", "MiB/s", "MiB/CPU-s", "CPU-s"]
+            [unit(name) for name in names],
+            ["ms", "CPU-ms", "CPU-ms", "1/CPU-s", "%", "ms", "MiB/s", "MiB/CPU-s", "CPU-s"],
         )
 
     def test_by_name(self) -> None:
