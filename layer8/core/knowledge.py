@@ -389,7 +389,11 @@ TABLE: tuple[Row, ...] = (
         party="guard of a service",
         learns="its address, that it keeps circuits for long, and how much goes each way",
         hidden="which service it is, and that it is one, as long as nobody counts more than the first cells",
-        tests=("privacy.test_hidden_views.GuardTests", "rendezvous.test_end_to_end.MeetTests.test_set_ups_look_alike"),
+        tests=(
+            "privacy.test_hidden_views.GuardTests",
+            "rendezvous.test_end_to_end.MeetTests.test_set_ups_look_alike",
+            "dht.test_service.CircuitTests.test_a_put_goes_by_second_hops_that_are_kept",
+        ),
     ),
     Row(
         part="hidden",

@@ -153,10 +153,6 @@ class Store:
         self._enter(held, known, now)
         return held
 
-    def keep(self, item: Item, now: float) -> None:
-        """Keep an item that is not somebody's put: this node's own; nobody's share is counted."""
-        self._place(Held(item, now, now, ""), self._items.get(name(item)))
-
     def restore(self, held: Held, now: float) -> None:
         """Take what was written down, as it was."""
         if held.expires > now and len(self._items) < ITEMS:
