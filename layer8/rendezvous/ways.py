@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from attrs import define, field
 from twisted.internet.defer import Deferred
@@ -22,6 +22,7 @@ from layer8.rendezvous.limits import SETUP_CELLS
 from layer8.rendezvous.ready import Ready
 
 T = TypeVar("T")
+BAD_TIME: Final = 60.0  # seconds that a node which could not be had is only chosen where there is no other
 
 
 class Told(Protocol):
@@ -110,6 +111,7 @@ class NetworkWays:
     chance: Chance
     known: Callable[[], Collection[Any]] = field(repr=False)  # the descriptors of the nodes that are known and live
     _ready: Ready = field(init=False, repr=False)
+    _bad: dict[bytes, float] = field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         """Keep circuits for those who are met next."""
@@ -133,7 +135,12 @@ class NetworkWays:
         return limited(self.reactor, waiting, seconds)
 
     def places(self, count: int, without: Collection[bytes] = ()) -> list[Hop]:
-        """Choose nodes that say they are access points and rendezvous hops; each counts alike."""
+        """Choose nodes that say they are access points and rendezvous hops; each counts alike.
+
+        One that could not be had lately is chosen where there is no other.
+        """
+        now = self.seconds()
+        self._bad = {node: until for node, until in self._bad.items() if until > now}
         fitting = [
             Hop(one.identity, one.onion_key, one.endpoints)
             for one in self.known()
@@ -144,7 +151,8 @@ class NetworkWays:
         ]
         chosen: list[Hop] = []
         while fitting and len(chosen) < count:
-            chosen.append(fitting.pop(self.chance.randrange(len(fitting))))
+            good = [place for place, hop in enumerate(fitting) if hop.identity not in self._bad] or range(len(fitting))
+            chosen.append(fitting.pop(good[self.chance.randrange(len(good))]))
         return chosen
 
     async def work(self, what: Callable[[], T]) -> T:
@@ -165,6 +173,7 @@ class NetworkWays:
         try:
             await self.client.extend(circuit, last)
         except NoCircuit as error:
+            self._bad[last.identity] = self.seconds() + BAD_TIME
             if error.reason is Reason.RESET:  # it has ended before the last hop was known to be gone
                 raise
             raise Gone(str(error)) from None

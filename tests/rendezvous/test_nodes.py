@@ -6,8 +6,10 @@ import hashlib
 from random import Random
 from typing import Any
 
+from attrs import evolve
 from twisted.logger import Logger
 
+from layer8.core.errors import Unavailable
 from layer8.crypto.keys import NodeKey
 from layer8.net.tasks import TaskSet
 from layer8.node.hidden import hidden_ways, serve_rendezvous
@@ -82,6 +84,17 @@ class LoopbackTests(HiddenNodesCase):
         await self.until(lambda: "ended" in heard.words or heard.reason is not None)
         self.assertEqual(hashlib.sha256(heard.all).digest(), hashlib.sha256(text).digest())
         self.assertEqual(len(self.service.sessions), 1)
+
+    async def test_nodes_that_could_not_be_had(self) -> None:
+        """They are not chosen again soon, if there are others."""
+        await self.start()
+        ways = self.ways(self.here)
+        bad, other = ways.places(2)
+        with self.assertRaises(Unavailable):
+            await ways.to(evolve(bad, onion_key=other.onion_key), 2)
+        for _ in range(20):
+            self.assertNotIn(bad.identity, {hop.identity for hop in ways.places(7)})
+        self.assertEqual(len(ways.places(8)), 8)
 
     async def test_the_service_goes(self) -> None:
         await self.start()
