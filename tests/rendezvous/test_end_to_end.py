@@ -279,6 +279,8 @@ class HostileTests(MeetCase):
         self.net.run(lambda: bool(done))
         self.net.settle()
         self.assertEqual(self.service.sessions, {})
+        carriers = self.there.node.carriers
+        self.assertEqual([one.link.circuits for one in carriers], [0] * len(carriers))
 
 
 class Liar:

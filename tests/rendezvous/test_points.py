@@ -8,17 +8,19 @@ from typing import Any
 from attrs import define
 from twisted.internet.defer import Deferred
 
-from layer8.core.errors import StorageError
+from layer8.core.errors import RemoteProtocolError, StorageError
+from layer8.core.roles import Asker
 from layer8.crypto.keys import NodeKey
 from layer8.net.sqlite import Database
 from layer8.net.storage import Change
 from layer8.relay.wire import Destroy
+from layer8.rendezvous.access import Access
 from layer8.rendezvous.client import NotMet
 from layer8.rendezvous.limits import POINT_INTROS, POINT_LIFE, T_PING
 from layer8.rendezvous.memory import SCHEMA, ServiceMemory
 from layer8.rendezvous.points import RESUME_TIME, RESUMES
 from layer8.rendezvous.price import LOOK
-from layer8.rendezvous.wire import Knock, Renzv
+from layer8.rendezvous.wire import Knock, Listen, Renzv
 from layer8.testing.storage import InlineStorage
 from tests.rendezvous.net import Told
 from tests.rendezvous.test_end_to_end import MeetCase
@@ -111,6 +113,36 @@ class PointTests(PointCase):
         self.until_listening(4)
         self.net.settle(30.0)
         self.assertEqual(len(self.service.points), 4)
+
+    def test_more_are_known_later(self) -> None:
+        """A node that has just joined knows few; it does not stay with what it found first."""
+        self.there.offering = self.relays[:1]
+        self.service.start()
+        self.until_listening(1)
+        self.net.settle(5.0)
+        self.assertEqual(len(self.service.points), 1)
+        self.there.offering = self.relays[:4]
+        self.until_listening(3)
+        self.echoed(self.meet(), b"hello")
+
+    def test_nobody_takes_it_for_a_while(self) -> None:
+        """It is tried again, and ever more rarely."""
+        refusing = True
+        listen = Access._listen
+
+        def refuse(access: Access, asker: Asker, said: Listen, now: float) -> None:
+            if refusing:
+                raise RemoteProtocolError("not now")
+            listen(access, asker, said, now)
+
+        self.patch(Access, "_listen", refuse)
+        self.service.start()
+        self.net.settle(120.0)
+        tried = self.service.counted["no point"]
+        self.assertTrue(6 <= tried <= 60, tried)
+        refusing = False
+        self.until_listening(3)
+        self.echoed(self.meet(), b"hello")
 
 
 class RestartTests(PointCase):
