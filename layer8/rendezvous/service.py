@@ -41,6 +41,8 @@ from layer8.rendezvous.limits import (
     POINTS,
     SEED_LIFE,
     SESSIONS_PER_SERVICE,
+    STREAM_BURST,
+    STREAM_RATE,
     STREAMS_PER_SESSION,
     T_PING,
 )
@@ -53,6 +55,7 @@ from layer8.rendezvous.wire import Alert, Join, Knock, Renzv, Tune
 AT_ONCE: Final = 16  # introductions that are answered at a time, those left out that take longer than SLOT
 SLOT: Final = 0.25  # seconds
 MEETINGS: Final = 1024  # those included
+CROWD_TIME: Final = 600.0  # seconds that a stranger's streams are left to him where others wait for his place
 WATCH: Final = 10.0  # seconds between looks whether points pass on as much as they do at most
 TELL_AGAIN: Final = 600.0  # seconds until a client is told again that somebody else has its login
 RUSH: Final = 0.8  # of that, from which on others find them busy
@@ -73,11 +76,25 @@ class Session:
     used: float = field(init=False)  # when it had a stream, as far as anybody has looked
     bad_ports: int = field(default=0, init=False)
     told: float | None = field(default=None, init=False)  # when it was, that somebody else has its login
+    _room: float = field(default=float(STREAM_BURST), init=False)  # for streams
     _asking: list[Deferred[bool]] = field(factory=list, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         """Begin as one that was just used."""
         self.used = self.since
+
+    def look(self, now: float) -> None:
+        """Note that it has a stream."""
+        self._room = min(float(STREAM_BURST), self._room + (now - self.used) * STREAM_RATE)
+        self.used = now
+
+    def take(self, now: float) -> bool:
+        """Take one more stream, if there are not too many a second."""
+        self.look(now)
+        if self._room < 1:
+            return False
+        self._room -= 1
+        return True
 
     def ask(self) -> Deferred[bool]:
         """Ask whether the client is there; fires with False if it has gone before it answers."""
@@ -219,7 +236,7 @@ class HiddenService:
         now = self.ways.seconds()
         for session in self.sessions.values():
             if session.origin.streams.live:
-                session.used = now
+                session.look(now)
         rushed = False
         for point in self.points.values():
             rushed |= point.lately >= RUSH * max(point.rate, INTRO_RATE) * WATCH
@@ -419,9 +436,11 @@ class HiddenService:
         self.noted("opened", session)
 
     def _idle(self) -> Session | None:
-        """Give the stranger without a stream who has had none for longest."""
-        rows = (one for one in self.sessions.values() if one.login is None and not one.origin.streams.live)
-        return min(rows, key=lambda one: one.used, default=None)
+        """Give the stranger without a stream who has had none for longest, else who has been here for long enough."""
+        strangers = [one for one in self.sessions.values() if one.login is None]
+        idle = min((one for one in strangers if not one.origin.streams.live), key=lambda one: one.used, default=None)
+        until = self.ways.seconds() - CROWD_TIME
+        return idle or min((one for one in strangers if one.since <= until), key=lambda one: one.since, default=None)
 
     def _crowded(self) -> bool:
         """Make room for a circuit: a link takes so many, and no more guards are to be seen for it."""
@@ -437,8 +456,7 @@ class HiddenService:
         self.noted("closed", session)
 
     def _opens(self, session: Session, stream: Stream, target: Open) -> None:
-        session.used = self.ways.seconds()
-        if len(session.origin.streams.live) > STREAMS_PER_SESSION:
+        if not session.take(self.ways.seconds()) or len(session.origin.streams.live) > STREAMS_PER_SESSION:
             stream.close(Reason.LIMIT)
         elif target.host or target.proto is not Proto.TCP:
             stream.close(Reason.POLICY)

@@ -22,6 +22,7 @@ from layer8.node.hidden import trackers_told
 from layer8.relay.limits import CIRC_QUEUE
 from layer8.relay.origin import Hop, Origin
 from layer8.rendezvous import access as at_access
+from layer8.rendezvous import service as serving
 from layer8.rendezvous import visits as visiting
 from layer8.rendezvous.access import Access
 from layer8.rendezvous.address import address_text
@@ -31,6 +32,7 @@ from layer8.rendezvous.claims import CLAIM_EFFORT, CLAIMS_SHOWN, claim_target, m
 from layer8.rendezvous.client import NotMet, Step
 from layer8.rendezvous.descriptor import Price
 from layer8.rendezvous.limits import INTRO_BURST, INTRO_RATE
+from layer8.rendezvous.service import CROWD_TIME
 from layer8.rendezvous.visits import VISITS, Found, Visits
 from layer8.rendezvous.ways import Gone
 from layer8.rendezvous.wire import (
@@ -52,7 +54,7 @@ from tests.descriptors import NOW, key, node
 from tests.rendezvous.askers import FakeAsker
 from tests.rendezvous.net import MemoryWays, Told
 from tests.rendezvous.sets import MemorySets
-from tests.rendezvous.test_end_to_end import MeetCase
+from tests.rendezvous.test_end_to_end import PORT, MeetCase
 from tests.rendezvous.test_naming import A, NamingCase
 
 SEED = b"s" * 32
@@ -138,6 +140,21 @@ class ClientTests(MeetCase):
         self.knock(0, 40)
         self.meet()
         self.assertEqual(self.service.counted["another mode"], 120)
+
+    def test_strangers_who_stay(self) -> None:
+        """Whoever takes all places, and says nothing on a stream for ever, has them for ten minutes."""
+        self.patch(serving, "SESSIONS_PER_SERVICE", 3)
+        self.start()
+        crowd = [self.meet() for _ in range(3)]
+        for origin in crowd:
+            origin.open(PORT, Heard())
+        self.net.settle(1.0)
+        with self.assertRaises(NotMet):
+            self.meet()
+        self.assertEqual(self.service.counted["full"], 3)
+        self.net.settle(CROWD_TIME)
+        self.echoed(self.meet(), b"hello")
+        self.assertEqual([origin.takes for origin in crowd], [False, True, True])
 
     def test_rendezvous_hops_that_hang(self) -> None:
         """Who names hops that say nothing holds up nobody; ten a second at a point are not worth a price."""
