@@ -36,6 +36,8 @@ class PageTests(SynchronousTestCase):
             limits.SEED_LIFE,
             limits.SESSIONS_PER_SERVICE,
             limits.STREAMS_PER_SESSION,
+            limits.STREAM_RATE,
+            limits.STREAM_BURST,
             limits.BAD_PORTS,
             limits.SETUP_CELLS,
             limits.T_RENDEZVOUS,

@@ -22,6 +22,8 @@ from layer8.rendezvous.limits import (
     INTRO_QUEUE,
     SESSIONS_PER_SERVICE,
     SETUP_CELLS,
+    STREAM_BURST,
+    STREAM_RATE,
     STREAMS_PER_SESSION,
     T_PING,
     T_RENDEZVOUS,
@@ -277,6 +279,22 @@ class LimitTests(LoginCase):
         self.net.run(lambda: sinks[-1].reason is not None)
         self.assertEqual(sinks[-1].reason, Reason.LIMIT)
         self.assertEqual({tuple(sink.words) for sink in sinks[:-1]}, {("opened",)})
+
+    def test_streams_a_second(self) -> None:
+        """Each would be a connection to the program behind the service."""
+        self.start()
+        self.meet()
+        (session,) = self.service.sessions.values()
+        now = self.there.seconds()
+        self.assertEqual([session.take(now) for _ in range(STREAM_BURST + 1)], [True] * STREAM_BURST + [False])
+        later = now + 1.0
+        session.look(now + 0.5)
+        self.assertEqual(sum(session.take(later) for _ in range(STREAM_BURST)), STREAM_RATE)
+        sink = Heard()
+        session._room = -STREAM_RATE * 1000
+        next(iter(self.here.circuits())).open(PORT, sink)
+        self.net.run(lambda: sink.reason is not None)
+        self.assertEqual(sink.reason, Reason.LIMIT)
 
     def test_sessions_of_a_service(self) -> None:
         """A crowd of strangers is in its own way: of those without a stream the last one goes, else nobody comes."""
