@@ -227,7 +227,9 @@ def by_running_node(socket: Path, name: str, said: Mapping[str, Any], as_json: b
     from layer8.cli.ask import ask
     from layer8.core.errors import Layer8Error, Unavailable
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # who closes the window does not mean to go on showing his files
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     ports = [{"port": int(port), "target": text} for port, text in said["ports"].items()]
     row = ask(socket, "rendezvous.hide", {**said, "name": name, "ports": ports})
     try:

@@ -123,6 +123,9 @@ class HideTests(HiddenNodeCase):
         self.assertEqual([row.resource for row in await self.resources(there)], [told["resource"]])
         self.assertEqual(await self.end(program, "TERM"), 0)
         self.assertEqual(list(there.hosts), [])
+        program = await self.run_hide(there._frame.home, f"file:{path}", "--json")
+        self.assertEqual(await self.end(program, "HUP"), 0)  # the terminal is closed
+        self.assertEqual(list(there.hosts), [])
 
     async def resources(self, node: Node) -> Any:
         rows = await self.call(node, "rendezvous.resources")
