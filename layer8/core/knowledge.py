@@ -297,10 +297,7 @@ TABLE: tuple[Row, ...] = (
         party="node of the DHT that stores an item",
         learns="the item, and the address of the node that searched or stored it for somebody",
         hidden="who has put it there, and who asks for it",
-        tests=(
-            "privacy.test_hidden_views.DhtTests.test_node_that_stores",
-            "dht.test_service.CircuitTests.test_put_and_get_by_circuits",
-        ),
+        tests=("privacy.test_hidden_views.DhtTests.test_node_that_stores",),
     ),
     Row(
         part="network",
@@ -400,10 +397,7 @@ TABLE: tuple[Row, ...] = (
         party="service",
         learns="that somebody has come, what he says, and the key that he logs in with, if he does",
         hidden="his address, that he has other keys, and which other services he visits",
-        tests=(
-            "privacy.test_hidden_views.EndTests.test_service",
-            "rendezvous.test_end_to_end.MeetTests.test_login",
-        ),
+        tests=("privacy.test_hidden_views.EndTests.test_service", "rendezvous.test_end_to_end.MeetTests.test_login"),
     ),
     Row(
         part="hidden",
