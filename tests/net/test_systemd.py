@@ -12,7 +12,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from layer8.net.systemd import Notifier
 
 UNITS = Path(__file__).parents[2] / "share" / "layer8" / "systemd"
-SERVICES = ["layer8-agent.service", "layer8-dht.service", "layer8-proxy.service", "layer8-relay.service"]
+SERVICES = [f"layer8-{role}.service" for role in ("agent", "dht", "proxy", "relay", "rendezvous")]
 
 
 class NotifierTests(SynchronousTestCase):
