@@ -8,8 +8,10 @@ from typing import Any
 from layer8.relay.client import Hop, Open, Origin, Proto
 from layer8.rendezvous.client import NotMet, meet
 from layer8.rendezvous.descriptor import Point
+from layer8.rendezvous.limits import SETUP_CELLS
 from layer8.rendezvous.service import HiddenService
 from layer8.rendezvous.ways import NetworkWays
+from layer8.rendezvous.wire import Renzv
 from tests.relay.nodes import Heard
 from tests.rendezvous.net import Told
 from tests.rendezvous.test_nodes import HiddenNodesCase
@@ -66,3 +68,36 @@ class OracleTests(HiddenNodesCase):
             come[f"relay {number}"] = await self.come(relay.key.node_id)
         self.assertEqual(come, dict.fromkeys(come, True))
         self.assertNotIn(self.there.key.node_id, {point.node for point in self.told.points})
+
+    async def test_circuits_that_stood_ready_look_like_others(self) -> None:
+        """As many cells have left on each when the first word of its own is said, at a service and at a client."""
+        await self.start()
+        said: list[tuple[str, int]] = []
+        tell, ask = Origin.tell, Origin.ask
+
+        def told(origin: Origin, command: int, data: bytes) -> None:
+            tell(origin, command, data)
+            note(origin, command)
+
+        def asked(origin: Origin, command: int, *more: Any) -> Any:
+            made = ask(origin, command, *more)
+            note(origin, command)
+            return made
+
+        def note(origin: Origin, command: int) -> None:
+            if command in (Renzv.RES_LISTEN, Renzv.RES_CONNECT, Renzv.LISTEN, Renzv.JOIN):
+                origin.streams.flush()
+                said.append((Renzv(command).name, origin.sent))
+
+        self.patch(Origin, "tell", told)
+        self.patch(Origin, "ask", asked)
+        ways = self.ways(self.here)
+        for _ in range(3):  # from the second time on circuits stand ready
+            origin = await meet(ways, self.key.node_id, self.told)
+            await self.until(lambda: len(self.service.sessions) > 0)
+            origin.close()
+            await self.until(lambda: not self.service.sessions)
+        next(iter(self.service.points.values())).origin.close()  # type: ignore[union-attr]
+        await self.until(lambda: any(name == "RES_LISTEN" for name, _ in said))
+        self.assertEqual({name for name, _ in said}, {"RES_LISTEN", "RES_CONNECT", "LISTEN", "JOIN"})
+        self.assertEqual({sent for _, sent in said}, {SETUP_CELLS})
