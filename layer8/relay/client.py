@@ -21,6 +21,7 @@ from twisted.internet.defer import Deferred
 
 from layer8.core.errors import ConfigError, LocalProtocolError, TimedOut, Unavailable
 from layer8.crypto.keys import NodeKey
+from layer8.relay.carried import Carried
 from layer8.relay.limits import STREAM_WINDOW
 from layer8.relay.login import local, login
 from layer8.relay.origin import OFFER, Hop, Origin
@@ -51,6 +52,7 @@ __all__ = [
     "OFFER",
     "Address",
     "At",
+    "Carried",
     "Circuit",
     "Client",
     "Destroy",

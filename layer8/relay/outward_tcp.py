@@ -8,26 +8,18 @@ from typing import Any, Final
 
 from twisted.internet import error
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import (
-    IAddress,
-    IConnector,
-    IDelayedCall,
-    IHalfCloseableProtocol,
-    IPushProducer,
-    IReactorTime,
-)
-from twisted.internet.protocol import ClientFactory, connectionDone
+from twisted.internet.interfaces import IAddress, IConnector, IReactorTime
+from twisted.internet.protocol import ClientFactory
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
+from layer8.relay.carried import Carried
 from layer8.relay.exit import Account
 from layer8.relay.limits import ACK_EVERY, BURST, T_LINGER
 from layer8.relay.turn import StreamLike
 from layer8.relay.wire import DATA, DATA_TAGGED, Reason
 
 READ: Final = BURST // ACK_EVERY * ((ACK_EVERY - 1) * DATA + DATA_TAGGED)  # bytes that fill BURST cells
-WRITE_MOST: Final = 1 << 20  # bytes that may wait for a slow target, beyond the transport's own READ
 
 _UNREACHABLE = frozenset(
     (
@@ -42,83 +34,29 @@ _UNREACHABLE = frozenset(
 )
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer)
-class Connection(TwistedProtocol):
+class Connection(Carried):
     """A TCP connection to a target, as the `Sink` of a stream: BURST full cells a read, each half ends by itself."""
 
-    transport: Any  # ITCPTransport
+    LEAVE_TIME = T_LINGER
 
     def __init__(self, account: Account, address: str, port: int, clock: IReactorTime) -> None:
         """Stand for a connection to `address` that `account` has counted."""
+        super().__init__(clock)
         self.address = address
         self.port = port
         self._account = account
-        self._clock = clock
-        self._stream: StreamLike | None = None
         self._lost: Reason | None = None
-        self._made = self._over = self._given_back = False
-        self._in_ended = self._out_ended = self._shut = self._full = False
-        self._unsent = 0
-        self._linger: IDelayedCall | None = None
+        self._made = self._given_back = False
         self.tell: Callable[[Failure | None], None] = _nobody
 
     def start(self, stream: StreamLike) -> None:
         """Carry bytes between the target and `stream` from now on; before it is accepted, for what came early."""
-        self._stream = stream
+        self.stream = stream
         if self._lost is not None:
             stream.close(self._lost)
         elif not self._over:
             self.transport.registerProducer(self, True)
             self.transport.resumeProducing()
-
-    # What the stream says.
-
-    def data(self, pieces: list[bytes]) -> None:
-        """Send bytes to the target."""
-        if self._over or self._out_ended:
-            return
-        size = sum(map(len, pieces))
-        if not self._account.move(size):
-            self._fail(Reason.LIMIT)
-            return
-        if self._full:
-            self._unsent += size
-            if self._unsent > WRITE_MOST:
-                self._fail(Reason.LIMIT)
-                return
-        self.transport.writeSequence(pieces)
-
-    def ended(self) -> None:
-        """Say no more to the target, once everything has left."""
-        if not self._over and not self._out_ended:
-            self._out_ended = True
-            self.transport.unregisterProducer()  # a paused one would keep the end back
-            self.transport.loseWriteConnection()
-
-    def closed(self, reason: Reason) -> None:
-        """End both halves: after the last bytes if the stream was done, else at once."""
-        if self._over:
-            return
-        self._over = True
-        if reason is Reason.DONE and self._stream is not None:
-            self._leave()
-        else:
-            self.transport.abortConnection()
-
-    def hold(self) -> None:
-        """Read no more for now."""
-        if not self._over:
-            self.transport.pauseProducing()
-
-    def go_on(self) -> None:
-        """Read again."""
-        if not self._over and not self._in_ended:
-            self.transport.resumeProducing()
-
-    def opened(self, opened: object) -> None:
-        """Hear what only the other end of a stream does."""
-
-    # What Twisted says.
 
     def connectionMade(self) -> None:
         """Wait for `start`."""
@@ -129,82 +67,30 @@ class Connection(TwistedProtocol):
         self.transport.pauseProducing()
         self.tell(None)
 
-    def dataReceived(self, data: bytes) -> None:
-        """Pass bytes on."""
-        if self._over or self._stream is None:
-            return
-        if self._account.move(len(data)):
-            self._stream.write(data)
-        else:
-            self._fail(Reason.LIMIT)
+    def moved(self, size: int) -> bool:
+        """Count what a circuit may move."""
+        return self._account.move(size)
 
-    def pauseProducing(self) -> None:
-        """Let the stream wait: the target takes no more for now."""
-        self._full = True
-        if self._stream is not None:
-            self._stream.pause()
-
-    def resumeProducing(self) -> None:
-        """Let the stream go on."""
-        self._full, self._unsent = False, 0
-        if self._stream is not None and not self._over:
-            self._stream.resume()
-
-    def stopProducing(self) -> None:
-        """Hear that the transport is going; `connectionLost` follows."""
-
-    def readConnectionLost(self) -> None:
-        """Pass the target's end on."""
-        self._in_ended = True
-        if self._stream is not None and not self._over:
-            self._stream.end()
-        if self._shut and not self._over:
-            self._over = True
-            self.transport.loseConnection()
-
-    def writeConnectionLost(self) -> None:
-        """Close, if the target has ended too."""
-        self._shut = True
-        if self._in_ended and not self._over:
-            self._over = True
-            self.transport.loseConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Give everything back, and say how it went unless that is known."""
-        if self._linger is not None and self._linger.active():
-            self._linger.cancel()
-        self._give_back()
-        if self._over:
-            return
-        self._over = True
-        if self._stream is None:
+    def lost(self, reason: Failure) -> None:
+        """Say how it went, now or when there is a stream."""
+        self.gone()
+        if self.stream is None:
             self._lost = reason_of(reason.value)
         else:
-            self._stream.close(reason_of(reason.value))
+            self.stream.close(reason_of(reason.value))
+
+    def gone(self) -> None:
+        """Give everything back."""
+        if not self._given_back:
+            self._given_back = True
+            self._account.closed(self.address)
 
     def give_up(self) -> None:
         """Let the account forget a connection that did not come about, or is not what was wanted."""
         if self._made:
             self.closed(Reason.INTERNAL)
         else:
-            self._give_back()
-
-    def _give_back(self) -> None:
-        if not self._given_back:
-            self._given_back = True
-            self._account.closed(self.address)
-
-    def _fail(self, reason: Reason) -> None:
-        self._over = True
-        self.transport.abortConnection()
-        if self._stream is not None:
-            self._stream.close(reason)
-
-    def _leave(self) -> None:
-        if not self._out_ended:
-            self.transport.unregisterProducer()
-        self._linger = self._clock.callLater(T_LINGER, self.transport.abortConnection)
-        self.transport.loseConnection()
+            self.gone()
 
 
 class Once(ClientFactory):

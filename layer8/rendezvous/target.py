@@ -22,19 +22,15 @@ from twisted.internet import error
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import clientFromString
-from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer, IReactorTime
-from twisted.internet.protocol import Factory, connectionDone
-from twisted.internet.protocol import Protocol as TwistedProtocol
-from twisted.python.failure import Failure
-from zope.interface import implementer
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.protocol import Factory
 
 from layer8.core.errors import ConfigError
 from layer8.net.tasks import TaskSet
-from layer8.relay.client import Address, Opened, Reason, Sink, Stream
+from layer8.relay.client import Address, Carried, Opened, Reason, Sink, Stream
 
 DIAL_TIME: Final = 10.0  # seconds that a program has to answer
 LEAVE_TIME: Final = 15.0  # seconds that a slow program has to take the last bytes
-WRITE_MOST: Final = 1 << 20  # bytes that may wait for a slow program, beyond the transport's own 64 KiB
 YES: Final = Opened(Address(""), 0)
 
 Function = Callable[[Stream], Sink]
@@ -148,79 +144,26 @@ class Dialling:
         """Hear nothing."""
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer)
-class Connection(TwistedProtocol):
+class Connection(Carried):
     """A connection to a program, as the sink of a stream; each half ends by itself."""
 
-    transport: Any  # ITCPTransport or a UNIX transport
+    LEAVE_TIME = LEAVE_TIME
 
     def __init__(self, clock: IReactorTime, gone: Callable[[Connection], None]) -> None:
         """Wait for a connection."""
-        self._clock = clock
-        self._gone = gone
-        self._stream: Stream | None = None
-        self._over = self._in_ended = self._out_ended = self._shut = self._full = False
-        self._unsent = 0
-        self._linger: IDelayedCall | None = None
+        super().__init__(clock)
+        self._tell = gone
 
     def start(self, stream: Stream) -> None:
         """Say yes, and carry bytes from now on."""
         if self._over:
             stream.close(Reason.RESET)
             return
-        self._stream = stream
+        self.stream = stream
         stream.sink = self
         self.transport.registerProducer(self, True)
         stream.accept(YES)
         self.transport.resumeProducing()
-
-    # What the stream says.
-
-    def opened(self, opened: Opened) -> None:
-        """Hear what only the other end of a stream does."""
-
-    def data(self, pieces: list[bytes]) -> None:
-        """Send bytes to the program."""
-        if self._over or self._out_ended:
-            return
-        if self._full:
-            self._unsent += sum(map(len, pieces))
-            if self._unsent > WRITE_MOST:
-                self._fail(Reason.LIMIT)
-                return
-        self.transport.writeSequence(pieces)
-
-    def ended(self) -> None:
-        """Say no more to the program, once everything has left."""
-        if not self._over and not self._out_ended:
-            self._out_ended = True
-            self.transport.unregisterProducer()  # a paused one would keep the end back
-            self.transport.loseWriteConnection()
-
-    def closed(self, reason: Reason) -> None:
-        """End both halves: after the last bytes if the stream was done, else at once."""
-        if self._over:
-            return
-        self._over = True
-        if reason is not Reason.DONE:
-            self.transport.abortConnection()
-            return
-        if not self._out_ended:
-            self.transport.unregisterProducer()
-        self._linger = self._clock.callLater(LEAVE_TIME, self.transport.abortConnection)
-        self.transport.loseConnection()
-
-    def hold(self) -> None:
-        """Read no more for now."""
-        if not self._over:
-            self.transport.pauseProducing()
-
-    def go_on(self) -> None:
-        """Read again."""
-        if not self._over and not self._in_ended:
-            self.transport.resumeProducing()
-
-    # What Twisted says.
 
     def connectionMade(self) -> None:
         """Wait for `start`."""
@@ -228,54 +171,6 @@ class Connection(TwistedProtocol):
             self.transport.setTcpNoDelay(True)
         self.transport.pauseProducing()
 
-    def dataReceived(self, data: bytes) -> None:
-        """Pass bytes on."""
-        if not self._over and self._stream is not None:
-            self._stream.write(data)
-
-    def pauseProducing(self) -> None:
-        """Let the stream wait: the program takes no more for now."""
-        self._full = True
-        if self._stream is not None:
-            self._stream.pause()
-
-    def resumeProducing(self) -> None:
-        """Let the stream go on."""
-        self._full, self._unsent = False, 0
-        if self._stream is not None and not self._over:
-            self._stream.resume()
-
-    def stopProducing(self) -> None:
-        """Hear that the transport is going; `connectionLost` follows."""
-
-    def readConnectionLost(self) -> None:
-        """Pass the program's end on."""
-        self._in_ended = True
-        if self._stream is not None and not self._over:
-            self._stream.end()
-        if self._shut and not self._over:
-            self._over = True
-            self.transport.loseConnection()
-
-    def writeConnectionLost(self) -> None:
-        """Close, if the program has ended too."""
-        self._shut = True
-        if self._in_ended and not self._over:
-            self._over = True
-            self.transport.loseConnection()
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """End the stream, unless it has ended already."""
-        if self._linger is not None and self._linger.active():
-            self._linger.cancel()
-        self._gone(self)
-        if not self._over:
-            self._over = True
-            if self._stream is not None:
-                self._stream.close(Reason.RESET)
-
-    def _fail(self, reason: Reason) -> None:
-        self._over = True
-        self.transport.abortConnection()
-        if self._stream is not None:
-            self._stream.close(reason)
+    def gone(self) -> None:
+        """Tell that the connection is over."""
+        self._tell(self)

@@ -11,20 +11,15 @@ not read; while the program takes no more, the far end gets no credit.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from twisted.internet.address import UNIXAddress
-from twisted.internet.interfaces import IDelayedCall, IHalfCloseableProtocol, IPushProducer, IReactorTime
-from twisted.internet.protocol import Protocol as TwistedProtocol
-from twisted.internet.protocol import connectionDone
-from twisted.python.failure import Failure
-from zope.interface import implementer
+from twisted.internet.interfaces import IReactorTime
 
 from layer8.net.stream import CLOSE_TIME
-from layer8.relay.client import Opened, Reason, Sink, StreamLike
+from layer8.relay.client import Carried, Reason, Sink, StreamLike
 from layer8.socks.wire import Code, reply
 
-WRITE_MOST: Final = 1 << 20  # bytes that may wait for a slow program, beyond the transport's own 64 KiB
 LEAVE_TIME: Final = 300.0  # seconds that a slow program has to take the last bytes
 
 CODES: Final[Mapping[Reason, Code]] = {
@@ -45,14 +40,13 @@ class Caller(Sink, Protocol):
         """Take the end before there was a beginning."""
 
 
-@implementer(IHalfCloseableProtocol, IPushProducer)
-class Program(TwistedProtocol):
+class Program(Carried):
     """See the module. `way` opens the stream or has it refused, `gone` hears once that the connection is over.
 
     Without `answers`, as in a tunnel, nothing but the stream's own bytes is said, and a refusal is a reset.
     """
 
-    transport: Any  # ITCPTransport or a UNIX transport
+    LEAVE_TIME = LEAVE_TIME
 
     def __init__(
         self,
@@ -64,17 +58,13 @@ class Program(TwistedProtocol):
         answers: bool = True,
     ) -> None:
         """Wait for a connection."""
+        super().__init__(clock)
         self.sent = self.received = 0
-        self.stream: StreamLike | None = None
-        self._clock = clock
         self._way = way
-        self._gone = gone
+        self._tell = gone
         self._early = early
         self._answers = answers
-        self._open = self._over = self._held = False
-        self._in_ended = self._out_ended = self._shut = self._full = False
-        self._unsent = 0
-        self._linger: IDelayedCall | None = None
+        self._open = False
 
     @property
     def state(self) -> str:
@@ -83,7 +73,7 @@ class Program(TwistedProtocol):
 
     # What the stream says.
 
-    def opened(self, opened: Opened) -> None:
+    def opened(self, opened: object) -> None:
         """Tell the program that the far end has answered."""
         if not self._over and not self._open:
             self._open = True
@@ -92,23 +82,9 @@ class Program(TwistedProtocol):
 
     def data(self, pieces: list[bytes]) -> None:
         """Pass bytes on."""
-        if self._over or self._out_ended:
-            return
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self.received += len(data)
-        if self._full:
-            self._unsent += len(data)
-            if self._unsent > WRITE_MOST:
-                self.abort(Reason.LIMIT)
-                return
-        self.transport.write(data)
-
-    def ended(self) -> None:
-        """Say no more to the program, once everything has left."""
         if not self._over and not self._out_ended:
-            self._out_ended = True
-            self.transport.unregisterProducer()  # a paused one would keep the end back
-            self.transport.loseWriteConnection()
+            self.received += sum(map(len, pieces))
+        super().data(pieces)
 
     def closed(self, reason: Reason) -> None:
         """Answer, if that has not been done; else end both halves, after the last bytes if the stream was done."""
@@ -117,7 +93,7 @@ class Program(TwistedProtocol):
         elif not self._over:
             self._over = True
             if reason is Reason.DONE:
-                self._leave()
+                self.leave()
             else:
                 self.transport.abortConnection()
 
@@ -130,21 +106,9 @@ class Program(TwistedProtocol):
         self._over = True
         if self._answers:
             self.transport.write(reply(code))
-            self._leave()
+            self.leave()
         else:
             self.transport.abortConnection()
-
-    def hold(self) -> None:
-        """Read no more for now."""
-        self._held = True
-        if not self._over:
-            self.transport.pauseProducing()
-
-    def go_on(self) -> None:
-        """Read again."""
-        self._held = False
-        if not self._over and not self._in_ended:
-            self.transport.resumeProducing()
 
     # What Twisted says.
 
@@ -168,66 +132,24 @@ class Program(TwistedProtocol):
             self.sent += len(data)
             self.stream.write(data)
 
-    def pauseProducing(self) -> None:
-        """Let the stream wait: the program takes no more for now."""
-        self._full = True
-        if self.stream is not None and not self._over:
-            self.stream.pause()
-
-    def resumeProducing(self) -> None:
-        """Let the stream go on."""
-        self._full, self._unsent = False, 0
-        if self.stream is not None and not self._over:
-            self.stream.resume()
-
-    def stopProducing(self) -> None:
-        """Hear that the transport is going; `connectionLost` follows."""
-
-    def readConnectionLost(self) -> None:
-        """Pass the program's end on."""
-        self._in_ended = True
-        if self._over:
-            if self._shut:
-                self.transport.loseConnection()
-        elif self.stream is not None:
-            self.stream.end()
-            if self._shut:
-                self._over = True
-                self.transport.loseConnection()
-
     def writeConnectionLost(self) -> None:
         """Close, if the program has ended too; else it has a moment to do so, once nothing more is to come."""
-        self._shut = True
-        if self._in_ended:
-            self._over = True
-            self.transport.loseConnection()
-        elif self._linger is not None and self._linger.active():
+        super().writeConnectionLost()
+        if not self._in_ended and self._linger is not None and self._linger.active():
             self._linger.reset(CLOSE_TIME)
 
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """End the stream, unless it has ended already."""
-        if self._linger is not None and self._linger.active():
-            self._linger.cancel()
-        over, self._over = self._over, True
-        if not over and self.stream is not None:
-            self.stream.close(Reason.RESET)
-        self._gone(self)
+    def gone(self) -> None:
+        """Tell that the connection is over."""
+        self._tell(self)
 
-    def abort(self, reason: Reason) -> None:
-        """End everything now."""
-        self._over = True
-        self.transport.abortConnection()
-        if self.stream is not None:
-            self.stream.close(reason)
-
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Shut our half once everything has left, and throw away what comes until the program has ended its own."""
         if not self._out_ended:
             self.transport.unregisterProducer()
         if self._in_ended:
             self.transport.loseConnection()
             return
-        self._linger = self._clock.callLater(CLOSE_TIME if self._shut else LEAVE_TIME, self.transport.abortConnection)
+        self.linger(CLOSE_TIME if self._shut else self.LEAVE_TIME)
         if not self._out_ended:
             self._out_ended = True
             self.transport.loseWriteConnection()

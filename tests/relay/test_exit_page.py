@@ -7,8 +7,8 @@ import tomllib
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.address import SPECIAL
+from layer8.relay import carried, limits, outward, outward_udp
 from layer8.relay import exit as rules
-from layer8.relay import limits, outward, outward_tcp, outward_udp
 from layer8.relay.exit import NOT_RESOLVED, REDUCED, Policy
 from layer8.relay.wire import Reason
 from tests.names import ROOT
@@ -34,7 +34,7 @@ class Page(SynchronousTestCase):
         ):
             self.assertEqual(listed.pop(name), text.format(getattr(module, name)), name)
         self.assertEqual(listed.pop("CIRC_BYTES"), f"{limits.CIRC_BYTES >> 30} GiB")
-        self.assertEqual(listed.pop("WRITE_MOST"), f"{outward_tcp.WRITE_MOST >> 20} MiB")
+        self.assertEqual(listed.pop("WRITE_MOST"), f"{carried.WRITE_MOST >> 20} MiB")
         self.assertEqual(listed, {})
         self.assertIn(f"each has {outward.EACH_TIME:g} s", self.text)
         self.assertIn(f"for {outward.TTL} seconds", self.text)

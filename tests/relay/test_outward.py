@@ -15,10 +15,10 @@ from layer8.core.errors import LimitExceeded
 from layer8.crypto.keys import id_text
 from layer8.net import lookup as lookup_module
 from layer8.relay import outward
+from layer8.relay.carried import WRITE_MOST
 from layer8.relay.exit import EXIT_TIME, LanTargets, NoWay, Policy
 from layer8.relay.limits import CIRC_BYTES, EXIT_CONNECTS_BURST, EXIT_SAME_DEST, T_LINGER
 from layer8.relay.outward import LocalAddresses
-from layer8.relay.outward_tcp import WRITE_MOST
 from layer8.relay.turn import Sink
 from layer8.relay.wire import Reason
 from tests.interop.daemons import missing

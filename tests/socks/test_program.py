@@ -9,9 +9,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.net.stream import CLOSE_TIME
+from layer8.relay.carried import WRITE_MOST
 from layer8.relay.client import Opened, Reason
 from layer8.relay.wire import Address
-from layer8.socks.program import CODES, LEAVE_TIME, WRITE_MOST, Program
+from layer8.socks.program import CODES, LEAVE_TIME, Program
 from layer8.socks.wire import Code, reply
 from tests.relay.exit_peers import Stream
 

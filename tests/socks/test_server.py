@@ -13,10 +13,11 @@ from zope.interface import implementer
 
 from layer8.config.network import SocksConfig
 from layer8.core.errors import ConfigError
+from layer8.relay.carried import WRITE_MOST
 from layer8.relay.client import Opened, Reason, StreamLike
 from layer8.relay.wire import Address
 from layer8.socks.datagrams import Association
-from layer8.socks.program import WRITE_MOST, Caller, Program
+from layer8.socks.program import Caller, Program
 from layer8.socks.server import SocksServer, Table
 from layer8.socks.wire import Code, reply
 from tests.interop.daemons import folder
