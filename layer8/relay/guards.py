@@ -89,6 +89,11 @@ class Guards:
         """Name them; nobody else is told."""
         return frozenset(guard.identity for guard in self._guards)
 
+    @property
+    def primary(self) -> frozenset[bytes]:
+        """Name those that circuits begin with as long as they can be reached."""
+        return frozenset(guard.identity for guard in self._guards if guard.state is State.PRIMARY)
+
     def first(self, now: float, suits: Suits, weigh: Weigh) -> Peer | None:
         """Choose a first hop among the primary guards that suit, else the next that does; None if there is none.
 

@@ -49,7 +49,8 @@ from layer8.relay.origin import Hop, Origin, State
 from layer8.relay.path import NoPath, Paths, Stranger, Want, allows
 from layer8.relay.route import At, Named, Rand, Route
 from layer8.relay.stream import Cancels, Means, Worker
-from layer8.relay.wire import DATA, Destroy, Open, Opened, Proto, Reason
+from layer8.relay.turn import Nothing
+from layer8.relay.wire import DATA, Destroy, Open, Proto, Reason
 
 BUILD_TRIES: Final = 3  # whole circuits
 HOP_TRIES: Final = 2  # other nodes for one hop of a circuit that stands up to the one before
@@ -128,7 +129,7 @@ class Circuit:
     def probe(self, now: float) -> None:
         """Ask whether it still stands."""
         self._probed, self._came = now, self.origin.came
-        self.origin.open(NOWHERE, _Nothing())
+        self.origin.open(NOWHERE, Nothing())
 
     def silent(self, now: float) -> float | None:
         """Give how long ago it was asked, if it has not said a word since."""
@@ -174,28 +175,6 @@ class Circuit:
         self.origin.close()
 
 
-class _Nothing:
-    """A sink for the answer that a circuit still stands."""
-
-    def opened(self, opened: Opened) -> None:
-        """Hear nothing."""
-
-    def data(self, pieces: list[bytes]) -> None:
-        """Hear nothing."""
-
-    def ended(self) -> None:
-        """Hear nothing."""
-
-    def closed(self, reason: Reason) -> None:
-        """Hear nothing."""
-
-    def hold(self) -> None:
-        """Hear nothing."""
-
-    def go_on(self) -> None:
-        """Hear nothing."""
-
-
 Done = Callable[[Circuit | Exception], None]
 Meet = Callable[[At, Callable[[bytes | Reason], None]], None]
 """`meet(at, done)` dials an address and gives the id that was shown there."""
@@ -218,6 +197,7 @@ class _Build:
     circuit: Circuit | None = None  # when it stands
     without: set[bytes] = field(factory=set)
     ended: bool = False  # by us
+    full: bool = False  # a link to a first hop takes no more, and who wants this one circuit can wait or make room
 
     def begin(self) -> None:
         pool = self.pool
@@ -232,6 +212,9 @@ class _Build:
             pool.gave_up(self, error)
             return
         first = self.path[0]
+        if self.full and first.identity not in pool.guards.primary:  # a crowd must not lead us on to other guards
+            pool.gave_up(self, NoCircuit("the links to our guards take no more circuits", Reason.LIMIT))
+            return
         pool.reach(first.identity, first.endpoints, self._linked)
 
     def _met(self, who: bytes | Reason) -> None:
@@ -258,6 +241,7 @@ class _Build:
         try:
             self.origin.begin(way, Hop(first.identity, first.onion_key, first.endpoints))
         except Unavailable:
+            self.full = self.need is not None and self.need.alone
             self._fell(first.identity, Reason.LIMIT)
 
     def built(self, circuit: Origin) -> None:

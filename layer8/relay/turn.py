@@ -121,6 +121,28 @@ class Sink(Protocol):
         """Write again."""
 
 
+class Nothing:
+    """A sink for the answer that a circuit still stands."""
+
+    def opened(self, opened: Opened) -> None:
+        """Hear nothing."""
+
+    def data(self, pieces: list[bytes]) -> None:
+        """Hear nothing."""
+
+    def ended(self) -> None:
+        """Hear nothing."""
+
+    def closed(self, reason: Reason) -> None:
+        """Hear nothing."""
+
+    def hold(self) -> None:
+        """Hear nothing."""
+
+    def go_on(self) -> None:
+        """Hear nothing."""
+
+
 class StreamLike(Protocol):
     """A stream as its sink sees it."""
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from attrs import evolve
 
+from layer8.core.errors import Unavailable
 from layer8.crypto.keys import id_text
 from layer8.crypto.onion import CELLS_MAX
 from layer8.relay import pool
@@ -220,6 +224,30 @@ class LimitTests(PoolCase):
             self.assertLessEqual(len(self.pool._builds), BUILD_AT_ONCE)
             self.assertTrue(self.net.clock.step())
         self.assertEqual(len({one[0].number for one in got}), 3 * BUILD_AT_ONCE)
+
+    def test_full_links_lead_to_no_other_guard(self) -> None:
+        """Whoever fills the links to our guards, by meeting a service of ours too often, brings us to no other one."""
+        self.small()
+        self.pool.start()
+        self.get(PLAIN)
+        guards = self.guards.primary
+        self.assertEqual(len(guards), 2)
+        full: list[bytes] = []
+
+        class Full:
+            def slot(self, taker: object) -> None:
+                raise Unavailable("the link has as many circuits as it may")
+
+        def reach(node: bytes, endpoints: object, done: Callable[[Any], None]) -> None:
+            full.append(node)
+            done(Full())
+
+        self.pool.reach = reach
+        for key in range(10):
+            (error,) = self.want(Need(key=key, port=80, alone=True))
+            self.assertEqual(error.reason, Reason.LIMIT)
+        self.assertEqual(set(full), guards)
+        self.assertEqual(self.guards.primary, guards)
 
     def test_so_many_wait(self) -> None:
         self.small()
