@@ -14,7 +14,7 @@ import textwrap
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
@@ -67,9 +67,19 @@ class DemoCase(SynchronousTestCase):
 
 
 class OnceTests(DemoCase):
+    ran: ClassVar[dict[tuple[str, ...], tuple[subprocess.CompletedProcess[str], float, list[str]]]] = {}
+
+    def once(self, *words: str) -> "tuple[subprocess.CompletedProcess[str], float, list[str]]":
+        """Run it as most tests want it, once for all of them; gives the seconds and what was left behind too."""
+        if words not in self.ran:
+            before = time.monotonic()
+            found = self.run_demo("--once", *words)
+            self.ran[words] = found, time.monotonic() - before, self.left()
+            self.assertEqual((found.returncode, found.stderr), (0, ""))
+        return self.ran[words]
+
     def test_a_route_through_three_relays_is_drawn(self) -> None:
-        found = self.run_demo("--once")
-        self.assertEqual((found.returncode, found.stderr), (0, ""))
+        found, _, _ = self.once()
         drawn = found.stdout.partition("Who learned what")[0]
         self.assertRegex(drawn, r"(?m)^http://127\.0\.0\.1:\d+/  by \w+, through the network$")
         hops = re.findall(r"(?m)^  (\S+) +\w{8} 127\.0\.0\.1:\d+ is between (.+) and (.+?)  +\+[\d.]+ ms$", drawn)
@@ -95,8 +105,7 @@ class OnceTests(DemoCase):
             self.assertIn("127.0.0.1:", where)
 
     def test_the_hidden_page_is_drawn_from_both_ends(self) -> None:
-        found = self.run_demo("--once")
-        self.assertEqual((found.returncode, found.stderr), (0, ""))
+        found, _, _ = self.once()
         _, _, drawn = found.stdout.partition("A page is hidden behind a node of its own")
         drawn = drawn.partition("Who learned what")[0]
         self.assertRegex(drawn, r"(?m)^Its address is its key: [a-z2-7]{56}\.l8\.alt$")
@@ -114,12 +123,8 @@ class OnceTests(DemoCase):
         self.assertIn("byte for byte what is hidden", drawn)
 
     def test_what_is_hidden_in_numbers(self) -> None:
-        for relays in ("3", "6"):
-            found = self.run_demo(
-                "--once", "--json", "--relays", relays, PATH="/nowhere" if relays == "3" else os.environ["PATH"]
-            )
-            self.assertEqual((found.returncode, found.stderr), (0, ""))
-            hidden = json.loads(found.stdout)["hidden"]
+        for words in (("--json",), ("--json", "--relays", "3")):
+            hidden = json.loads(self.once(*words)[0].stdout)["hidden"]
             fetch = hidden["fetch"]
             self.assertEqual((fetch["status"], fetch["right"], fetch["meeting"]), (200, True, 2))
             self.assertEqual(hidden["host"], f"{hidden['address']}.l8.alt")
@@ -130,8 +135,7 @@ class OnceTests(DemoCase):
     def test_both_fetches_are_drawn(self) -> None:
         if shutil.which("curl") is None:
             raise SkipTest("needs the package curl")
-        found = self.run_demo("--once")
-        self.assertEqual((found.returncode, found.stderr), (0, ""))
+        found, _, left = self.once()
         self.assertRegex(found.stdout, r"(?m)^http://hello\.test:\d+/  by curl$")
         self.assertRegex(found.stdout, r"(?m)^https://hello\.test:\d+/  by curl$")
         self.assertEqual(found.stdout.count("byte for byte what the service sent"), 2)
@@ -140,7 +144,7 @@ class OnceTests(DemoCase):
         self.assertNotIn("\x1b", found.stdout)
         # What would not work any more is not recommended.
         self.assertNotIn("Try next", found.stdout)
-        self.assertEqual(self.left(), [])
+        self.assertEqual(left, [])
 
     def test_without_curl(self) -> None:
         found = self.run_demo("--once", "--json", PATH="/nowhere")
@@ -149,6 +153,7 @@ class OnceTests(DemoCase):
         self.assertEqual([fetch["program"] for fetch in fetches], ["python", "python"])
         self.assertEqual(json.loads(found.stdout)["network"]["fetch"]["program"], "python")
         self.assertEqual([fetch["right"] for fetch in fetches], [True, True])
+        self.assertEqual(json.loads(found.stdout)["hidden"]["fetch"]["right"], True)
         self.assertEqual(self.left(), [])
 
     def test_for_programs(self) -> None:
@@ -165,16 +170,20 @@ class OnceTests(DemoCase):
         self.assertFalse(Path(said["folder"]).exists())
 
     def test_is_quick(self) -> None:
-        best = 99.0
-        for _ in range(3):
-            before = time.monotonic()
-            self.run_demo("--once")
-            best = min(best, time.monotonic() - before)
-        self.assertLess(best, 10.0)
+        """The best of three counts, if the first one was not good already."""
+        seconds = self.once()[1]
+        for _ in range(2):
+            if seconds >= 10.0:
+                before = time.monotonic()
+                self.run_demo("--once")
+                seconds = time.monotonic() - before
+        self.assertLess(seconds, 10.0)
 
     def test_the_first_page_is_there_within_5_s(self) -> None:
-        found = [json.loads(self.run_demo("--once", "--json").stdout)["network"] for _ in range(2)]
-        self.assertLess(min(one["ready_ms"] + one["fetch"]["total_ms"] for one in found), 5000)
+        network = json.loads(self.once("--json")[0].stdout)["network"]
+        if network["ready_ms"] + network["fetch"]["total_ms"] >= 5000:  # somebody else was busy here
+            network = json.loads(self.run_demo("--once", "--json").stdout)["network"]
+        self.assertLess(network["ready_ms"] + network["fetch"]["total_ms"], 5000)
 
 
 class BrokenTests(DemoCase):
