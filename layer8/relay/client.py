@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred
 from layer8.core.errors import ConfigError, LocalProtocolError, TimedOut, Unavailable
 from layer8.crypto.keys import NodeKey
 from layer8.relay.carried import Carried
-from layer8.relay.limits import STREAM_WINDOW
+from layer8.relay.early import EARLY, Early
 from layer8.relay.login import local, login
 from layer8.relay.origin import OFFER, Hop, Origin
 from layer8.relay.path import NoPath
@@ -46,7 +46,7 @@ from layer8.relay.route import (
 )
 from layer8.relay.stream import Stream
 from layer8.relay.turn import Sink, StreamLike
-from layer8.relay.wire import DATA, Address, Command, Destroy, Open, Opened, Proto, Reason, datagram, read_datagram
+from layer8.relay.wire import Address, Command, Destroy, Open, Opened, Proto, Reason, datagram, read_datagram
 
 __all__ = [
     "OFFER",
@@ -56,6 +56,7 @@ __all__ = [
     "Circuit",
     "Client",
     "Destroy",
+    "Early",
     "Hidden",
     "Hop",
     "Host",
@@ -89,31 +90,21 @@ __all__ = [
 
 OPEN_TRIES: Final = 3
 AGAIN_TIME: Final = 20.0  # seconds after which nobody waits for one more try
-EARLY: Final = STREAM_WINDOW * DATA  # bytes that are kept until the far end answers; then the sink has to wait
 AGAIN: Final = frozenset((Reason.RESET, Reason.TIMEOUT, Reason.LIMIT, Reason.INTERNAL))
 """What may be the circuit's fault, or its last hop's."""
 
 
 @define(eq=False)
-class Opening:
+class Opening(Early):
     """A stream as its user has it: first it waits for a circuit, then it is a stream on one."""
 
     target: Open
-    sink: Sink = field(repr=False)
     _pool: Pool
     _need: Need
     _key: NodeKey | None = field(default=None, repr=False)  # who we say that we are, at the end of the circuit
-    number: int = field(default=0, init=False)
     circuit: Circuit | None = field(default=None, init=False)
-    _stream: Stream | None = field(default=None, init=False)
-    _early: list[bytes] = field(factory=list, init=False)
-    _size: int = field(default=0, init=False)
     _tries: int = field(default=0, init=False)
     _since: float = field(default=0.0, init=False)
-    _settled: bool = field(default=False, init=False)  # the far end has answered, or nobody wants to know any more
-    _ending: bool = field(default=False, init=False)
-    _held: bool = field(default=False, init=False)
-    _paused: bool = field(default=False, init=False)
 
     def begin(self) -> None:
         """Ask for a circuit."""
@@ -122,51 +113,18 @@ class Opening:
         self._tries += 1
         self._pool.get(self._need, self._got)
 
-    def write(self, data: bytes) -> None:
-        """Say bytes of any size, or one datagram."""
-        if self._stream is not None:
-            self._stream.write(data)
-        if not self._settled:
-            self._keep(data)
-
-    def end(self) -> None:
-        """Say no more; the other direction goes on."""
-        self._ending = True
-        if self._stream is not None:
-            self._stream.end()
-
     def close(self, reason: Reason = Reason.DONE) -> None:
         """End both directions; the sink hears no more."""
-        self._settled = True
+        self.settle()
         self._answered()
         if self._stream is not None:
             self._stream.close(reason)
-        self._early.clear()
-
-    def pause(self) -> None:
-        """Give the far end no more credit."""
-        self._paused = True
-        if self._stream is not None:
-            self._stream.pause()
-
-    def resume(self) -> None:
-        """Give credit again."""
-        self._paused = False
-        if self._stream is not None:
-            self._stream.resume()
-
-    def _keep(self, data: bytes) -> None:
-        self._early.append(data)
-        self._size += len(data)
-        if self._size >= EARLY and not self._held:
-            self._held = True
-            self.sink.hold()
 
     def _got(self, circuit: Circuit | Exception) -> None:
-        if self._settled:
+        if self.settled:
             return
         if isinstance(circuit, Exception):
-            self._settled = True
+            self.settle()
             self._pool.streamed(None, "failed")
             self.sink.closed(circuit.reason if isinstance(circuit, NoCircuit) else Reason.UNREACHABLE)
             return
@@ -179,29 +137,21 @@ class Opening:
         except LocalProtocolError:
             self.closed(Reason.RESET)
             return
-        self.circuit, self._stream, self.number = circuit, stream, stream.number
+        self.circuit = circuit
         circuit.wait_for(self, self._pool.means.clock())
-        if self._paused:
-            stream.pause()
-        for data in self._early:
-            stream.write(data)
-        if self._ending:
-            stream.end()
+        self.begun(stream)
 
     # What the stream says until it is open; then its sink is the user's.
 
     def opened(self, opened: Opened) -> None:
         """Leave the rest to the user."""
         assert self._stream is not None
-        self._settled = True
+        self.settle()
         self._answered()
-        self._early.clear()
         self._pool.streamed(self.circuit, "open")
         self._stream.sink = self.sink
         self.sink.opened(opened)
-        if self._held and not self._stream.held:
-            self._held = False
-            self.sink.go_on()
+        self.release()
 
     def data(self, pieces: list[bytes]) -> None:
         """Pass data on that comes before the answer; there is none."""
@@ -215,14 +165,14 @@ class Opening:
         """Try another circuit, if that may help; nobody else is sent to this one."""
         self._answered()
         circuit, self._stream, self.circuit = self.circuit, None, None
-        if self._settled:
+        if self.settled:
             return
         if circuit is not None and reason in AGAIN:
             circuit.origin.retire()
         if reason in AGAIN and self._tries < OPEN_TRIES and self._pool.means.clock() - self._since < AGAIN_TIME:
             self.begin()
         else:
-            self._settled = True
+            self.settle()
             self._pool.streamed(circuit, "failed")
             self.sink.closed(reason)
 
@@ -275,7 +225,7 @@ class Client:
         named = self.key if known and not delegate and _ends_at_node(route) and local(target.host) else None
         kept = ("known", key) if named is not None else key
         need = Need(key=kept, route=route, port=port, hops=self.hops, alone=alone)
-        opening = Opening(target, sink, self.pool, need, named)
+        opening = Opening(sink, target, self.pool, need, named)
         opening.begin()
         return opening
 

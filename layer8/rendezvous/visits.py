@@ -28,7 +28,7 @@ from twisted.internet.defer import CancelledError
 from layer8.core.errors import Layer8Error, LocalProtocolError
 from layer8.crypto.keys import NodeKey
 from layer8.net.tasks import TaskSet
-from layer8.relay.client import Destroy, Open, Origin, Proto, Reason, Sink, Stream, StreamLike
+from layer8.relay.client import Destroy, Early, Open, Origin, Proto, Reason, Sink, StreamLike
 from layer8.rendezvous.client import NotMet, Step, meet
 from layer8.rendezvous.limits import MAX_EFFORT, STREAMS_PER_SESSION, T_PING
 from layer8.rendezvous.ways import Told, Ways
@@ -40,7 +40,6 @@ IDLE: Final = 600.0  # seconds without a stream, after which a circuit on which 
 VISITS: Final = 256  # that are begun and have not come to anything
 KEPT: Final = 32  # circuits that stand, beyond which one goes that nobody uses: a link takes 64 of one user
 STALE: Final = 1024  # services whose circuits others have ended
-EARLY: Final = 512 * 1024  # bytes that are kept until there is a circuit; then the program has to wait
 
 NO_DESCRIPTOR: Final = 0xF0
 BAD_DESCRIPTOR: Final = 0xF1
@@ -89,59 +88,21 @@ Circuit = Origin | NotMet | NotFound
 
 
 @define(eq=False)
-class Call:
+class Call(Early):
     """A program's stream: first it waits for a circuit, then it is a stream on one."""
 
-    caller: Caller = field(repr=False)
+    sink: Caller = field(repr=False)
     port: int
-    number: int = 0
-    over: bool = field(default=False, init=False)
-    _stream: Stream | None = field(default=None, init=False)
-    _early: list[bytes] = field(factory=list, init=False, repr=False)
-    _size: int = field(default=0, init=False)
-    _held: bool = field(default=False, init=False)
-    _ending: bool = field(default=False, init=False)
-    _paused: bool = field(default=False, init=False)
-
-    def write(self, data: bytes) -> None:
-        """Say bytes."""
-        if self._stream is not None:
-            self._stream.write(data)
-            return
-        self._early.append(data)
-        self._size += len(data)
-        if self._size >= EARLY and not self._held:
-            self._held = True
-            self.caller.hold()
-
-    def end(self) -> None:
-        """Say no more; the other direction goes on."""
-        self._ending = True
-        if self._stream is not None:
-            self._stream.end()
 
     def close(self, reason: Reason = Reason.DONE) -> None:
         """End both directions."""
-        self.over = True
-        self._early.clear()
+        self.settle()
         if self._stream is not None:
             self._stream.close(reason)
 
-    def pause(self) -> None:
-        """Give the far end no more credit."""
-        self._paused = True
-        if self._stream is not None:
-            self._stream.pause()
-
-    def resume(self) -> None:
-        """Give credit again."""
-        self._paused = False
-        if self._stream is not None:
-            self._stream.resume()
-
     def got(self, circuit: Circuit) -> None:
         """Open the stream, or say why not."""
-        if self.over:
+        if self.settled:
             return
         if isinstance(circuit, NotFound):
             self._refuse(circuit.code)
@@ -150,26 +111,17 @@ class Call:
             self._refuse(CODES[circuit.step])
             return
         try:
-            stream = circuit.open(Open(Proto.TCP, "", self.port), self.caller)
+            stream = circuit.open(Open(Proto.TCP, "", self.port), self.sink)
         except LocalProtocolError:
             self._refuse(RENDEZVOUS_FAILED)
             return
-        self._stream, self.number = stream, stream.number
-        if self._paused:
-            stream.pause()
-        early, self._early = self._early, []
-        for data in early:
-            stream.write(data)
-        if self._ending:
-            stream.end()
-        if self._held and not stream.held:
-            self.caller.go_on()
-        self._held = False
+        self.begun(stream)
+        self.settle()
+        self.release()
 
     def _refuse(self, code: int) -> None:
-        self.over = True
-        self._early.clear()
-        self.caller.refused(code)
+        self.settle()
+        self.sink.refused(code)
 
 
 @define(eq=False)

@@ -10,7 +10,8 @@ from twisted.internet.defer import Deferred
 from layer8.core.errors import ConfigError, RemoteProtocolError, TimedOut, Unavailable
 from layer8.core.roles import Asker
 from layer8.crypto.keys import NodeKey, id_text
-from layer8.relay.client import AGAIN_TIME, EARLY, OPEN_TRIES, Need, NoCircuit, NoPath, Open, Proto, Reason, parse_route
+from layer8.relay.client import AGAIN_TIME, OPEN_TRIES, Need, NoCircuit, NoPath, Open, Proto, Reason, parse_route
+from layer8.relay.early import EARLY
 from layer8.relay.login import Logins, local, login
 from layer8.relay.origin import Hop, State
 from layer8.relay.stream import Stream
