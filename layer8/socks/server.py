@@ -49,7 +49,7 @@ from layer8.socks.wire import Ask, Code, Login, reply
 
 OPTION: Final = "socks.listen"
 SOCKS_CONNS: Final = 1024  # programs at a time, at all listeners together
-INSIDE: Final = ".l8.alt"  # names outside the DNS (RFC 9476); no exit is ever asked for one
+_INSIDE: Final = re.compile(r"(\A|\.)l8\.alt(\Z|[^a-z0-9._-])")  # outside the DNS (RFC 9476), also with :80 or / behind
 _RESOURCE: Final = re.compile(r"[0-9a-f]{40}\Z")  # the SHA-1 of a resource's key, in hexadecimal
 
 
@@ -91,8 +91,8 @@ class Ways:
 
 
 def is_inside(host: str) -> bool:
-    """Say whether a name, in lower case, belongs to this network and not to the DNS."""
-    return host.endswith(INSIDE) or host == INSIDE[1:] or _RESOURCE.match(host) is not None
+    """Say whether a name, in lower case, belongs to this network and not to the DNS; no exit is ever asked for one."""
+    return _INSIDE.search(host) is not None or _RESOURCE.match(host) is not None
 
 
 @define(eq=False)

@@ -242,7 +242,8 @@ class AnswerTests(SocksCase):
 
     async def test_names_of_this_network_never_leave(self) -> None:
         await self.begin()
-        for name in ("ab" * 20, "blog.l8.alt", "BLOG.l8.alt.", "l8.alt", f"{'a' * 56}.l8.alt"):
+        wrong = ("blog.l8.alt:80", "http://blog.l8.alt/", "l8.alt/x", "www.blog.l8.alt,")
+        for name in ("ab" * 20, "blog.l8.alt", "BLOG.l8.alt.", "l8.alt", f"{'a' * 56}.l8.alt", *wrong):
             self.assertEqual(await self.answered(name, 80), Code.NO_DESCRIPTOR)
         self.assertEqual((self.net.asked, self.net.circuits), ([], []))
 
