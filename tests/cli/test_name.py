@@ -86,7 +86,7 @@ class PinTests(NameCase):
     def test_index_page(self) -> None:
         path = self.home / "page"
         entries = [
-            Entry(ServiceFile.make(key(number), name, 1, NOW + 60)) for number, name in ((1, "blog"), (2, "shop"))
+            Entry(ServiceFile.make(key(number), name, 1, NOW + 3600)) for number, name in ((1, "blog"), (2, "shop"))
         ]
         path.write_bytes(Index.make(key(9), 1, 1, "all", entries))
         self.assertEqual(self.told("pin", "shop", str(path))["address"], B)
