@@ -128,7 +128,7 @@ class AloneTests(NameCase):
     def test_an_index_page(self) -> None:
         path = self.home / "page.l8"
         entries = [
-            Entry(ServiceFile.make(key(number), name, 1, NOW + 60)) for number, name in ((1, "blog"), (2, "shop"))
+            Entry(ServiceFile.make(key(number), name, 1, NOW + 3600)) for number, name in ((1, "blog"), (2, "shop"))
         ]
         path.write_bytes(Index.make(key(9), 1, NOW, "good ones", entries))
         self.assertIn("one of blog, shop", self.refused("resolve", str(path)))
