@@ -37,8 +37,8 @@ class OracleTests(HiddenNodesCase):
         self.service.start()
         await self.until(lambda: len(self.told.points) == 3)
 
-    async def come(self, place: bytes) -> bool:
-        """Say whether the service comes to a place; a point that is this place is not knocked at."""
+    async def come(self, place: bytes) -> str:
+        """Say what becomes of a visit at a place; a point that is this place is not knocked at."""
         points = tuple(point for point in self.told.points if point.node != place)
         ways = self.ways(self.here)
         choose = NetworkWays.places
@@ -51,22 +51,25 @@ class OracleTests(HiddenNodesCase):
         self.patch(NetworkWays, "places", places)
         try:
             origin: Origin = await meet(ways, self.key.node_id, Told(points[:1]), patient=False)
-        except NotMet:
-            return False
+        except NotMet as error:
+            return str(error)
         heard = Heard()
         stream = origin.open(PORT, heard)
         stream.write(b"hello")
         await self.until(lambda: heard.all == b"hello" or heard.reason is not None)
         origin.close()
-        return heard.all == b"hello"
+        return heard.all.decode()
 
     async def test_every_node_is_a_place_to_meet(self) -> None:
         """Its own one, its guards and second hops too: else who asks for all of them in turn would find it."""
         await self.start()
-        come: dict[str, Any] = {}
-        for number, relay in enumerate(self.relays):
-            come[f"relay {number}"] = await self.come(relay.key.node_id)
-        self.assertEqual(come, dict.fromkeys(come, True))
+        come: dict[str, str] = {}
+        for number, relay in reversed(list(enumerate(self.relays))):
+            for _ in range(3):  # a machine with much to do loses a circuit now and then, and at any of them
+                come[f"relay {number}"] = said = await self.come(relay.key.node_id)
+                if said == "hello":
+                    break
+        self.assertEqual(come, dict.fromkeys(come, "hello"))
         self.assertNotIn(self.there.key.node_id, {point.node for point in self.told.points})
 
     async def test_circuits_that_stood_ready_look_like_others(self) -> None:
