@@ -7,11 +7,13 @@ import os
 import secrets
 import stat
 from pathlib import Path
+from typing import Final
 
 from layer8.core.errors import ConfigError, StorageError
 
 FILE_MOST = 64 * 1024  # bytes; a key, a certificate chain or a secret is far smaller
 OTHERS = 0o077  # permission bits that a file with a secret must not have
+WRITTEN: Final = 0o022  # permission bits by which others could change what somebody relies on
 
 
 def read_private(path: Path, *, most: int = FILE_MOST, forbidden: int = OTHERS) -> bytes:
@@ -36,7 +38,8 @@ def read_private(path: Path, *, most: int = FILE_MOST, forbidden: int = OTHERS) 
         raise ConfigError(f"{path}: is not a file")
     if found.st_mode & forbidden:
         mode = stat.S_IMODE(found.st_mode)
-        raise ConfigError(f"{path}: others may read it (mode {mode:04o}); run: chmod 600 {path}")
+        may = "read" if mode & forbidden & 0o444 else "change"
+        raise ConfigError(f"{path}: others may {may} it (mode {mode:04o}); run: chmod 600 {path}")
     if len(data) > most:
         raise ConfigError(f"{path}: is larger than {most} bytes")
     return data

@@ -4,8 +4,9 @@
 
     of("dir:site")  ->  Folder("site")      GET and HEAD, index.html or a list of each folder, parts of files by Range
 
-Nothing outside of the folder is shown, also by no symbolic link, and no device or pipe. It tells neither which program
-it is nor what time it is here, and what visitors send beside their question is read past.
+Nothing outside of the folder is shown, also by no symbolic link, no device or pipe, and nothing whose name begins with
+a dot, but `.well-known`. It tells neither which program it is nor what time it is here, and what visitors send beside
+their question is read past.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from layer8.core.errors import ConfigError
 from layer8.relay.client import Opened, Reason, Stream
 
 IDLE: Final = 60.0  # seconds without a request, after which a stream ends
+WELL_KNOWN: Final = ".well-known"  # RFC 8615
 HIDDEN: Final = (b"server", b"date")  # headers
 _NOWHERE: Final = UNIXAddress(b"")
 _RANGE: Final = re.compile(rb"bytes=(?:[0-9]{1,18}-[0-9]{0,18}|-[0-9]{1,18})\Z")
@@ -61,6 +63,9 @@ class Inside(File):
         """Say whether this may be shown."""
         real = os.path.realpath(path)
         below = real == self.root or real.startswith(os.path.join(self.root, ""))
+        names = [os.path.basename(path), *real[len(self.root) :].split(os.sep)] if below and real != self.root else []
+        if any(name.startswith(".") and name != WELL_KNOWN for name in names):
+            return False
         return below and (os.path.isfile(real) or os.path.isdir(real))
 
     def listNames(self) -> list[str]:

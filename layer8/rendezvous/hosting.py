@@ -25,7 +25,7 @@ from layer8.core.chance import Chance
 from layer8.core.errors import ConfigError, LimitExceeded
 from layer8.crypto.curtain import AUTH_CLIENTS
 from layer8.crypto.items import Items
-from layer8.crypto.keyfile import write_private
+from layer8.crypto.keyfile import WRITTEN, read_private, write_private
 from layer8.crypto.keys import NodeKey, id_text, parse_id
 from layer8.net.listening import open_ports
 from layer8.net.tasks import TaskSet
@@ -339,15 +339,10 @@ class Hosts:
 
 
 def read_clients(path: Path) -> dict[str, bytes]:
-    """Read a file of clients; raises `ConfigError` with its path."""
+    """Read a file of clients, which nobody else may write; raises `ConfigError` with its path."""
+    text = read_private(path, most=CLIENTS_MOST, forbidden=WRITTEN)
     try:
-        with path.open("rb") as file:
-            text = file.read(CLIENTS_MOST + 1)
-        if len(text) > CLIENTS_MOST:
-            raise ConfigError(f"larger than {CLIENTS_MOST} bytes")
         return parse_clients(text.decode())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (ConfigError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
 

@@ -9,12 +9,11 @@ from typing import Final
 from attrs import define, field
 
 from layer8.core.errors import ConfigError
-from layer8.crypto.keyfile import read_private, write_private
+from layer8.crypto.keyfile import WRITTEN, read_private, write_private
 from layer8.rendezvous.names import TEXT_MAX, Book, Names, add_petname, parse_petnames
 
 PINS_FILE: Final = "pins.toml"
 PETNAMES_FILE: Final = "petnames.toml"
-WRITTEN: Final = 0o022  # permission bits by which others could change whom a name leads to
 
 
 @define(eq=False)

@@ -372,6 +372,7 @@ class LifeTests(HiddenNodeCase):
         more = '[service.blog]\nports = { 80 = "127.0.0.1:1" }'
         first = await self.member(more, home=home)
         before = await self.published(first, "blog")
+        await self.until(lambda: len(before.service.points) == 3)
         points, seq = set(before.service.points), before.publishing.published
         await self.stop(first)
         second = await self.member(more, home=home)
@@ -393,6 +394,11 @@ class LifeTests(HiddenNodeCase):
             read_clients(path)
         self.assertIn("larger than", str(caught.exception))
         path.write_text("")
+        path.chmod(0o620)
+        with self.assertRaises(ConfigError) as caught:
+            read_clients(path)
+        self.assertIn("others may change it", str(caught.exception))
+        path.chmod(0o640)
         words: dict[str, Any] = {"name": "s-0", "ports": [{"port": 80, "target": "localhost:80"}]}
         node.hosts.unhide("s-0")
         await self.call(node, "rendezvous.hide", **words, client_auth=str(path))

@@ -63,6 +63,10 @@ class FolderCase(SynchronousTestCase):
         (self.folder / "out2").symlink_to(self.above.resolve() / "site-2")
         (self.folder / "loop").symlink_to("loop")
         os.mkfifo(self.folder / "pipe")
+        for name in (".git", ".well-known"):
+            (self.folder / name).mkdir()
+            (self.folder / name / "config").write_text("of mine")
+        (self.folder / "sub" / "inside").symlink_to("../.git/config")
         self.clock = Clock()
         self.target = self.shown(self.folder)
 
@@ -97,7 +101,7 @@ class ShownTests(FolderCase):
         self.assertEqual(page.split(b" ")[1], b"200")
         for name in (b"page.html", b"sub/"):
             self.assertIn(name, page)
-        for name in (b"out", b"out2", b"loop", b"pipe", b"secret"):
+        for name in (b"out", b"out2", b"loop", b"pipe", b"secret", b".git"):
             self.assertNotIn(b'"' + name, page)
         self.assertIn(b"inner.txt", self.get("/sub/"))
         self.assertIn(b"of%20the%20same", self.get("/sub/"))
@@ -108,6 +112,7 @@ class ShownTests(FolderCase):
             ("/sub/inner.txt", 200),
             ("/sub/of%20the%20same", 200),
             ("/sub", 302),
+            ("/.well-known/config", 200),
         ):
             self.assertEqual(self.status(path, method="HEAD"), status)
 
@@ -133,6 +138,9 @@ class ShownTests(FolderCase):
             "/out2/other",
             "/../site-2/other",
             "/loop",
+            "/.git",
+            "/.git/config",
+            "/sub/inside",
             "/pipe",
             "/nothing",
             "/page.html/more",
