@@ -102,7 +102,7 @@ def hide(
     port 1, and whoever has 40 hex digits finds them; a folder at port 80 too, for browsers. The node that runs here
     offers the service; without one a node that takes no links runs in this command.
     """
-    from layer8.cli.network import OWN_CLIENT, run_node, running
+    from layer8.cli.network import own_client, run_node, running
 
     if as_list or end is not None:
         if local is not None or ports or (as_list and end is not None):
@@ -128,13 +128,7 @@ def hide(
     there = running()
     if there is not None and not (no_listen or peers or network):
         return by_running_node(there, name, said, as_json)
-    options: dict[str, object] = {**OWN_CLIENT, "service": {name: said}}
-    if there is not None:
-        options["control.socket"] = False  # it is the other node's
-    if peers:
-        options["relay.peers"] = list(peers)
-    if network:
-        options["relay.network"] = network
+    options = own_client(there, peers, network, service={name: said})
 
     async def begun(node: Node) -> Sequence[str]:
         await by_own_node(node, name, said, as_json)

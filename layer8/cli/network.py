@@ -27,7 +27,7 @@ ROLES = ("node", "relay", "tracker", "dht", "rendezvous")
 """Daemons that are nodes of the network."""
 BUILD_TIME = 95.0
 """Seconds until a circuit stands, or does not."""
-OWN_CLIENT: Mapping[str, object] = {
+_OWN_CLIENT: Mapping[str, object] = {
     "relay.relay": False,
     "relay.listen": [],
     "socks.listen": [],
@@ -52,6 +52,18 @@ def running() -> Path | None:
                 continue  # a daemon that was killed leaves its socket behind
             return path
     return None
+
+
+def own_client(there: Path | None, peers: Sequence[str], network: str | None, **more: object) -> dict[str, object]:
+    """Give the options of a client node that a command runs itself; `there` is the control socket of another one."""
+    said = {**_OWN_CLIENT, **more}
+    if there is not None:
+        said["control.socket"] = False  # it is the other node's
+    if peers:
+        said["relay.peers"] = list(peers)
+    if network:
+        said["relay.network"] = network
+    return said
 
 
 def call(method: str, params: dict[str, Any] | None = None, *, seconds: float = 5.0) -> Any:

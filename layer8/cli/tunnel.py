@@ -43,7 +43,7 @@ def open_path(
 ) -> int:
     """Have a tunnel opened by the node that runs here, else by one of our own."""
     from layer8.cli.ask import ask
-    from layer8.cli.network import OWN_CLIENT, run_node, running
+    from layer8.cli.network import own_client, run_node, running
     from layer8.relay.route import parse_tunnel
 
     parse_tunnel(path)
@@ -52,13 +52,7 @@ def open_path(
         row = ask(there, "tunnel.open", {"path": path, "keep": keep})
         _show(row, as_json)
         return 0
-    said = dict(OWN_CLIENT)
-    if there is not None:
-        said["control.socket"] = False  # it is the other node's
-    if peers:
-        said["relay.peers"] = list(peers)
-    if network:
-        said["relay.network"] = network
+    said = own_client(there, peers, network)
 
     async def begun(node: Node) -> Sequence[str]:
         await node.tunnels.open(path, keep=keep)
