@@ -45,7 +45,7 @@ from layer8.crypto.onion import (
 )
 from layer8.relay.limits import CIRC_WINDOW, EARLY_CELLS, MAX_HOPS, T_HOP_MOST
 from layer8.relay.stream import ENDS, Cancels, Means, Stream, Streams, Worker
-from layer8.relay.turn import Sink, Slot, Taker
+from layer8.relay.turn import Nothing, Sink, Slot, Taker
 from layer8.relay.wire import (
     DATA,
     ENDPOINTS,
@@ -56,6 +56,7 @@ from layer8.relay.wire import (
     Destroy,
     Extend,
     Open,
+    Proto,
     Reason,
     Reassembly,
     fragments,
@@ -64,6 +65,7 @@ from layer8.relay.wire import (
     read_extended,
 )
 
+NOWHERE: Final = Open(Proto.TCP, "", 9)  # what every last hop refuses itself
 OFFER: Final = Terms(CIRC_WINDOW, RATCHET, (VERSION,), 0)
 """What both ends of a circuit say in their handshake: there is one set of terms so far."""
 
@@ -233,6 +235,10 @@ class Origin:
         """Send cells to the last hop that say nothing."""
         self._ready()
         self.streams.push([message(Command.DROP, 0)] * count)
+
+    def probe(self) -> None:
+        """Ask whether the circuit still stands: what the last hop refuses, it has answered."""
+        self.open(NOWHERE, Nothing())
 
     def pad(self, cells: int) -> None:
         """Make this circuit's set-up look like every other one: say nothing until `cells` cells have left in all."""

@@ -49,8 +49,7 @@ from layer8.relay.origin import Hop, Origin, State
 from layer8.relay.path import NoPath, Paths, Stranger, Want, allows
 from layer8.relay.route import At, Named, Rand, Route
 from layer8.relay.stream import Cancels, Means, Worker
-from layer8.relay.turn import Nothing
-from layer8.relay.wire import DATA, Destroy, Open, Proto, Reason
+from layer8.relay.wire import DATA, Destroy, Reason
 
 BUILD_TRIES: Final = 3  # whole circuits
 HOP_TRIES: Final = 2  # other nodes for one hop of a circuit that stands up to the one before
@@ -60,7 +59,6 @@ LOOK: Final = 1.0  # seconds between looks at what is old, idle or missing
 PAUSE: Final = (1.0, 60.0)  # seconds until spares are tried again after a failure, doubled each time
 CELLS_ROOM: Final = 65_536  # cells that a circuit's last streams may still need
 SPEED_LEAST: Final = 64.0 * 1024  # bytes a second, below which nobody knows whether the circuit could have done more
-NOWHERE: Final = Open(Proto.TCP, "", 9)  # what every last hop refuses itself
 USUAL_PORT: Final = 443  # what spares reach before anybody has asked for anything
 
 
@@ -129,7 +127,7 @@ class Circuit:
     def probe(self, now: float) -> None:
         """Ask whether it still stands."""
         self._probed, self._came = now, self.origin.came
-        self.origin.open(NOWHERE, Nothing())
+        self.origin.probe()
 
     def silent(self, now: float) -> float | None:
         """Give how long ago it was asked, if it has not said a word since."""

@@ -8,7 +8,8 @@
 
 A point that is kept over a loss or a restart needs no new descriptor. The node may still hold the old circuit, and
 refuses then; it is asked again for RESUME_TIME. It could also end circuits only to see how they are built again, so a
-point is taken up RESUMES times at most.
+point is taken up RESUMES times at most. Links look well for a minute when a relay on the way hangs, so each circuit is
+asked now and then whether it stands.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ RESUME_TIME: Final = 100.0  # seconds: the links of a circuit that is gone are g
 GONE_TRIES: Final = 2  # times that a node is found gone, until another one is picked
 GONE_TRIES_START: Final = 4  # the same after a restart: others may be starting as well
 BAD_TIME: Final = 600.0  # seconds that a node which could not be had is only picked where there is no other
+ASK_EVERY: Final = (10.0, 20.0)  # seconds between questions whether the circuit to a point stands
+ASK_TIME: Final = 5.0  # seconds without a word after one, and the circuit is left
 RESUMES: Final = 8  # times that a point is taken up again after a loss
 
 
@@ -215,8 +218,31 @@ class Points:
         if not point.timed:
             point.timed = True
             self.soon(self.life - (self.ways.wall() - point.since), lambda: self.drop(point))
+        self._ask_later(point, point.origin)
         self.listens(point)
         self.changed()
+
+    def _ask_later(self, point: Held, origin: Origin) -> None:
+        least, most = ASK_EVERY
+        wait = least + (most - least) * int.from_bytes(self.ways.random(2), "big") / 65536
+        self.soon(wait, lambda: self._ask(point, origin))
+
+    def _ask(self, point: Held, origin: Origin) -> None:
+        """Ask whether the circuit to a point stands."""
+        if point.origin is origin and origin.takes:
+            came = origin.came
+            origin.probe()
+            self.soon(ASK_TIME, lambda: self._said(point, origin, came))
+
+    def _said(self, point: Held, origin: Origin, came: int) -> None:
+        """Leave a circuit on which nothing has come since it was asked."""
+        if point.origin is not origin:
+            return
+        if origin.came == came:
+            self.counted("silent point")
+            origin.close()
+        else:
+            self._ask_later(point, origin)
 
     def _failed(self, point: Held, tries: int, gone: int, begun: float) -> None:
         self.counted("no point")

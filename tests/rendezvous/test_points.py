@@ -18,7 +18,7 @@ from layer8.rendezvous.access import Access
 from layer8.rendezvous.client import NotMet
 from layer8.rendezvous.limits import POINT_INTROS, POINT_LIFE, T_PING
 from layer8.rendezvous.memory import SCHEMA, ServiceMemory
-from layer8.rendezvous.points import RESUME_TIME, RESUMES
+from layer8.rendezvous.points import ASK_EVERY, ASK_TIME, RESUME_TIME, RESUMES
 from layer8.rendezvous.price import LOOK
 from layer8.rendezvous.wire import Knock, Listen, Renzv
 from layer8.testing.storage import InlineStorage
@@ -63,6 +63,22 @@ class PointTests(PointCase):
         self.net.run(lambda: len(self.published[-1]) == 3 and gone.told not in self.published[-1])
         self.assertLess(self.net.clock.seconds() - begun, 5.0)
         self.echoed(self.meet(), b"hello")
+
+    def test_a_node_that_hangs(self) -> None:
+        """Links to it look well for a minute; that it says nothing is noticed before."""
+        self.start()
+        self.net.settle(60.0)
+        self.assertEqual(self.service.counted["silent point"], 0)
+        gone = next(iter(self.service.points.values()))
+        begun = self.net.clock.seconds()
+        node = self.node_of(gone.told)
+        self.hang(node)
+        self.net.by_endpoint.pop(node.endpoint)
+        self.net.run(lambda: gone.auth.node_id not in self.service.points)
+        self.assertLess(self.net.clock.seconds() - begun, ASK_EVERY[1] + ASK_TIME + 1)
+        self.assertGreaterEqual(self.service.counted["silent point"], 1)
+        self.net.run(lambda: len(self.service.points) == 3, 400.0)
+        self.assertNotIn(gone.told, self.told.points)
 
     def test_a_node_that_ends_circuits_for_fun(self) -> None:
         """It is left after a while: whoever watches how circuits are built learns from each."""
