@@ -6,8 +6,8 @@ from layer8.relay.client import Open, Proto, Reason
 from layer8.relay.guards import State as Guard
 from layer8.relay.limits import T_HOP_LEAST, T_PROBE, T_SILENT, T_STREAM
 from layer8.relay.links import doubt
-from layer8.relay.origin import State
-from layer8.relay.pool import LOOK, NOWHERE, Circuit, Need
+from layer8.relay.origin import NOWHERE, State
+from layer8.relay.pool import LOOK, Circuit, Need
 from layer8.relay.stream import Stream
 from layer8.testing.network import Heard, Node
 from tests.relay.pools import EXIT
