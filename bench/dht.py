@@ -18,7 +18,6 @@ from random import Random, SystemRandom
 from typing import Any, Final
 
 import click
-from rich.console import Console
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -247,10 +246,8 @@ def main(
         return
     made = tables(results, layouts(nodes, real_nodes, liars))
     if markdown is not None:
-        page = markdown.read_text() if markdown.exists() else ""
-        markdown.write_text(report.into_page(page, report.markdown(made, facts), "dht"))
-    console = Console()
-    report.show(console if console.is_terminal else Console(width=150), made, facts)
+        report.keep(markdown, made, facts, "dht")
+    report.show(made, facts)
 
 
 if __name__ == "__main__":

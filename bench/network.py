@@ -296,12 +296,10 @@ def main(
         facts["not measured"] = "; ".join(f"{name}: {reason}" for name, reason in results.reasons.items())
     made = tables(results, [peer.name for peer in wanted], *_asked(groups))
     if markdown is not None:
-        page = markdown.read_text() if markdown.exists() else ""
         part = hidden_figures.GROUP if groups == (hidden_figures.GROUP,) else ""
-        markdown.write_text(report.into_page(page, report.markdown(made, facts), part))
+        report.keep(markdown, made, facts, part)
     if not as_json:
-        console = Console()
-        report.show(console if console.is_terminal else Console(width=150), made, facts)
+        report.show(made, facts)
 
 
 if __name__ == "__main__":

@@ -212,14 +212,12 @@ def main(quick: bool, as_json: bool, markdown: Path | None, only: tuple[str, ...
     distant = [system.name for system in far if system in wanted]
     made = report.tables(results, (("One hop", one_hop), ("Server and agent", tunnels), ("A long way", distant)))
     if markdown is not None:
-        page = markdown.read_text() if markdown.exists() else ""
-        markdown.write_text(report.into_page(page, report.markdown(made, facts)))
+        report.keep(markdown, made, facts)
     if as_json:
         json.dump({"facts": facts, **results.as_json()}, sys.stdout, indent=1)
         print()
     else:
-        console = Console()
-        report.show(console if console.is_terminal else Console(width=150), made, facts)
+        report.show(made, facts)
 
 
 if __name__ == "__main__":

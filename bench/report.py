@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from attrs import define, field, frozen
@@ -290,12 +291,23 @@ def into_page(page: str, measured: str, part: str = "") -> str:
     return f"{before}{begin}\n{measured}{end}{after}" if mark and closing else measured
 
 
+def keep(
+    path: Path, made: Iterable[tuple[str, list[str], list[list[str]]]], facts: Mapping[str, str], part: str = ""
+) -> None:
+    """Write the tables where a page has the last run of them."""
+    page = path.read_text() if path.exists() else ""
+    path.write_text(into_page(page, markdown(made, facts), part))
+
+
 def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"
 
 
-def show(console: Console, made: Iterable[tuple[str, list[str], list[list[str]]]], facts: Mapping[str, str]) -> None:
-    """Print the tables on a terminal."""
+def show(made: Iterable[tuple[str, list[str], list[list[str]]]], facts: Mapping[str, str]) -> None:
+    """Print the tables, in wide lines where it is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)
     for name, text in facts.items():
         console.print(f"[dim]{name}:[/dim] {text}", highlight=False)
     for title, head, body in made:

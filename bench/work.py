@@ -19,7 +19,6 @@ from typing import Any, Final
 
 import click
 from attrs import define, frozen
-from rich.console import Console
 
 from bench import machine, report
 from bench.onion import ntor_round
@@ -299,10 +298,8 @@ def main(rounds: int, count: int, as_json: bool, markdown: Path | None) -> None:
         return
     made = tables(results)
     if markdown is not None:
-        page = markdown.read_text() if markdown.exists() else ""
-        markdown.write_text(report.into_page(page, report.markdown(made, facts), "work"))
-    console = Console()
-    report.show(console if console.is_terminal else Console(width=150), made, facts)
+        report.keep(markdown, made, facts, "work")
+    report.show(made, facts)
 
 
 if __name__ == "__main__":

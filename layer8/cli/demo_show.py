@@ -62,21 +62,36 @@ def _network_lines(route: NetworkFacts) -> Iterator[tuple[str, str]]:
     )
     fetch = route.fetch
     if fetch is not None:
-        yield "", ""
-        yield f"{fetch.url}  by {fetch.program}, through the network", "bold cyan"
-        for line in columns([list(row) for row in circuit(route, fetch)]):
-            yield f"  {line}", ""
-        verdict = "byte for byte what the page is" if fetch.right else "NOT what the page is"
-        yield f"  {fetch.size:,} bytes, {verdict}", "green" if fetch.right else "bold red"
-        yield (
-            "  Each relay says itself what it is between; the times are those of adding it.",
-            "dim",
+        yield from _visit_lines(
+            fetch,
+            ", through the network",
+            circuit(route, fetch),
+            "what the page is",
+            "Each relay says itself what it is between; the times are those of adding it.",
+            network_learned(fetch),
         )
-        yield "", ""
-        yield "Who learned what", "bold cyan"
-        for line in columns([[who, what, f"not {hidden}"] for who, what, hidden in network_learned(fetch)]):
-            yield f"  {line}", ""
     yield "", ""
+
+
+def _visit_lines(
+    fetch: Fetch | HiddenFetch,
+    way: str,
+    stations: Iterable[tuple[str, str, str]],
+    what: str,
+    remark: str,
+    learned: Iterable[tuple[str, str, str]],
+) -> Iterator[tuple[str, str]]:
+    yield "", ""
+    yield f"{fetch.url}  by {fetch.program}{way}", "bold cyan"
+    for line in columns([list(row) for row in stations]):
+        yield f"  {line}", ""
+    verdict = f"byte for byte {what}" if fetch.right else f"NOT {what}"
+    yield f"  {fetch.size:,} bytes, {verdict}", "green" if fetch.right else "bold red"
+    yield f"  {remark}", "dim"
+    yield "", ""
+    yield "Who learned what", "bold cyan"
+    for line in columns([[who, told, f"not {hidden}"] for who, told, hidden in learned]):
+        yield f"  {line}", ""
 
 
 def circuit(route: NetworkFacts, fetch: Fetch) -> Iterator[tuple[str, str, str]]:
@@ -114,17 +129,14 @@ def _hidden_lines(route: NetworkFacts, hidden: HiddenFacts) -> Iterator[tuple[st
     yield f"Its address is its key: {hidden.host}", ""
     fetch = hidden.fetch
     if fetch is not None:
-        yield "", ""
-        yield f"{fetch.url}  by {fetch.program}", "bold cyan"
-        for line in columns([list(row) for row in both_halves(route, fetch)]):
-            yield f"  {line}", ""
-        verdict = "byte for byte what is hidden" if fetch.right else "NOT what is hidden"
-        yield f"  {fetch.size:,} bytes, {verdict}", "green" if fetch.right else "bold red"
-        yield "  The first visit also looks the address up, and builds the way from both ends.", "dim"
-        yield "", ""
-        yield "Who learned what", "bold cyan"
-        for line in columns([[who, what, f"not {not_that}"] for who, what, not_that in hidden_learned(hidden, fetch)]):
-            yield f"  {line}", ""
+        yield from _visit_lines(
+            fetch,
+            "",
+            both_halves(route, fetch),
+            "what is hidden",
+            "The first visit also looks the address up, and builds the way from both ends.",
+            hidden_learned(hidden, fetch),
+        )
     yield "", ""
 
 

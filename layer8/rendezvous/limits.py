@@ -26,6 +26,6 @@ STREAM_BURST: Final = 500  # at once
 BAD_PORTS: Final = 8  # wrong virtual ports that a client may ask for
 SETUP_CELLS: Final = 10  # that leave on each circuit of these kinds before it says anything of its own
 T_INTRO: Final = 10.0  # seconds that a step of an introduction takes
-T_PING: Final = 5.0  # seconds that the other end of a joined circuit has to answer whether it is there
+T_PING: Final = 5.0  # seconds that the other end of a circuit has to answer whether it is there
 T_RENDEZVOUS: Final = 30.0  # seconds that a client waits for the service
 MAX_EFFORT: Final = 50_000_000  # of work that a service asks for, and a client does: about ten seconds

@@ -27,7 +27,7 @@ from layer8.crypto.ntor import OnionKey, SeenX
 from layer8.net.tasks import TaskSet
 from layer8.relay.client import Hop, NoCircuit, Origin, Reason
 from layer8.rendezvous.descriptor import Point
-from layer8.rendezvous.limits import POINT_INTROS, POINT_LIFE, POINTS, T_INTRO
+from layer8.rendezvous.limits import POINT_INTROS, POINT_LIFE, POINTS, T_INTRO, T_PING
 from layer8.rendezvous.memory import KeptPoint, ServiceMemory
 from layer8.rendezvous.ways import Gone, Ways, ask, even
 from layer8.rendezvous.wire import Listen, Listening, Renzv, listen_text
@@ -42,7 +42,6 @@ GONE_TRIES: Final = 2  # times that a node is found gone, until another one is p
 GONE_TRIES_START: Final = 4  # the same after a restart: others may be starting as well
 BAD_TIME: Final = 600.0  # seconds that a node which could not be had is only picked where there is no other
 ASK_EVERY: Final = (10.0, 20.0)  # seconds between questions whether the circuit to a point stands
-ASK_TIME: Final = 5.0  # seconds without a word after one, and the circuit is left
 RESUMES: Final = 8  # times that a point is taken up again after a loss
 
 
@@ -232,7 +231,7 @@ class Points:
         if point.origin is origin and origin.takes:
             came = origin.came
             origin.probe()
-            self.soon(ASK_TIME, lambda: self._said(point, origin, came))
+            self.soon(T_PING, lambda: self._said(point, origin, came))
 
     def _said(self, point: Held, origin: Origin, came: int) -> None:
         """Leave a circuit on which nothing has come since it was asked."""

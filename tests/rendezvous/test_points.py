@@ -18,7 +18,7 @@ from layer8.rendezvous.access import Access
 from layer8.rendezvous.client import NotMet
 from layer8.rendezvous.limits import POINT_INTROS, POINT_LIFE, T_PING
 from layer8.rendezvous.memory import SCHEMA, ServiceMemory
-from layer8.rendezvous.points import ASK_EVERY, ASK_TIME, RESUME_TIME, RESUMES
+from layer8.rendezvous.points import ASK_EVERY, RESUME_TIME, RESUMES
 from layer8.rendezvous.price import LOOK
 from layer8.rendezvous.wire import Knock, Listen, Renzv
 from layer8.testing.storage import InlineStorage
@@ -75,7 +75,7 @@ class PointTests(PointCase):
         self.hang(node)
         self.net.by_endpoint.pop(node.endpoint)
         self.net.run(lambda: gone.auth.node_id not in self.service.points)
-        self.assertLess(self.net.clock.seconds() - begun, ASK_EVERY[1] + ASK_TIME + 1)
+        self.assertLess(self.net.clock.seconds() - begun, ASK_EVERY[1] + T_PING + 1)
         self.assertGreaterEqual(self.service.counted["silent point"], 1)
         self.net.run(lambda: len(self.service.points) == 3, 400.0)
         self.assertNotIn(gone.told, self.told.points)
