@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from enum import Enum, auto
 from typing import Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from layer8.core.errors import LocalProtocolError, RemoteProtocolError
 from layer8.tunnel.limits import (
@@ -68,6 +68,7 @@ class Request:
     authority: bytes  # may be empty: then `host` says it
     path: bytes  # with its query
     fields: Fields = ()
+    length: int | None = field(default=None, eq=False)  # bytes of the content where the sender has said so before it
 
 
 @frozen
@@ -84,6 +85,7 @@ class Response:
 
     status: int  # 200 to 599
     fields: Fields = ()
+    length: int | None = field(default=None, eq=False)
 
 
 @frozen
@@ -152,6 +154,7 @@ class Reader:
         "_data",
         "_early",
         "_fields",
+        "_heads",
         "_known",
         "_left",
         "_request",
@@ -171,6 +174,7 @@ class Reader:
         self._status = 0
         self._early = 0
         self._fields: list[tuple[bytes, bytes]] = []
+        self._heads: Fields = ()
         self._size = 0  # of the lines of the section so far
         self._left = 0  # bytes of the content, or of its piece, that have not come
 
@@ -202,6 +206,8 @@ class Reader:
             self._close_fields(events)
             if self._at is _At.STATUS:
                 raise Malformed("a message without its final response")
+        if self._at is _At.CONTENT and self._known:
+            self._tell(events, 0)
         self._at = _At.BROKEN
         return [*events, END]
 
@@ -216,7 +222,7 @@ class Reader:
             case _At.FIELDS | _At.TRAILERS:
                 return self._section(events) if self._known else self._line(events)
             case _At.CONTENT:
-                return self._measure()
+                return self._measure(events)
             case _At.PIECE:
                 return self._piece(events)
             case _:
@@ -351,20 +357,29 @@ class Reader:
             if fields:
                 events.append(Trailers(fields))
             return
-        self._at = _At.CONTENT
-        if self._request:
-            events.append(Request(*self._texts, fields))
-        elif self._status < 200:
+        if not self._request and self._status < 200:
             events.append(Informational(self._status, fields))
             self._at = _At.STATUS
-        else:
-            events.append(Response(self._status, fields))
+            return
+        self._at = _At.CONTENT
+        self._heads = fields
+        if not self._known:
+            self._tell(events, None)
 
-    def _measure(self) -> bool:
+    def _tell(self, events: list[Event], length: int | None) -> None:
+        """Give the head: of a message of known length, once that is known too."""
+        if self._request:
+            events.append(Request(*self._texts, self._heads, length))
+        else:
+            events.append(Response(self._status, self._heads, length))
+
+    def _measure(self, events: list[Event]) -> bool:
         found = read_varint(self._data)
         if found is None:
             return False
         self._left, end = found
+        if self._known:
+            self._tell(events, self._left)
         del self._data[:end]
         if self._left:
             self._at = _At.PIECE

@@ -114,6 +114,13 @@ class RoundTripTests(SynchronousTestCase):
         wanted: list[Event] = [*before, Response(status, some), b"content", END]
         self.assertEqual(in_pieces(data, cut, request=False), wanted)
 
+    def test_the_length_of_the_content(self) -> None:
+        for known in (True, False):
+            for data in (bhttp.write(GET, b"12345", known=known), bhttp.write(GET, known=known)[:-2]):
+                head = in_pieces(data, 1, request=True)[0]
+                assert isinstance(head, Request)
+                self.assertEqual(head.length, (5 if b"12345" in data else 0) if known else None)
+
     def test_in_a_stream(self) -> None:
         reader = Reader(request=False)
         self.assertEqual(reader.feed(bhttp.head(OK, length=None)), [OK])
