@@ -77,12 +77,12 @@ def _labeled_expand(suite: bytes, prk: bytes, label: bytes, info: bytes, length:
 class Private:
     """An X25519 key pair that stays loaded, since loading costs more than the exchange."""
 
-    _key: X25519PrivateKey = field(repr=False)
+    key: X25519PrivateKey = field(repr=False)
     public: bytes = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         """Keep the public half, which everything asks for."""
-        self.public = self._key.public_key().public_bytes_raw()
+        self.public = self.key.public_key().public_bytes_raw()
 
     @classmethod
     def make(cls) -> Private:
@@ -104,12 +104,12 @@ class Private:
 
     def dump(self) -> bytes:
         """Give the 32 secret bytes, for whoever keeps them on disk."""
-        return self._key.private_bytes_raw()
+        return self.key.private_bytes_raw()
 
     def exchange(self, public: bytes) -> bytes:
         """Give the X25519 secret shared with a public key; raises `RemoteProtocolError` for one of low order."""
         try:
-            return self._key.exchange(X25519PublicKey.from_public_bytes(public))
+            return self.key.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError:
             raise RemoteProtocolError("a key of low order or of a wrong length") from None
 

@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from layer8.core.errors import LocalProtocolError, RemoteProtocolError
+from layer8.crypto.hpke_context import Private
 
 DH: Final = 32  # bytes of an X25519 key
 HASH: Final = 32
@@ -274,6 +275,16 @@ class Handshake:
         data = text if self._cipher is None else self._cipher.open(text, self.hash)
         self._mix(text)
         return data
+
+
+def nobody(remote: bytes, prologue: bytes) -> Handshake:
+    """Begin NK as its initiator, who is nobody and knows the responder's static key."""
+    return Handshake(NAMELESS, Keys(), prologue, initiator=True, remote=remote)
+
+
+def somebody(static: Private, prologue: bytes) -> Handshake:
+    """Begin NK as its responder."""
+    return Handshake(NAMELESS, Keys(static.key), prologue, initiator=False)
 
 
 class Records:

@@ -186,10 +186,10 @@ class Sealer(Protocol):
 
 
 class Opener(Protocol):
-    """The other side's message on its way in, cut anywhere; both raise `Refusal`."""
+    """The other side's message on its way in, cut anywhere; both raise `Refusal`, and go on doing so."""
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Give the pieces of the text that are whole now."""
+        """Give the pieces of the text that are whole now; a flaw behind them is raised by the next call."""
 
     def end(self) -> bytes:
         """Give the last piece: the message was whole."""
@@ -248,43 +248,60 @@ class _SingleSealer:
 
 
 class _ChunkOpener:
-    __slots__ = ("_chunks", "_final", "_held", "_messages", "_size", "_total")
+    __slots__ = ("_chunks", "_final", "_flaw", "_held", "_messages", "_size", "_total")
 
     def __init__(self, messages: Sequence) -> None:
         self._messages = messages
         self._held = bytearray()
         self._size = 0  # of the chunk that is awaited, 0 if its length is
         self._final = False
+        self._flaw: Refusal | None = None
         self._chunks = 0
         self._total = 0
 
     def feed(self, data: bytes) -> list[bytes]:
-        held, texts, at = self._held, [], 0
-        held += data
-        while not self._final:
-            if not self._size:
-                found = read_varint(held, at)
-                if found is None:
-                    break
-                self._size, at = found
-                self._final = not self._size
-                if not self._final and not TAG < self._size <= CHUNK_SEALED:
-                    raise Refusal("a chunk of a wrong length")
-                continue
-            if len(held) - at < self._size:
-                break
-            texts.append(self._open(bytes(held[at : at + self._size]), b""))
-            at += self._size
-            self._size = 0
-        del held[:at]
-        if self._final and len(held) > CHUNK_SEALED:
-            raise Refusal("a last chunk of a wrong length")
+        if self._flaw is not None:
+            raise self._flaw
+        self._held += data
+        texts: list[bytes] = []
+        try:
+            while (text := self._next()) is not None:
+                texts.append(text)
+        except Refusal as flaw:
+            self._flaw = flaw
+            self._held.clear()
+            if not texts:
+                raise
         return texts
 
     def end(self) -> bytes:
+        if self._flaw is not None:
+            raise self._flaw
         if not self._final:
             raise Refusal("a sealed message without its end")
         return self._open(bytes(self._held), _FINAL)
+
+    def _next(self) -> bytes | None:
+        """Give the next chunk that is whole, None if none is or only the last is to come."""
+        if not self._size and not self._final:
+            found = read_varint(self._held)
+            if found is None:
+                return None
+            self._size, end = found
+            del self._held[:end]
+            self._final = not self._size
+            if not self._final and not TAG < self._size <= CHUNK_SEALED:
+                raise Refusal("a chunk of a wrong length")
+        if self._final:
+            if len(self._held) > CHUNK_SEALED:
+                raise Refusal("a last chunk of a wrong length")
+            return None
+        if len(self._held) < self._size:
+            return None
+        sealed = bytes(self._held[: self._size])
+        del self._held[: self._size]
+        self._size = 0
+        return self._open(sealed, b"")
 
     def _open(self, sealed: bytes, associated: bytes) -> bytes:
         self._chunks += 1

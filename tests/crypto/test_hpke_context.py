@@ -109,7 +109,7 @@ class ContextTests(SynchronousTestCase):
 
     def test_the_library_opens_the_first_message(self) -> None:
         one = sender(Aead.CHACHA20_POLY1305, self.key.public, b"info", Private.make())
-        self.assertEqual(unseal(one.enc + one.messages.seal(b"text"), self.key._key, b"info"), b"text")
+        self.assertEqual(unseal(one.enc + one.messages.seal(b"text"), self.key.key, b"info"), b"text")
 
     def test_order_counts(self) -> None:
         first, second = self.one.messages.seal(b"1"), self.one.messages.seal(b"2")

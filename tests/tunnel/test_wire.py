@@ -204,6 +204,21 @@ class BadTests(SynchronousTestCase):
         self.refused(self.first + self.second + self.last + self.second, 422)
         self.refused(self.first + self.second + varint(len(self.last) - 1) + self.last[1:] + b"\0" + bytes(16), 422)
 
+    def test_what_is_good_before_a_flaw_is_given(self) -> None:
+        for size in (1, 7, 1000):
+            opener = self.peers.opening(self.head)[0]
+            texts: list[bytes] = []
+            data = self.first + self.second + self.second
+            with self.assertRaises(Refusal):
+                for at in range(0, len(data), size):
+                    piece = data[at : at + size]
+                    while given := opener.feed(piece):
+                        texts += given
+                        piece = b""
+            self.assertEqual(texts, [b"first", b"second"])
+            self.assertRaises(Refusal, opener.feed, b"")
+            self.assertRaises(Refusal, opener.end)
+
     def test_no_end(self) -> None:
         for data in (b"", self.first, self.first + self.second, self.first + self.second[:5]):
             self.refused(data, 400)
