@@ -203,12 +203,12 @@ class Reader:
             raise Malformed("a message that is cut in the middle")
         events: list[Event] = []
         if self._at is _At.FIELDS:
-            self._close_fields(events)
-            if self._at is _At.STATUS:
+            if not self._request and self._status < 200:
                 raise Malformed("a message without its final response")
-        if self._at is _At.CONTENT and self._known:
+            self._close_fields(events)
+        at, self._at = self._at, _At.BROKEN
+        if at is _At.CONTENT and self._known:
             self._tell(events, 0)
-        self._at = _At.BROKEN
         return [*events, END]
 
     def _step(self, events: list[Event]) -> bool:
@@ -369,7 +369,8 @@ class Reader:
     def _tell(self, events: list[Event], length: int | None) -> None:
         """Give the head: of a message of known length, once that is known too."""
         if self._request:
-            events.append(Request(*self._texts, self._heads, length))
+            method, scheme, authority, path = self._texts
+            events.append(Request(method, scheme, authority, path, self._heads, length))
         else:
             events.append(Response(self._status, self._heads, length))
 
@@ -459,7 +460,7 @@ def write(
 
 
 def _section(fields: Fields, known: bool) -> bytes:
-    out = []
+    out: list[bytes] = []
     for name, value in fields:
         lowered = name.lower()
         if _NAME(lowered) is None or _VALUE(value) is None:

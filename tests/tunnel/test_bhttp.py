@@ -48,8 +48,10 @@ class PublishedTests(SynchronousTestCase):
     def wanted(self, told: dict[str, Any]) -> list[Event]:
         events: list[Event] = []
         if told["framing"] in (0, 2):
-            texts = (told[name].encode() for name in ("method", "scheme", "authority", "path"))
-            events.append(Request(*texts, fields(told["headers"])))
+            method, scheme, authority, path = (
+                told[name].encode() for name in ("method", "scheme", "authority", "path")
+            )
+            events.append(Request(method, scheme, authority, path, fields(told["headers"])))
         else:
             events += (Informational(one["status"], fields(one["headers"])) for one in told["informational"])
             events.append(Response(told["status"], fields(told["headers"])))

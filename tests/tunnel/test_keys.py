@@ -122,7 +122,8 @@ class SetTests(SynchronousTestCase):
         KeySet.read(signed({**payload, "later": 1}), [ME.node_id])
         for name in payload:
             self.flaw(Flaw.FORM, KeySet.read, signed({k: v for k, v in payload.items() if k != name}), [ME.node_id])
-            for value in (None, "", [], {}, -1, 1.5, True, "\u00e9", [1], 2**60):
+            wrong: tuple[object, ...] = (None, "", [], {}, -1, 1.5, True, "\u00e9", [1], 2**60)
+            for value in wrong:
                 self.flaw(Flaw.FORM, KeySet.read, signed({**payload, name: value}), [ME.node_id])
         for change in (
             {"gateway": "Shop"},

@@ -231,8 +231,8 @@ class BadTests(SynchronousTestCase):
         ):
             self.refused(Leg().ask(KIND, ("content-length", length)), status)
         self.refused(Leg().ask(KIND, ("content-length", "100"), ("content-length", "100")), 400)
-        for length in (relay.BODY_LEAST, relay.BODY_MOST):
-            self.assertEqual(len(Leg().ask(KIND, ("content-length", str(length))).seen.effects), 1)
+        for size in (relay.BODY_LEAST, relay.BODY_MOST):
+            self.assertEqual(len(Leg().ask(KIND, ("content-length", str(size))).seen.effects), 1)
 
     def test_what_a_gateway_says_is_said_anew(self) -> None:
         for status in (400, 422, 429, 503):

@@ -84,7 +84,8 @@ class ReplayTests(SynchronousTestCase):
         st.lists(st.tuples(st.integers(0, 8), st.integers(-500, 500), st.integers(0, 200)), max_size=60),
     )
     def test_a_repeat_is_never_let_in(self, most: int, asked: list[tuple[int, int, int]]) -> None:
-        marks, seen, now = ReplaySet(Window(most=most)), set(), NOW
+        marks, now = ReplaySet(Window(most=most)), NOW
+        seen: set[tuple[int, int]] = set()
         for number, offset, passed in asked:
             now += passed
             date = minute(now + offset)
