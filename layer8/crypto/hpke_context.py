@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hmac
 from enum import IntEnum
+from functools import cache, lru_cache
 from typing import Final
 
 from attrs import define, field, frozen
@@ -142,9 +143,7 @@ class Schedule:
 
 def schedule(aead: Aead, shared: bytes, info: bytes) -> Schedule:
     """Run the key schedule of base mode."""
-    suite = _suite(aead)
-    context = b"\0" + _labeled_extract(suite, b"", b"psk_id_hash", b"")
-    context += _labeled_extract(suite, b"", b"info_hash", info)
+    suite, context = _suite(aead), _context(aead, info)
     secret = _labeled_extract(suite, shared, b"secret", b"")
     return Schedule(
         context,
@@ -155,6 +154,15 @@ def schedule(aead: Aead, shared: bytes, info: bytes) -> Schedule:
     )
 
 
+@lru_cache(maxsize=16)
+def _context(aead: Aead, info: bytes) -> bytes:
+    """The key schedule's context: nothing secret, and the same for all who use one key."""
+    suite = _suite(aead)
+    hashes = (_labeled_extract(suite, b"", b"psk_id_hash", b""), _labeled_extract(suite, b"", b"info_hash", info))
+    return b"\0" + b"".join(hashes)
+
+
+@cache
 def _suite(aead: Aead) -> bytes:
     return b"HPKE" + KEM.to_bytes(2, "big") + KDF.to_bytes(2, "big") + aead.to_bytes(2, "big")
 

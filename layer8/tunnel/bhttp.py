@@ -212,24 +212,23 @@ class Reader:
         return [*events, END]
 
     def _step(self, events: list[Event]) -> bool:
-        match self._at:
-            case _At.FRAMING:
-                return self._frame()
-            case _At.TEXTS:
-                return self._text()
-            case _At.STATUS:
-                return self._say()
-            case _At.FIELDS | _At.TRAILERS:
-                return self._section(events) if self._known else self._line(events)
-            case _At.CONTENT:
-                return self._measure(events)
-            case _At.PIECE:
-                return self._piece(events)
-            case _:
-                if self._data.count(0) != len(self._data):
-                    raise Malformed("padding of other bytes than zeros")
-                self._data.clear()
-                return False
+        at = self._at
+        if at is _At.TEXTS:
+            return self._text()
+        if at is _At.FIELDS or at is _At.TRAILERS:
+            return self._section(events) if self._known else self._line(events)
+        if at is _At.CONTENT:
+            return self._measure(events)
+        if at is _At.PIECE:
+            return self._piece(events)
+        if at is _At.FRAMING:
+            return self._frame()
+        if at is _At.STATUS:
+            return self._say()
+        if self._data.count(0) != len(self._data):
+            raise Malformed("padding of other bytes than zeros")
+        self._data.clear()
+        return False
 
     def _frame(self) -> bool:
         found = read_varint(self._data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -20,8 +21,12 @@ def write(seconds: float) -> bytes:
     return f"{_DAYS[at.weekday()]}, {at.day:02} {_MONTHS[at.month - 1]} {at.year:04} {at:%H:%M:%S} GMT".encode()
 
 
+@lru_cache(maxsize=64)
 def read(text: bytes) -> int | None:
-    """Give seconds since 1970, None for what is no date, or one with another day of the week than it had."""
+    """Give seconds since 1970, None for what is no date, or one with another day of the week than it had.
+
+    Pages write whole minutes, so that there are few at any time.
+    """
     match = _FORM(text)
     if match is None:
         return None

@@ -26,6 +26,8 @@ HOP: Final = frozenset(
 SPOKEN_FOR: Final = frozenset((b"forwarded", b"via", b"x-real-ip", b"l8-encapsulated", b"l8-token"))
 SPOKEN_FOR_PREFIX: Final = b"x-forwarded-"
 
+_UNHEARD: Final = HOP | SPOKEN_FOR | {b"content-length", b"host"}
+
 _AUTHORITY = re.compile(
     r"(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]*[a-z0-9])?|\[[0-9a-f:]+\]"
 ).fullmatch
@@ -90,8 +92,9 @@ def find(request: Request, allowed: Allowed) -> Target:
     scheme = request.scheme.decode("ascii", "replace").lower()
     if len(authority) > MAX_AUTHORITY or (scheme, authority) not in allowed.pairs:
         raise Malformed("a request for somebody else")
-    path, _, query = request.path.decode("ascii", "replace").partition("?")
-    if "#" in request.path.decode("ascii", "replace"):
+    text = request.path.decode("ascii", "replace")
+    path, _, query = text.partition("?")
+    if "#" in text:
         raise Malformed("a path with a fragment")
     return Target(scheme, authority, normal(path), query)
 
@@ -126,12 +129,17 @@ def normal(path: str) -> str:
 
 def told(fields: Fields) -> Fields:
     """Give the fields that the backend hears: none of a connection, none that speaks for us, no second length."""
-    named = {option.strip().lower() for name, value in fields if name == b"connection" for option in value.split(b",")}
-    gone = HOP | SPOKEN_FOR | named | {b"content-length", b"host"}
+    gone = _UNHEARD | _named(fields)
     return tuple((name, value) for name, value in fields if name not in gone and not name.startswith(SPOKEN_FOR_PREFIX))
 
 
 def answered(fields: Fields) -> Fields:
     """Give the fields of a backend's answer that go to the page: none of a connection."""
-    named = {option.strip().lower() for name, value in fields if name == b"connection" for option in value.split(b",")}
-    return tuple((name, value) for name, value in fields if name not in HOP and name not in named)
+    gone = HOP | _named(fields)
+    return tuple((name, value) for name, value in fields if name not in gone)
+
+
+def _named(fields: Fields) -> frozenset[bytes]:
+    """Give the fields that Connection says belong to it."""
+    options = [value for name, value in fields if name == b"connection"]
+    return frozenset(one.strip().lower() for value in options for one in value.split(b","))
