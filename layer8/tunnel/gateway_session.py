@@ -25,7 +25,7 @@ from layer8.crypto.hpke_context import Context
 from layer8.tunnel import bhttp, dates, target, wire
 from layer8.tunnel.bhttp import END, Fields, Malformed, Request, Response, Trailers
 from layer8.tunnel.keys import GatewayKey
-from layer8.tunnel.limits import EXCHANGE_TIME, HEAD_TIME, IDLE_TIME
+from layer8.tunnel.limits import EXCHANGE_TIME, HEAD_TIME, IDLE_TIME, MAX_FIELD_BYTES, MAX_SINGLE
 from layer8.tunnel.outgoing import Outgoing
 from layer8.tunnel.replay import Verdict, Window, mark
 from layer8.tunnel.target import Allowed, Target
@@ -34,6 +34,7 @@ from layer8.tunnel.wire import HEAD, Head, Media, Opener, Refusal
 SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
 RANDOM: Final = 32  # bytes that an exchange needs
 _EMPTY: Final = frozenset((204, 205, 304))  # statuses without content
+_ENDS: Final = MAX_FIELD_BYTES + 64  # bytes that may follow content
 
 
 @frozen
@@ -227,10 +228,19 @@ class GatewayExchange:
         self._active(now)
 
     def write(self, data: bytes, now: float) -> None:
-        """Add content; raises `LocalProtocolError` for more than was promised. It leaves in full chunks."""
-        if self._at is not _At.CLOSED and not self._mute:
-            self._send(self._answering().write(data))
-            self._active(now)
+        """Add content; raises `LocalProtocolError` for more than was promised. It leaves in full chunks.
+
+        An answer of one piece that grows too long for that is cut.
+        """
+        if self._at is _At.CLOSED or self._mute:
+            return
+        answer = self._answering()
+        if not self._media.chunked and answer.size + len(data) > MAX_SINGLE - _ENDS:
+            self._leave()
+            self._end(Close("limit", abort=True))
+            return
+        self._send(answer.write(data))
+        self._active(now)
 
     def flush(self, now: float) -> None:
         """Send what waits for a full chunk."""

@@ -38,6 +38,11 @@ class Outgoing:
         self._add(bhttp.head(message, length=length, early=early))
 
     @property
+    def size(self) -> int:
+        """How many bytes of plaintext there are so far."""
+        return self._written
+
+    @property
     def short(self) -> bool:
         """Whether content is missing that was promised."""
         return bool(self._left)

@@ -477,6 +477,29 @@ class BrokenTests(SynchronousTestCase):
         pair.settle()
         self.assertEqual(pair.there.closed, [Close("backend", abort=True)])
 
+    def test_fields_that_cannot_be_written(self) -> None:
+        pair = Pair(Gateway())
+        pair.give(pair.ask())
+        for fields in (((b"a", b"b\r\nc: d"),), ((b"a b", b""),), ((b"a", b"b"),) * 129):
+            self.assertRaises(LocalProtocolError, pair.serving.respond, Response(200, fields), NOW)
+        pair.serving.failed(NOW)
+        pair.settle()
+        self.assertEqual(status(pair), 502)
+
+    def test_an_answer_too_long_for_one_piece(self) -> None:
+        pair = Pair(Gateway(), chunked=False)
+        pair.give(pair.ask())
+        pair.serving.respond(Response(200), NOW)
+        for _ in range(64):
+            pair.serving.write(bytes(CHUNK_PLAIN), NOW)
+        pair.settle()
+        self.assertEqual((pair.there.sent, pair.there.closed), (b"", [Close("limit", abort=True)]))
+        self.assertEqual(len(pair.there.told(Leave)), 1)
+        pair = Pair(Gateway(), chunked=False)
+        pair.give(pair.ask())
+        pair.answer(Response(200), bytes(1_000_000))
+        self.assertEqual(status(pair), 200)
+
     def test_an_answer_that_is_cut_or_changed(self) -> None:
         for end, wrong, code in ((-1, b"", "tampered"), (20, b"", "cut"), (10, b"", "cut"), (30, b"x", "tampered")):
             pair = Pair(Gateway())
