@@ -132,7 +132,9 @@ class GatewayExchange:
         self._ends = now + EXCHANGE_TIME
         self._deadline: float | None = now + (HEAD_TIME if media.chunked else IDLE_TIME)
         self._at = _At.HEADER
-        self._held = b""
+        self._held = b""  # bytes that nobody has looked at
+        self._texts: list[bytes] = []  # pieces that have opened and that nobody has read
+        self._over = False  # no more bytes will come
         self._head: Head | None = None
         self._epoch = 0
         self._opener: Opener | None = None
@@ -142,7 +144,7 @@ class GatewayExchange:
         self._called = False
         self._request: Request | None = None
         self._call: Call | None = None
-        self._waiting: list[bhttp.Event] = []
+        self._waiting: list[bhttp.Event] = []  # what has been read and the backend is not called for yet
         self._trailers: Fields = ()
         self._answer: Outgoing | None = None
         self._mute = False  # the answer may have no content
@@ -158,35 +160,16 @@ class GatewayExchange:
         self._now = now
         if self._at in (_At.WHOLE, _At.BROKEN, _At.CLOSED):
             return
-        try:
-            if self._opener is None:
-                data = self._read_head(data)
-            while self._opener is not None and (texts := self._opener.feed(data)):
-                self._opened, data = True, b""
-                for text in texts:
-                    self._events(self._reader.feed(text))
-                self._active(now)
-        except Refusal as error:
-            self._refuse(error)
-        except Malformed as error:
-            self._break(error.status)
+        self._held += data
+        self._go(now)
 
     def ended(self, now: float) -> None:
         """Take the end of the outer request's body."""
         self._now = now
         if self._at in (_At.WHOLE, _At.BROKEN, _At.CLOSED):
             return
-        try:
-            if self._opener is None:
-                raise Refusal("a sealed request without its head")
-            text = self._opener.end()
-            self._opened = True
-            self._events(self._reader.feed(text))
-            self._events(self._reader.end())
-        except Refusal as error:
-            self._refuse(error)
-        except Malformed as error:
-            self._break(error.status)
+        self._over = True
+        self._go(now)
         self._active(now)
 
     def remembered(self, verdict: Verdict, now: float) -> None:
@@ -200,6 +183,7 @@ class GatewayExchange:
             self._out.add(Tell(self._call))
             waiting, self._waiting = self._waiting, []
             self._events(waiting)
+            self._go(now)
         elif verdict is Verdict.REPEAT:
             self._break(425)
         else:
@@ -304,19 +288,42 @@ class GatewayExchange:
         if self._at is not _At.CLOSED and self._opened:
             self._deadline = min(now + IDLE_TIME, self._ends)
 
-    def _read_head(self, data: bytes) -> bytes:
-        """Give what follows the head, once that is there."""
-        self._held += data
+    def _go(self, now: float) -> None:
+        """Read what has come, as far as nobody has to be asked first."""
+        try:
+            if self._at is _At.HEADER:
+                self._read_head()
+            while self._opener is not None and self._at in (_At.OPENING, _At.BODY):
+                if not self._texts:
+                    data, self._held = self._held, b""
+                    self._texts = self._opener.feed(data)
+                    if not self._texts:
+                        break
+                    self._opened = True
+                    self._active(now)
+                self._events(self._reader.feed(self._texts.pop(0)))
+            if self._over and self._opener is not None and self._at in (_At.OPENING, _At.BODY):
+                text = self._opener.end()
+                self._opened = True
+                self._events(self._reader.feed(text))
+                self._events(self._reader.end())
+        except Refusal as error:
+            self._refuse(error)
+        except Malformed as error:
+            self._break(error.status)
+
+    def _read_head(self) -> None:
         if len(self._held) < HEAD:
-            return b""
-        head, rest, self._held = Head.read(self._held[:HEAD]), self._held[HEAD:], b""
+            if self._over:
+                raise Refusal("a sealed request without its head")
+            return
+        head, self._held = Head.read(self._held[:HEAD]), self._held[HEAD:]
         key = self._rules.find(head.key_id, self._wall())
         if key is None or head.aead not in key.config(chacha=self._rules.chacha).aeads:
             raise Refusal("a key that is not ours, or no longer", 400, wire.OHTTP_KEY)
         self._head, self._epoch = head, key.epoch
         self._opener, self._context = wire.open_request(self._media, head, key.ohttp)
         self._at = _At.OPENING
-        return rest
 
     def _events(self, events: list[bhttp.Event]) -> None:
         for event in events:
@@ -365,6 +372,8 @@ class GatewayExchange:
     def _break(self, status: int, problem: str = wire.ABOUT_BLANK) -> None:
         """The request is of no use: say so under seal, if nothing else has been said."""
         self._waiting.clear()
+        self._texts.clear()
+        self._held = b""
         if self._called and self._at is _At.BODY:
             self._out.add(Tell(Broken()))
         self._at = _At.BROKEN
@@ -408,3 +417,5 @@ class GatewayExchange:
         self._deadline = None
         self._opener = self._answer = self._context = None
         self._waiting.clear()
+        self._texts.clear()
+        self._held = b""

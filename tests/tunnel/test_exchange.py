@@ -422,6 +422,29 @@ class BrokenTests(SynchronousTestCase):
             self.assertEqual((pair.there.told(Whole), len(pair.there.told(Broken))), ([], 1), change)
             self.assertEqual(status(pair), 400)
 
+    @given(st.integers(0, 700), st.integers(1, 255), st.integers(1, 300), st.booleans())
+    def test_any_cut_of_a_changed_message(self, at: int, change: int, cut: int, whole: bool) -> None:
+        """What a gateway does with it does not depend on how the bytes came."""
+        gateway = Gateway()
+        pair = Pair(gateway, asked(b"POST"), length=None, pad=False)
+        client, parts = pair.client, []
+        for text in (b"", b"first", b"second"):
+            client.write(text, NOW)
+            assert client._writing is not None
+            parts.append(client._writing.flush())
+        data = bytearray(b"".join(parts) + pair.ask())
+        at %= len(data)
+        data[at] ^= change
+        seen = []
+        for size in (cut, len(data)):
+            again = Pair(gateway)
+            gateway.marks = type(gateway.marks)(gateway.rules.window)
+            again.give(bytes(data), size, whole=whole)
+            told = again.there.told
+            seen.append((told(Reply), content(again.there, Body), told(Whole), told(Broken), again.there.closed))
+            self.assertEqual(told(Whole), [])
+        self.assertEqual(*seen)
+
     def test_a_broken_request_whose_answer_has_begun(self) -> None:
         """The backend's answer stands; its read of the request fails."""
         pair = self.begun()
