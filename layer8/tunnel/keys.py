@@ -61,6 +61,7 @@ class Flaw(Enum):
     GATEWAY = "gateway"  # of another gateway
     EPOCH = "epoch"  # older than one that was seen
     TIME = "time"  # not yet, or no longer
+    DIFFERENT = "different"  # relays, or looks, that give two for one epoch
 
 
 class BadKeys(RemoteProtocolError):
