@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import LocalProtocolError
-from layer8.core.session import Close
+from layer8.core.session import Close, Send, Tell
 from layer8.crypto.hpke_context import Aead, Private
 from layer8.tunnel import bhttp, dates, wire
 from layer8.tunnel.bhttp import Fields, Informational, Request, Response, varint
@@ -117,6 +117,42 @@ class RoundTripTests(SynchronousTestCase):
         pair.page.take(pair.client.effects())
         self.assertEqual(content(pair.page, Piece), b"data: one\n\n")
         self.assertEqual(pair.page.told(Done), [])
+
+    def test_a_stream_is_never_held(self) -> None:
+        """32 MiB each way, in pieces: nobody keeps more than a chunk of it, and what it costs is exact."""
+        piece, count = bytes(65_536), 512
+        pair = Pair(Gateway(pad=False), asked(b"POST"), length=None, pad=False)
+        up = down = 0
+        for number in range(count):
+            pair.client.write(piece, NOW)
+            sent = b"".join(effect.data for effect in pair.client.effects() if isinstance(effect, Send))
+            pair.serving.received(sent, NOW)
+            if not number:
+                pair.settle()
+                pair.there.effects.clear()
+            up += sum(
+                len(e.what.data) for e in pair.serving.effects() if isinstance(e, Tell) and isinstance(e.what, Body)
+            )
+            assert pair.client._writing is not None
+            self.assertLess(len(pair.client._writing._text), CHUNK_PLAIN)
+            self.assertLess(len(pair.serving._held) + sum(map(len, pair.serving._texts)), CHUNK_PLAIN)
+            self.assertLess(len(pair.serving._reader._data), CHUNK_PLAIN)
+        pair.serving.respond(Response(200), NOW, length=len(piece) * count)
+        pair.client.finish(NOW)
+        pair.client.effects()
+        pair.client.answered(200, CHUNKED.response, NOW)
+        outer = 0
+        for _ in range(count):
+            pair.serving.write(piece, NOW)
+            sent = b"".join(effect.data for effect in pair.serving.effects() if isinstance(effect, Send))
+            outer += len(sent)
+            pair.client.received(sent, NOW)
+            for effect in pair.client.effects():
+                if isinstance(effect, Tell) and isinstance(effect.what, Piece):
+                    down += len(effect.what.data)
+        self.assertGreater(up, len(piece) * (count - 2))
+        self.assertGreater(down, len(piece) * count - CHUNK_PLAIN)
+        self.assertEqual((outer - 16) % (CHUNK_PLAIN + 20), 0)
 
     def test_sizes_on_the_wire(self) -> None:
         """One of eight, however long the message is; and exactly what it costs without padding."""
