@@ -1,9 +1,12 @@
-"""The Noise protocol framework, revision 34: pattern XX, with or without ML-KEM-768 as its hybrid part (XXhfs).
+"""The Noise protocol framework, revision 34: XX, with or without ML-KEM-768 as its hybrid part (XXhfs), and NK.
 
 ```
- -> e [e1]                         e 32 | ML-KEM-768 public key 1184
- <- e, ee [ekem1], s, es           e 32 | sealed ciphertext 1088 + 16 | sealed s 32 + 16
- -> s, se                          sealed s 32 + 16
+ XX  -> e [e1]                     e 32 | ML-KEM-768 public key 1184
+     <- e, ee [ekem1], s, es       e 32 | sealed ciphertext 1088 + 16 | sealed s 32 + 16
+     -> s, se                      sealed s 32 + 16
+ NK  <- s                          known before: only the responder has a static key
+     -> e, es                      e 32
+     <- e, ee                      e 32
 ```
 Each message ends in a payload, sealed once there is a key. The hybrid part is the draft "KEM-based Hybrid Forward
 Secrecy for Noise": `e1` and `ekem1` are sealed like a static key, and the KEM's secret is mixed in after `ee`.
@@ -25,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from layer8.core.errors import LocalProtocolError, RemoteProtocolError
+from layer8.crypto.hpke_context import Private
 
 DH: Final = 32  # bytes of an X25519 key
 HASH: Final = 32
@@ -36,6 +40,8 @@ RECORD: Final = 31 * 2048  # bytes of plaintext in one record: as many whole cel
 REKEY_AFTER: Final = 1 << 20  # records of one direction under one key: 62 GiB, well within what AES-GCM allows
 
 _LAST: Final = (1 << 64) - 1  # the nonce of REKEY
+_SIZES: Final = {"e": DH, "e1": EK, "ekem1": CT, "s": DH}
+_SECRETS: Final = frozenset(("ee", "es", "se"))
 _ZERO: Final = bytes(32)
 
 
@@ -46,13 +52,20 @@ class Suite:
     name: bytes
     aead: type[AESGCM] | type[ChaCha20Poly1305]
     order: str  # of the bytes of a nonce
-    hybrid: bool
+    pattern: tuple[tuple[str, ...], ...]  # the tokens of each message
+    known: bool = False  # whether the initiator knows the responder's static key before
 
 
-LINK: Final = Suite(b"Noise_XXhfs_25519+MLKEM768_AESGCM_SHA256", AESGCM, "big", hybrid=True)
-CLASSIC: Final = Suite(b"Noise_XX_25519_ChaChaPoly_SHA256", ChaCha20Poly1305, "little", hybrid=False)
-
-_PATTERN: Final = (("e", "e1"), ("e", "ee", "ekem1", "s", "es"), ("s", "se"))
+LINK: Final = Suite(
+    b"Noise_XXhfs_25519+MLKEM768_AESGCM_SHA256",
+    AESGCM,
+    "big",
+    (("e", "e1"), ("e", "ee", "ekem1", "s", "es"), ("s", "se")),
+)
+CLASSIC: Final = Suite(
+    b"Noise_XX_25519_ChaChaPoly_SHA256", ChaCha20Poly1305, "little", (("e",), ("e", "ee", "s", "es"), ("s", "se"))
+)
+NAMELESS: Final = Suite(b"Noise_NK_25519_AESGCM_SHA256", AESGCM, "big", (("e", "es"), ("e", "ee")), known=True)
 
 
 def new_static() -> X25519PrivateKey:
@@ -96,21 +109,38 @@ class Cipher:
 
 @define(eq=False)
 class Keys:
-    """What one side brings to a handshake; all but `static` is made fresh unless a test says otherwise."""
+    """What one side brings to a handshake; all but `static` is made fresh unless a test says otherwise.
 
-    static: X25519PrivateKey = field(repr=False)
+    Who is nobody, the initiator of NK, has no static key; the KEM's key is made when it is needed.
+    """
+
+    static: X25519PrivateKey | None = field(default=None, repr=False)
     ephemeral: X25519PrivateKey = field(factory=X25519PrivateKey.generate, repr=False)
-    kem: MLKEM768PrivateKey = field(factory=MLKEM768PrivateKey.generate, repr=False)
+    _kem: MLKEM768PrivateKey | None = field(default=None, repr=False)
     encapsulate: Callable[[bytes], tuple[bytes, bytes]] = field(
         default=lambda ek: MLKEM768PublicKey.from_public_bytes(ek).encapsulate(), repr=False
     )
 
+    @property
+    def kem(self) -> MLKEM768PrivateKey:
+        """The key that the peer encapsulates to."""
+        if self._kem is None:
+            self._kem = MLKEM768PrivateKey.generate()
+        return self._kem
+
+    @property
+    def lasting(self) -> X25519PrivateKey:
+        """The static key; raises `LocalProtocolError` where there is none."""
+        if self.static is None:
+            raise LocalProtocolError("this side of the handshake needs a static key")
+        return self.static
+
 
 class Handshake:
-    """One side of XX: `write` and `read` in turn, the initiator writes first, until `done`."""
+    """One side of a pattern: `write` and `read` in turn, the initiator writes first, until `done`."""
 
-    def __init__(self, suite: Suite, keys: Keys, prologue: bytes, *, initiator: bool) -> None:
-        """Mix in the name and what both sides agree on already."""
+    def __init__(self, suite: Suite, keys: Keys, prologue: bytes, *, initiator: bool, remote: bytes = b"") -> None:
+        """Mix in the name and what both sides agree on already; NK's initiator knows the `remote` static key."""
         self._suite = suite
         self._keys = keys
         self._initiator = initiator
@@ -120,13 +150,15 @@ class Handshake:
         self._re = b""
         self._ek = b""
         self.hash = self._ck
-        self.remote = b""  # the peer's static key, once it has come
+        self.remote = remote  # the peer's static key, once it has come
         self._mix(prologue)
+        if suite.known:
+            self._mix(remote if initiator else keys.lasting.public_key().public_bytes_raw())
 
     @property
     def done(self) -> bool:
         """Whether all messages have passed."""
-        return self._step == len(_PATTERN)
+        return self._step == len(self._suite.pattern)
 
     @property
     def ours(self) -> bool:
@@ -136,17 +168,20 @@ class Handshake:
     @property
     def size(self) -> int:
         """How many bytes the next message has, with an empty payload."""
-        hybrid = self._suite.hybrid
-        first = DH + EK if hybrid else DH
-        second = DH + (CT + TAG if hybrid else 0) + DH + TAG + TAG
-        return (first, second, DH + TAG + TAG)[self._step]
+        size, sealed = 0, TAG if self._cipher is not None else 0
+        for token in self._suite.pattern[self._step]:
+            if token in _SECRETS:
+                sealed = TAG
+            else:
+                size += _SIZES[token] + (0 if token == "e" else sealed)
+        return size + sealed
 
     def write(self, payload: bytes = b"") -> bytes:
         """Make the next message."""
         if not self.ours:
             raise LocalProtocolError("the next Noise message is the peer's")
         keys, out = self._keys, []
-        for token in self._tokens():
+        for token in self._suite.pattern[self._step]:
             match token:
                 case "e":
                     public = keys.ephemeral.public_key().public_bytes_raw()
@@ -162,7 +197,7 @@ class Handshake:
                     out.append(self._seal(text))
                     self._mix_key(secret)
                 case "s":
-                    out.append(self._seal(keys.static.public_key().public_bytes_raw()))
+                    out.append(self._seal(keys.lasting.public_key().public_bytes_raw()))
                 case _:
                     self._exchange(token)
         out.append(self._seal(payload))
@@ -183,7 +218,7 @@ class Handshake:
             return message[at - size : at]
 
         sealed = TAG if self._cipher is not None else 0
-        for token in self._tokens():
+        for token in self._suite.pattern[self._step]:
             match token:
                 case "e":
                     self._re = take(DH)
@@ -208,14 +243,10 @@ class Handshake:
         first, second = (Cipher(self._suite, key) for key in self._hkdf(b""))
         return (first, second) if self._initiator else (second, first)
 
-    def _tokens(self) -> tuple[str, ...]:
-        tokens = _PATTERN[self._step]
-        return tokens if self._suite.hybrid else tuple(token for token in tokens if token not in ("e1", "ekem1"))
-
     def _exchange(self, token: str) -> None:
         """Mix in a Diffie-Hellman secret; the first letter is the initiator's key."""
         mine, theirs = (token[0], token[1]) if self._initiator else (token[1], token[0])
-        private = self._keys.ephemeral if mine == "e" else self._keys.static
+        private = self._keys.ephemeral if mine == "e" else self._keys.lasting
         try:
             self._mix_key(
                 private.exchange(X25519PublicKey.from_public_bytes(self._re if theirs == "e" else self.remote))
@@ -244,6 +275,16 @@ class Handshake:
         data = text if self._cipher is None else self._cipher.open(text, self.hash)
         self._mix(text)
         return data
+
+
+def nobody(remote: bytes, prologue: bytes) -> Handshake:
+    """Begin NK as its initiator, who is nobody and knows the responder's static key."""
+    return Handshake(NAMELESS, Keys(), prologue, initiator=True, remote=remote)
+
+
+def somebody(static: Private, prologue: bytes) -> Handshake:
+    """Begin NK as its responder."""
+    return Handshake(NAMELESS, Keys(static.key), prologue, initiator=False)
 
 
 class Records:

@@ -16,9 +16,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import LocalProtocolError, RemoteProtocolError
 from layer8.crypto import noise
-from layer8.crypto.noise import CLASSIC, LINK, RECORD, Cipher, Handshake, Keys, Records
+from layer8.crypto.noise import CLASSIC, LINK, NAMELESS, RECORD, Cipher, Handshake, Keys, Records
 
 FROZEN = Path(__file__).parent.parent / "vectors" / "noise-xxhfs-1.json"
+KNOWN = FROZEN.with_name("noise-nk.json")
 PUBLISHED = "noise-xx-25519-chachapoly-sha256.json"
 SHARED = Path(__file__).parents[3] / "shared" / "vectors"
 FOLDER = Path(os.environ.get("LAYER8_VECTORS", SHARED))
@@ -46,7 +47,7 @@ def met(suite: noise.Suite = LINK) -> tuple[Handshake, Handshake]:
 
 
 class TranscriptMixin:
-    """Go through a vector's messages: three of the handshake, then transport, the responder first."""
+    """Go through a vector's messages: those of the handshake, then transport, in turn."""
 
     def follow(self, vector: dict[str, Any], alice: Handshake, bob: Handshake) -> None:
         assert isinstance(self, SynchronousTestCase)
@@ -55,7 +56,7 @@ class TranscriptMixin:
         for number, message in enumerate(vector["messages"]):
             payload, text = bytes.fromhex(message["payload"]), bytes.fromhex(message["ciphertext"])
             says, hears = number % 2, 1 - number % 2
-            if number < 3:
+            if not alice.done or not bob.done:
                 self.assertEqual(ends[says].write(payload), text)
                 self.assertEqual(ends[hears].read(text), payload)
                 continue
@@ -93,8 +94,8 @@ class FrozenTests(TranscriptMixin, SynchronousTestCase):
     def test_both_learn_the_others_static_key(self) -> None:
         for suite in (LINK, CLASSIC):
             alice, bob = met(suite)
-            self.assertEqual(alice.remote, bob._keys.static.public_key().public_bytes_raw())
-            self.assertEqual(bob.remote, alice._keys.static.public_key().public_bytes_raw())
+            self.assertEqual(alice.remote, bob._keys.lasting.public_key().public_bytes_raw())
+            self.assertEqual(bob.remote, alice._keys.lasting.public_key().public_bytes_raw())
 
     def test_the_kem_counts(self) -> None:
         """With another KEM secret nothing opens: X25519 alone is not enough."""
@@ -107,6 +108,39 @@ class FrozenTests(TranscriptMixin, SynchronousTestCase):
         )
         bob.read(alice.write())
         self.assertRaises(RemoteProtocolError, alice.read, bob.write())
+
+
+class NamelessTests(TranscriptMixin, SynchronousTestCase):
+    """NK: the initiator is nobody and knows whom it talks to."""
+
+    def pair(self, remote: bytes = b"") -> tuple[Handshake, Handshake]:
+        bob = Handshake(NAMELESS, Keys(X25519PrivateKey.generate()), b"p", initiator=False)
+        remote = remote or bob._keys.lasting.public_key().public_bytes_raw()
+        return Handshake(NAMELESS, Keys(), b"p", initiator=True, remote=remote), bob
+
+    def test_published(self) -> None:
+        vector = json.loads(KNOWN.read_text())
+        self.assertEqual(vector["protocol_name"].encode(), NAMELESS.name)
+        static, prologue = x25519(vector["resp_static"]), bytes.fromhex(vector["init_prologue"])
+        remote = bytes.fromhex(vector["init_remote_static"])
+        alice = Handshake(
+            NAMELESS, Keys(ephemeral=x25519(vector["init_ephemeral"])), prologue, initiator=True, remote=remote
+        )
+        bob = Handshake(NAMELESS, Keys(static, x25519(vector["resp_ephemeral"])), prologue, initiator=False)
+        self.follow(vector, alice, bob)
+
+    def test_sizes(self) -> None:
+        alice, bob = self.pair()
+        for says, hears in ((alice, bob), (bob, alice)):
+            self.assertEqual((says.size, hears.size), (48, 48))
+            hears.read(says.write())
+
+    def test_another_responder_cannot_read(self) -> None:
+        alice, bob = self.pair(X25519PrivateKey.generate().public_key().public_bytes_raw())
+        self.assertRaises(RemoteProtocolError, bob.read, alice.write(b"who is there"))
+
+    def test_a_responder_without_a_key(self) -> None:
+        self.assertRaises(LocalProtocolError, Handshake, NAMELESS, Keys(), b"", initiator=False)
 
 
 class BadTests(SynchronousTestCase):
