@@ -6,6 +6,7 @@ import ast
 import configparser
 import importlib
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -377,6 +378,17 @@ class PeerTests(SynchronousTestCase):
             self.assertTrue(wanted and all("==" in line for line in wanted), wanted)
             self.assertIn(f"install -q --disable-pip-version-check -r {name}", script)
             self.assertIn("export LAYER8_CROSSBAR=", script)
+
+    def test_what_comes_from_npm_is_installed_as_it_is_locked(self) -> None:
+        folder = ROOT / ".ci" / "npm"
+        wanted = json.loads((folder / "package.json").read_text())["dependencies"]
+        locked = json.loads((folder / "package-lock.json").read_text())["packages"]
+        self.assertEqual({name: locked[f"node_modules/{name}"]["version"] for name in wanted}, wanted)
+        for name, package in locked.items():
+            self.assertTrue(not name or package["integrity"].startswith("sha512-"), name)
+        script = (ROOT / ".ci" / "run").read_text()
+        self.assertIn("npm ci ", script)
+        self.assertIn("export LAYER8_NPM=", script)
 
     def test_ci_says_in_one_line_what_it_could_not_install(self) -> None:
         """Where nothing can be downloaded, or the program is not where it is said to be, nothing is tested at all."""

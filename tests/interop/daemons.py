@@ -83,6 +83,20 @@ def no_crossbar() -> str | None:
     return None if crossbar() else "needs Crossbar.io, which .ci/run installs from .ci/crossbar.txt"
 
 
+def npm() -> Path | None:
+    """Give the folder with the npm peers: what LAYER8_NPM names, or what `.ci/run` has installed."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("LAYER8_NPM") or cache / "layer8-ci" / "npm")
+    return folder if (folder / "node_modules").is_dir() else None
+
+
+def no_npm() -> str | None:
+    """Say what is missing of Node and the npm peers; None if they are here."""
+    if (reason := missing(node="nodejs")) is not None:
+        return reason
+    return None if npm() else "needs the npm peers, which .ci/run installs from .ci/npm"
+
+
 def free_port() -> int:
     """Give a port that nobody listens on, for programs that cannot say which one the kernel chose.
 
