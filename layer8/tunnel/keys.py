@@ -1,9 +1,7 @@
 """A gateway's keys: the signed set that pages trust, and when each key is made, offered, opened with and deleted.
 
-The set is a flattened JWS (RFC 7515, section 7.2.2) over the exact bytes of a JSON payload, served as SET_TYPE::
+The set is signed as `jws` has it, with the `typ` l8-keys+jws, and served as SET_TYPE::
 
-  {"protected": base64url({"alg":"Ed25519","typ":"l8-keys+jws","kid":KID}), "payload": ..., "signature": ...}
-  KID      the first 11 letters of base64url(SHA-256(identity key))
   payload  v 1, gateway, authorities, epoch, not_before, not_after, ohttp_keys, media, noise [, next]
 
 A key is named by its epoch, the hour since 1970 that it was made in; its one-byte id is the epoch modulo 256, which
@@ -16,10 +14,7 @@ Times are seconds since 1970. Nothing here reads a clock or a disk; private halv
 
 from __future__ import annotations
 
-import binascii
-import json
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Sequence
 from enum import Enum
 from hashlib import sha256
@@ -30,7 +25,9 @@ from attrs import define, evolve, field, frozen
 
 from layer8.core.errors import ConfigError, RemoteProtocolError
 from layer8.crypto.hpke_context import ENC, Aead, Private
-from layer8.crypto.keys import NODE_ID, NodeKey, verify
+from layer8.crypto.keys import NODE_ID, NodeKey
+from layer8.tunnel import jws
+from layer8.tunnel.jws import BadJws
 from layer8.tunnel.limits import AUTHORITIES, KEYS_MAX
 from layer8.tunnel.wire import CHUNKED, MEDIA, SINGLE, KeyConfig
 
@@ -43,10 +40,9 @@ OPENED: Final = 72 * HOUR  # seconds that requests under it are opened
 EARLY: Final = 300  # seconds before `not_before` that a slow clock may use it
 AHEAD: Final = 30  # days for which sets may be signed in advance, so that the identity stays offline
 FRESH: Final = 12 * HOUR  # seconds before `not_after` at which a page looks for a new set
-KID: Final = 11  # letters
 
+_KIND: Final = "l8-keys+jws"
 _GATEWAY: Final = re.compile(r"[a-z0-9-]{1,63}").fullmatch
-_NUMBER_MOST: Final = 2**53 - 1
 _EPOCH_MOST: Final = 2**32 - 1  # the prologue of a socket writes it in 4 bytes
 _MEMBERS: Final = frozenset(
     ("v", "gateway", "authorities", "epoch", "not_before", "not_after", "ohttp_keys", "media", "noise")
@@ -82,20 +78,15 @@ def gateway_id(text: str) -> str:
 
 def pin_text(identity: bytes) -> str:
     """Write an identity key as pages pin it: base64url, 43 letters."""
-    return _letters(identity)
+    return jws.letters(identity)
 
 
 def read_pin(text: str) -> bytes:
     """Read a pinned identity key; raises `ConfigError`."""
     try:
-        return _unletters(text, NODE_ID)
-    except BadKeys:
+        return jws.unletters(text, NODE_ID)
+    except BadJws:
         raise ConfigError("a pin is an Ed25519 key: 43 letters of base64url") from None
-
-
-def key_name(identity: bytes) -> str:
-    """Give the `kid` of an identity key: for finding it, not for trusting it."""
-    return _letters(sha256(identity).digest())[:KID]
 
 
 @frozen
@@ -121,60 +112,49 @@ class KeySet:
             "epoch": self.epoch,
             "not_before": self.not_before,
             "not_after": self.not_after,
-            "ohttp_keys": _letters(self.config.document()),
+            "ohttp_keys": jws.letters(self.config.document()),
             "media": list(self.media),
-            "noise": _letters(self.noise),
+            "noise": jws.letters(self.noise),
         }
         if self.next:
-            payload["next"] = _letters(self.next)
-        protected = _letters(_json({"alg": "Ed25519", "typ": "l8-keys+jws", "kid": key_name(identity.node_id)}))
-        body = _letters(_json(payload))
-        signature = _letters(identity.sign(f"{protected}.{body}".encode()))
-        return _json({"protected": protected, "payload": body, "signature": signature})
+            payload["next"] = jws.letters(self.next)
+        return jws.sign(identity, _KIND, payload)
 
     @classmethod
     def read(cls, data: bytes, pins: Iterable[bytes]) -> KeySet:
         """Read a set that one of the pinned identity keys has signed; raises `BadKeys`, and reads nothing unsigned."""
         if len(data) > KEYS_MAX:
             raise BadKeys(Flaw.FORM, f"over the limit KEYS_MAX of {KEYS_MAX}")
-        outer = _object(data)
-        if outer.keys() != {"protected", "payload", "signature"}:
-            raise BadKeys(Flaw.FORM, "a key set with other members than protected, payload and signature")
-        protected, payload = _string(outer, "protected"), _string(outer, "payload")
-        signature, signed = _unletters(_string(outer, "signature"), 64), f"{protected}.{payload}".encode()
-        signers = [pin for pin in pins if verify(pin, signature, signed)]
-        if not signers:
-            raise BadKeys(Flaw.SIGNATURE, "a key set that none of the pinned keys has signed")
-        head = _object(_unletters(protected))
-        if head != {"alg": "Ed25519", "typ": "l8-keys+jws", "kid": key_name(signers[0])}:
-            raise BadKeys(Flaw.FORM, "a key set with another head")
-        return cls._of(_object(_unletters(payload)))
+        try:
+            return cls._of(jws.read(data, _KIND, pins)[0])
+        except BadJws as error:
+            raise BadKeys(Flaw.SIGNATURE if error.forged else Flaw.FORM, f"a key set: {error}") from None
 
     @classmethod
     def _of(cls, told: dict[str, Any]) -> KeySet:
         if not told.keys() >= _MEMBERS or told["v"] != 1 or isinstance(told["v"], bool):
             raise BadKeys(Flaw.FORM, "a key set of another version, or with members missing")
-        gateway = _string(told, "gateway")
+        gateway = jws.string(told, "gateway")
         if _GATEWAY(gateway) is None:
             raise BadKeys(Flaw.FORM, "a gateway id that is none")
         try:
-            config = KeyConfig.read_document(_unletters(_string(told, "ohttp_keys")))
-        except BadKeys:
+            config = KeyConfig.read_document(jws.unletters(jws.string(told, "ohttp_keys")))
+        except BadJws:
             raise
         except RemoteProtocolError as error:
             raise BadKeys(Flaw.FORM, str(error)) from None
-        media = tuple(one for one in _strings(told, "media", 16) if one in MEDIA)
+        media = tuple(one for one in jws.strings(told, "media", 16) if one in MEDIA)
         if not media:
             raise BadKeys(Flaw.FORM, "a key set with no type of request that we know")
-        epoch = _number(told, "epoch", _EPOCH_MOST)
-        before, after = _number(told, "not_before"), _number(told, "not_after")
+        epoch = jws.number(told, "epoch", _EPOCH_MOST)
+        before, after = jws.number(told, "not_before"), jws.number(told, "not_after")
         if config.key_id != epoch % IDS or not before < after:
             raise BadKeys(Flaw.FORM, "a key set whose numbers do not fit")
-        noise = _unletters(_string(told, "noise"), ENC)
+        noise = jws.unletters(jws.string(told, "noise"), ENC)
         if compare_digest(noise, config.public):
             raise BadKeys(Flaw.FORM, "a key set with one key for two purposes")
-        coming = _unletters(_string(told, "next"), NODE_ID) if "next" in told else b""
-        authorities = tuple(_strings(told, "authorities", AUTHORITIES))
+        coming = jws.unletters(jws.string(told, "next"), NODE_ID) if "next" in told else b""
+        authorities = tuple(jws.strings(told, "authorities", AUTHORITIES))
         return cls(gateway, authorities, epoch, before, after, config, media, noise, coming)
 
     def check(self, gateway: str, now: float, *, seen: int = 0) -> None:
@@ -344,59 +324,3 @@ def ahead(identity: NodeKey, first: KeySet, keys: Sequence[GatewayKey]) -> list[
         ).sign(identity)
         for key in keys
     ]
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _letters(data: bytes) -> str:
-    return urlsafe_b64encode(data).decode("ascii").rstrip("=")
-
-
-def _unletters(text: str, size: int = 0) -> bytes:
-    try:
-        data = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
-    except (ValueError, binascii.Error):
-        raise BadKeys(Flaw.FORM, "base64url that is none") from None
-    if _letters(data) != text or (size and len(data) != size):  # one value has one text
-        raise BadKeys(Flaw.FORM, "base64url of a wrong length, or with something beside it")
-    return data
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(data, object_pairs_hook=_once)
-    except (ValueError, RecursionError):
-        raise BadKeys(Flaw.FORM, "JSON that is none") from None
-    if not isinstance(found, dict):
-        raise BadKeys(Flaw.FORM, "JSON that is no object")
-    return found
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise BadKeys(Flaw.FORM, "JSON with a member twice")
-    return found
-
-
-def _string(told: dict[str, Any], name: str) -> str:
-    value = told[name]
-    if not isinstance(value, str):
-        raise BadKeys(Flaw.FORM, f"{name} is no text")
-    return value
-
-
-def _strings(told: dict[str, Any], name: str, most: int) -> list[str]:
-    value = told[name]
-    if not isinstance(value, list) or not 0 < len(value) <= most or not all(isinstance(one, str) for one in value):
-        raise BadKeys(Flaw.FORM, f"{name} is no list of texts")
-    return value
-
-
-def _number(told: dict[str, Any], name: str, most: int = _NUMBER_MOST) -> int:
-    value = told[name]
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise BadKeys(Flaw.FORM, f"{name} is no number")
-    return value

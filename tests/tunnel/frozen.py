@@ -16,7 +16,8 @@ from layer8.tunnel import bhttp, frames, wire
 from layer8.tunnel.bhttp import Request, Response
 from layer8.tunnel.client_session import ClientExchange, dressed
 from layer8.tunnel.frames import Kind, Message
-from layer8.tunnel.keys import HOUR, GatewayKey, key_name, pin_text
+from layer8.tunnel.jws import key_name
+from layer8.tunnel.keys import HOUR, GatewayKey, pin_text
 from layer8.tunnel.wire import HEAD, Head
 
 GATEWAY: Final = "shop"

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from layer8.core.errors import ConfigError, RemoteProtocolError
 from layer8.crypto.hpke_context import Aead
 from layer8.crypto.keys import NodeKey
-from layer8.tunnel import keys
+from layer8.tunnel import jws, keys
 from layer8.tunnel.keys import CACHED, HOUR, IDS, OFFERED, OPENED, BadKeys, Flaw, GatewayKey, KeySet, Schedule
 from layer8.tunnel.limits import KEYS_MAX
 from layer8.tunnel.wire import CHUNKED, SINGLE
@@ -38,7 +38,7 @@ def parts(data: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def signed(payload: object, head: object | None = None, key: NodeKey = ME) -> bytes:
     """A set with any payload and head, with a signature that is right."""
-    head = head or {"alg": "Ed25519", "typ": "l8-keys+jws", "kid": keys.key_name(key.node_id)}
+    head = head or {"alg": "Ed25519", "typ": "l8-keys+jws", "kid": jws.key_name(key.node_id)}
     protected, body = (letters(json.dumps(one).encode()) for one in (head, payload))
     signature = letters(key.sign(f"{protected}.{body}".encode()))
     return json.dumps({"protected": protected, "payload": body, "signature": signature}).encode()
@@ -55,7 +55,7 @@ class SetTests(SynchronousTestCase):
     def test_the_layout(self) -> None:
         outer, payload = parts(SET.sign(ME))
         head = json.loads(urlsafe_b64decode(outer["protected"] + "=="))
-        self.assertEqual(head, {"alg": "Ed25519", "typ": "l8-keys+jws", "kid": keys.key_name(ME.node_id)})
+        self.assertEqual(head, {"alg": "Ed25519", "typ": "l8-keys+jws", "kid": jws.key_name(ME.node_id)})
         self.assertEqual(len(head["kid"]), 11)
         self.assertEqual(
             payload,
@@ -107,12 +107,12 @@ class SetTests(SynchronousTestCase):
         self.assertEqual(KeySet.read(one.sign(ME), [ME.node_id]).next, following.node_id)
         for key in (ME, following):
             KeySet.read(SET.sign(key), [ME.node_id, following.node_id])
-        head = {"alg": "Ed25519", "typ": "l8-keys+jws", "kid": keys.key_name(following.node_id)}
+        head = {"alg": "Ed25519", "typ": "l8-keys+jws", "kid": jws.key_name(following.node_id)}
         self.flaw(Flaw.FORM, KeySet.read, signed(parts(SET.sign(ME))[1], head), [ME.node_id])
 
     def test_heads(self) -> None:
         payload = parts(SET.sign(ME))[1]
-        good = {"alg": "Ed25519", "typ": "l8-keys+jws", "kid": keys.key_name(ME.node_id)}
+        good = {"alg": "Ed25519", "typ": "l8-keys+jws", "kid": jws.key_name(ME.node_id)}
         KeySet.read(signed(payload, good), [ME.node_id])
         for change in ({"alg": "none"}, {"alg": "EdDSA"}, {"typ": "JWT"}, {"kid": ""}, {"crit": ["b64"], "b64": False}):
             self.flaw(Flaw.FORM, KeySet.read, signed(payload, {**good, **change}), [ME.node_id])

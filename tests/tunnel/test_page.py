@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.session import Tell
 from layer8.crypto.hpke_context import Aead
-from layer8.tunnel import admission, frames, keys, limits, replay, wire
+from layer8.tunnel import admission, frames, jws, keys, limits, replay, wire
 from layer8.tunnel.frames import Kind
 from layer8.tunnel.gateway_session import Body, Call, GatewayExchange, Remember, Rules
 from layer8.tunnel.keys import GatewayKey, KeySet, Schedule
@@ -48,7 +48,7 @@ class Page(SynchronousTestCase):
         flat = " ".join(self.text.split())
         for said in (
             f"at most {limits.KEYS_MAX:,} bytes",
-            f"the first {keys.KID} letters",
+            f"the first {jws.KID} letters",
             f"{keys.FRESH // 3600} hours before `not_after`",
             f"[`not_before` - {keys.EARLY}, `not_after`]",
             f"An id comes back after {keys.IDS} hours",
