@@ -304,7 +304,7 @@ def rotate(
 
 def host_name(host: str) -> str:
     """Give the form under which a host is registered; raises ConfigError."""
-    from layer8.proxy.names import InvalidName, encode
+    from layer8.core.names import InvalidName, encode
 
     try:
         return encode(host)

@@ -2,8 +2,9 @@
 
 A `Reader` is fed one direction of a connection and gives its messages in order: a head, pieces of its body, `END`.
 Pieces are the bytes as they came, chunk sizes and trailers included, and are given only once what is in them is known
-to be well formed, so that whoever passes them on passes on nothing that somebody could frame in another way. No byte
-is looked for twice: a head is searched for its end as it arrives and read once it is whole.
+to be well formed, so that whoever passes them on passes on nothing that somebody could frame in another way; or, for
+those who frame it anew, only what a body carries. No byte is looked for twice: a head is searched for its end as it
+arrives and read once it is whole.
 
 Whatever two programs could read in two ways is refused (`Malformed`), for each such doubt is somebody's way to hide a
 request from one of them: Content-Length with Transfer-Encoding, either of them twice or written unusually, any coding
@@ -19,11 +20,11 @@ from typing import Final, Generic, TypeVar
 
 from attrs import frozen
 
+from layer8.core import names
 from layer8.core.errors import RemoteProtocolError
-from layer8.proxy import names
-from layer8.proxy.sniff_http import FIELDS, SNIFF_HTTP
 
-HEAD: Final = SNIFF_HTTP  # bytes of a head, and of a chunked body's trailers
+HEAD: Final = 32 * 1024  # bytes of a head, and of a chunked body's trailers
+FIELDS: Final = 100  # field lines of a head
 CHUNK_LINE: Final = 1024  # bytes of a chunk's size and extensions
 ENDLESS: Final = 1 << 62  # bytes: `free` of a body that only the end of its connection ends
 CHUNKED: Final = -1  # a head's `body`: as many bytes as its chunks say
@@ -338,6 +339,16 @@ class Reader(Generic[Head]):
         if self._at == start:
             return None
         return self._cut(start)
+
+    def content(self) -> Head | bytes | End | None:
+        """Give the same as `next`, but of bodies only what they carry, without what frames it."""
+        while self._place is not _At.HEAD and self._place is not _At.OVER:
+            start, place = self._at, self._place
+            if start == len(self._kept) or not self._step():
+                return None
+            if place in _COUNTED or place is _At.UNTIL:
+                return self._cut(start)
+        return self.next()
 
     def _head(self) -> Head | None:
         kept, start = self._kept, self._at

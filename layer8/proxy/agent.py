@@ -33,6 +33,7 @@ from layer8.control.table import Table, method
 from layer8.core.address import Networks
 from layer8.core.errors import ConfigError, Refused
 from layer8.core.members import member
+from layer8.core.names import InvalidName, encode
 from layer8.crypto.secret import HostSecret
 from layer8.net.dial import Dialer, Via, Where
 from layer8.net.pump import Pump
@@ -41,7 +42,6 @@ from layer8.proxy.carry import Carrier
 from layer8.proxy.exposed import Exposed
 from layer8.proxy.health import PATIENCE, Checks
 from layer8.proxy.legacy_uplink import LegacyUplink
-from layer8.proxy.names import InvalidName, encode
 from layer8.proxy.uplink import ANY_PORT, Address, Errand, Published, ServerLink, Told, Uplink
 from layer8.proxy.wire import Empty, Host
 

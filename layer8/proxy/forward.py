@@ -12,7 +12,7 @@ A `Forward` is one visitor joined with one host::
 Dropped on the way to the host (RFC 9110, 7.6.1): Connection and what it names, Keep-Alive, Proxy-Connection, TE,
 Upgrade, Proxy-Authorization; and whatever a visitor says about forwarding (Forwarded, X-Forwarded-*, X-Real-IP), in
 any spelling that a program might take for it. X-Forwarded-For is there only if the host may learn addresses. Bodies
-keep their chunks, which `layer8.proxy.http1` has found to be unmistakable. An upgrade is passed on, but for those to
+keep their chunks, which `layer8.core.http1` has found to be unmistakable. An upgrade is passed on, but for those to
 HTTP/2; after its 101 nothing is read any more.
 """
 
@@ -22,7 +22,7 @@ from enum import Enum
 
 from attrs import frozen
 
-from layer8.proxy.http1 import (
+from layer8.core.http1 import (
     AGAIN,
     CHUNKED,
     END,

@@ -27,8 +27,8 @@ from typing import Final
 
 from attrs import frozen
 
-from layer8.proxy import names
-from layer8.proxy.http1 import END, ENDLESS, HEAD, Malformed, Reader, Request, Response, read_request, read_response
+from layer8.core import names
+from layer8.core.http1 import END, ENDLESS, HEAD, Malformed, Reader, Request, Response, read_request, read_response
 
 MISDIRECTED = 421
 PIPELINED: Final = 1024  # requests that may wait for their answers and be counted

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from layer8.proxy.http1 import END, ENDLESS, Fields, Malformed, Reader, Request, Response, read_request, read_response
+from layer8.core.http1 import END, ENDLESS, Fields, Malformed, Reader, Request, Response, read_request, read_response
 from layer8.proxy.record import BODY, Exchange, Record
 
 SWITCHING: Final = 101

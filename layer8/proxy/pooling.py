@@ -31,11 +31,11 @@ from typing import Any, Protocol
 
 from attrs import define
 
+from layer8.core.http1 import repeatable
 from layer8.core.lanes import Lane
 from layer8.net.flow import Link, Secure
 from layer8.net.pump import Pump
 from layer8.proxy.choose import Seat, Seats
-from layer8.proxy.http1 import repeatable
 from layer8.proxy.limits import CALL_LIFE
 from layer8.proxy.nod import Awaiting
 from layer8.proxy.orphans import Orphans

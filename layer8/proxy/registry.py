@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable, Iterator
 
 from attrs import evolve, field, frozen
 
+from layer8.core import names
 from layer8.crypto.proof import same, subscribe_proof
-from layer8.proxy import names
 from layer8.proxy.limits import (
     CLAIMS,
     HASHES,

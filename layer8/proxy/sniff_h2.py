@@ -15,8 +15,8 @@ from __future__ import annotations
 from attrs import define, field
 from hpack import Decoder, HPACKError, OversizedHeaderListError
 
+from layer8.core import names
 from layer8.core.errors import LocalProtocolError
-from layer8.proxy import names
 from layer8.proxy.sniff import Found, Outcome, Reason, Refused
 
 SNIFF_H2 = 32 * 1024  # bytes kept until the first request's fields are complete; the same as SNIFF_HTTP

@@ -14,13 +14,13 @@ import re
 
 from attrs import define
 
+from layer8.core import names
 from layer8.core.errors import LocalProtocolError
-from layer8.proxy import names
+from layer8.core.http1 import FIELDS, HEAD
 from layer8.proxy.sniff import Found, Outcome, Reason, Refused, answer
 from layer8.proxy.sniff_h2 import PREFACE, H2Sniffer
 
-SNIFF_HTTP = 32 * 1024  # bytes kept until the head is complete, and of the longest head
-FIELDS = 100  # header field lines of a head
+SNIFF_HTTP = HEAD  # bytes kept until the head is complete, and of the longest head
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]++"  # RFC 9110, 5.6.2
 _VALUE = rb"[\t\x20-\x7e\x80-\xff]*+"  # RFC 9110, 5.5: no control character but the tab

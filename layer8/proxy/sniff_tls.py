@@ -19,8 +19,8 @@ from struct import Struct
 
 from attrs import define
 
+from layer8.core import names
 from layer8.core.errors import LocalProtocolError
-from layer8.proxy import names
 from layer8.proxy.sniff import Found, Outcome, Reason, Refused
 
 SNIFF_TLS = 64 * 1024  # bytes kept, record headers included, until the hello is complete

@@ -20,6 +20,7 @@ from layer8.control.shape import ShapeError, from_json, from_result, to_json
 from layer8.control.table import Table
 from layer8.core.address import HostPort, Networks, canonical
 from layer8.core.errors import ConfigError, Layer8Error, Unavailable
+from layer8.core.names import covers
 from layer8.crypto.keys import parse_id
 from layer8.crypto.proof import subscribe_proof
 from layer8.crypto.x509 import parse_pins
@@ -27,7 +28,6 @@ from layer8.net.dial import Dialer, Where
 from layer8.net.pump import Pump
 from layer8.proxy.carry import Carried, Carrier
 from layer8.proxy.dialback import NOWHERE, DialBack
-from layer8.proxy.names import covers
 from layer8.proxy.pp import Claim, Kind, introduction
 from layer8.proxy.reserve import Dials, Kept, Reserve
 from layer8.proxy.wire import (

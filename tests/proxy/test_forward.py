@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from layer8.core.http1 import ENDLESS, Malformed, read_request, read_response
 from layer8.proxy.forward import Forward, Leave, Terms, page, sent_back, sent_on
-from layer8.proxy.http1 import ENDLESS, Malformed, read_request, read_response
 from tests.proxy.cuts import mutated, pieces
 
 GET = b"GET /a HTTP/1.1\r\nHost: a.test\r\n\r\n"

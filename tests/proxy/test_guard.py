@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from layer8.core.http1 import ENDLESS, Malformed, read_request
 from layer8.proxy.guard import PIPELINED, Answer, Guard, Over, Owed, Verdict, Why, doubt, plain
-from layer8.proxy.http1 import ENDLESS, Malformed, read_request
 from layer8.proxy.sniff import Found
 from layer8.proxy.sniff_http import HttpSniffer
 from tests.proxy.cuts import mutated, pieces

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from layer8.proxy.http1 import (
+from layer8.core.http1 import (
     CHUNK_LINE,
     CHUNKED,
     END,
@@ -23,7 +23,7 @@ from layer8.proxy.http1 import (
     read_response,
     repeatable,
 )
-from layer8.proxy.names import from_authority
+from layer8.core.names import from_authority
 from layer8.proxy.sniff import Found
 from layer8.proxy.sniff_http import HttpSniffer
 from tests.proxy.cuts import mutated, pieces

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from layer8.core.http1 import ENDLESS
 from layer8.proxy import record
-from layer8.proxy.http1 import ENDLESS
 from layer8.proxy.inspect import PIPELINED, Watch
 from layer8.proxy.record import BODY, EXCHANGES, MEMORY, Exchange, Record
 

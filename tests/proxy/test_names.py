@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from layer8.proxy.names import (
+from layer8.core.names import (
     InvalidName,
     covers,
     encode,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import LocalProtocolError
-from layer8.proxy.names import encode
+from layer8.core.names import encode
 from layer8.proxy.sniff import TEXTS, UNKNOWN, Found, Outcome, Reason, Refused, answer
 from layer8.proxy.sniff_http import SNIFF_HTTP, HttpSniffer
 from layer8.proxy.sniff_tls import TlsSniffer
