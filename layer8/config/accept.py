@@ -9,11 +9,12 @@ from urllib.parse import parse_qs, urlsplit
 
 from layer8.config import endpoint, files
 from layer8.config.field import Check
-from layer8.core.address import HostPort, Networks
+from layer8.core.address import HostPort, Networks, is_address
 from layer8.core.errors import ConfigError
 from layer8.crypto.password import is_hash
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)\Z")
+_GATEWAY = re.compile(r"[a-z0-9-]{1,63}\Z")
 _PIN = re.compile(r"[A-Za-z0-9_-]{43}\Z")
 
 
@@ -60,6 +61,46 @@ def dials(value: str) -> str | None:
     except ConfigError as error:
         return str(error)
     return None
+
+
+def ways(value: str) -> str | None:
+    """Accept "" or a string that says how a gateway of the browser tunnel is reached."""
+    try:
+        if value:
+            endpoint.way(value)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def gateway_id(value: str) -> str | None:
+    """Accept the id of a gateway."""
+    return None if _GATEWAY.match(value) else "it has 1 to 63 of a-z, 0-9 and -"
+
+
+def pins(value: tuple[str, ...]) -> str | None:
+    """Accept Ed25519 keys in base64url, as pages pin a gateway's identity."""
+    wrong = [text for text in value if not _PIN.match(text)]
+    return f"{wrong[0]!r}: it has to be the 43 letters of a gateway's identity key" if wrong else None
+
+
+def origins(value: tuple[str, ...]) -> str | None:
+    """Accept origins as browsers write them: `https://HOST[:PORT]`, or `http://` on this machine."""
+    return next((f"{text!r}: {why}" for text in value if (why := _why_no_origin(text))), None)
+
+
+def _why_no_origin(text: str) -> str | None:
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        return str(error)
+    if parts.scheme not in ("http", "https") or not host or port == 0 or text != f"{parts.scheme}://{parts.netloc}":
+        return "it has to be https://HOST or https://HOST:PORT"
+    if parts.username is not None or parts.netloc != parts.netloc.lower():
+        return "it has neither a user nor upper case"
+    local = endpoint.is_loopback(host) or host.endswith(".localhost")
+    return None if parts.scheme == "https" or local else "it would speak plain text beyond this machine: write https://"
 
 
 def targets(value: Mapping[int, str]) -> str | None:
@@ -139,6 +180,17 @@ def host_and_port(value: str) -> str | None:
     except ConfigError as error:
         return str(error).removeprefix(f"{value!r}: ")
     return None
+
+
+def http_host(value: str) -> str | None:
+    """Accept "" or what stands in HTTP's Host: a lower-case name or an address, with a port or without one."""
+    host, colon, port = value.rpartition(":")
+    if not colon or value.endswith("]"):
+        host, port = value, "80"
+    if not value or (reason := host_and_port(f"{host}:{port}")):
+        return reason if value else None
+    name = host.strip("[]")
+    return None if is_address(name) else host_name(name)
 
 
 def servers(value: tuple[str, ...]) -> str | None:

@@ -2,6 +2,7 @@
 
 `kind:argument:key=value`, with a backslash before a colon, equals sign or backslash that belongs to a word.
 One form is ours: the server string `tls:PORT` is `tcp:PORT` whose listener speaks TLS with the daemon's own identity.
+So are the strings that lead to a gateway of the browser tunnel, see `way`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,18 @@ _CLIENT = {
     "tcp": ({"host", "port"}, {"timeout", "bindAddress"}),
     "unix": ({"path"}, {"timeout", "lockfile"}),
 }
+_WAY = {
+    **_CLIENT,
+    "tls": ({"host", "port"}, {"name", "ca", "timeout"}),
+    "tor": ({"host", "port"}, {"proxy", "tls", "timeout"}),
+    "socks5": ({"host", "port", "proxy"}, {"tls", "timeout"}),
+}
 _ORDER = {
+    ("way", "tcp"): ("host", "port"),
+    ("way", "tls"): ("host", "port"),
+    ("way", "tor"): ("host", "port"),
+    ("way", "socks5"): ("host", "port"),
+    ("way", "unix"): ("path",),
     ("server", "tcp"): ("port",),
     ("server", "tcp6"): ("port",),
     ("server", "tls"): ("port",),
@@ -35,6 +47,9 @@ _ORDER = {
     ("client", "tcp"): ("host", "port"),
     ("client", "unix"): ("path",),
 }
+TOR_PROXY = "127.0.0.1:9050"
+"""Where a tor daemon takes SOCKS5."""
+_PROXY = re.compile(r":proxy=([^:\\=]+):([0-9]{1,5})(?=:|\Z)")  # the colon of a proxy's port may go unescaped
 UNIX_PATH = 107
 """Most bytes in the path of a Unix socket: sun_path of 108 with its NUL (unix(7))."""
 
@@ -125,6 +140,31 @@ def client(text: str) -> Endpoint:
     return _read(text, "client", _CLIENT)
 
 
+def way(text: str) -> Endpoint:
+    """Read a string that says how a gateway is reached; raises ConfigError with the reason.
+
+    Beside `tcp:` and `unix:` there are `tls:HOST:PORT` (`name=` if its certificate has another, `ca=FILE` if its
+    authority is not the system's), `socks5:HOST:PORT:proxy=HOST:PORT`, and `tor:HOST:PORT`, whose proxy is by default
+    the one of this machine. `tls=NAME` speaks TLS behind a proxy. Nothing is said in plain text beyond this machine,
+    but to a hidden service, which is encrypted as it is.
+    """
+    found = _read(_PROXY.sub(r":proxy=\1\\:\2", text), "way", _WAY)
+    host = found.words.get("host", "")
+    if found.kind == "tcp" and not found.loopback:
+        raise ConfigError("it would speak plain text beyond this machine: write tls:")
+    if found.kind in ("tor", "socks5"):
+        _proxy(found.words.get("proxy", TOR_PROXY))
+        if not found.words.get("tls") and not host.endswith((".onion", ".l8.alt")) and not found.loopback:
+            raise ConfigError("it would speak plain text behind the proxy: add :tls=NAME")
+    return found
+
+
+def _proxy(text: str) -> None:
+    host, _, port = text.rpartition(":")
+    if not is_loopback(host) or _number(port or "0", "the proxy's port", 65535) == 0:
+        raise ConfigError("proxy= has to be the port of a proxy on this machine, for example 127.0.0.1:9050")
+
+
 def _read(text: str, side: str, known: Mapping[str, tuple[set[str], set[str]]]) -> Endpoint:
     if "\0" in text:
         raise ConfigError("there is a NUL in it")
@@ -146,7 +186,8 @@ def _read(text: str, side: str, known: Mapping[str, tuple[set[str], set[str]]]) 
         words[name] = value
     for name in sorted(needed):
         if not words.get(name):
-            raise ConfigError(f"{kind}: needs {' and '.join(order)}")
+            missing = " and ".join(order) if name in order else f"{name}="
+            raise ConfigError(f"{kind}: needs {missing}")
     _check_words(kind, side, words)
     return Endpoint(kind, words)
 

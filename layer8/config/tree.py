@@ -12,6 +12,7 @@ from layer8.config.network import DhtConfig, NamesConfig, RelayConfig, Rendezvou
 from layer8.config.proxy import AgentConfig, ProxyConfig
 from layer8.config.sections import ControlConfig, DebugConfig, LogConfig
 from layer8.config.services import ServiceConfig, VisitConfig
+from layer8.config.tunnel import TunnelConfig
 
 
 @frozen
@@ -35,6 +36,10 @@ class Config:
     names: NamesConfig = section(NamesConfig, doc="Names of hidden services: whose word counts, and our own word.")
     service: Mapping[str, ServiceConfig] = named(ServiceConfig, doc="A hidden service that this node offers.")
     visit: Mapping[str, VisitConfig] = named(VisitConfig, doc="How this node shows itself to one hidden service.")
+
+    tunnel: TunnelConfig = section(
+        TunnelConfig, doc="The browser tunnel's relay and mirror of apps: twistd layer8-tunnel."
+    )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
         """Give keys that do not go together, with the reason."""

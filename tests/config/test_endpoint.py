@@ -46,6 +46,44 @@ BAD_SERVERS = {
 }
 
 
+GOOD_WAYS = {
+    "tls:shop.example:443": "tls",
+    "tls:192.0.2.1:443:name=shop.example:ca=/etc/ca.pem": "tls",
+    "unix:/run/shop.sock": "unix",
+    "tcp:127.0.0.1:5002": "tcp",
+    "tor:shop.onion:80": "tor",
+    "tor:shop.example:443:tls=shop.example:proxy=127.0.0.1:9150": "tor",
+    "socks5:shop.l8.alt:80:proxy=127.0.0.1:1080": "socks5",
+    r"socks5:shop.l8.alt:80:proxy=127.0.0.1\:1080:timeout=9": "socks5",
+}
+BAD_WAYS = {
+    "": "begin with one of",
+    "quic:shop.example:443": "begin with one of",
+    "tcp:shop.example:80": "plain text beyond this machine",
+    "tor:shop.example:80": "plain text behind the proxy",
+    "socks5:shop.l8.alt:80": "needs proxy=",
+    "socks5:shop.l8.alt:80:proxy=192.0.2.1:1080": "on this machine",
+    "socks5:shop.l8.alt:80:proxy=127.0.0.1:0": "on this machine",
+    "socks5:shop.l8.alt:80:proxy=127.0.0.1": "on this machine",
+    "tls:shop.example:443:tls=a": "knows no 'tls'",
+    "tls:shop.example": "needs host and port",
+    "unix:/" + "x" * 107: "107 bytes",
+}
+
+
+class WayTests(SynchronousTestCase):
+    def test_good(self) -> None:
+        for text, kind in GOOD_WAYS.items():
+            self.assertEqual(endpoint.way(text).kind, kind)
+        found = endpoint.way("socks5:shop.l8.alt:80:proxy=127.0.0.1:1080")
+        self.assertEqual((found.words["host"], found.port, found.words["proxy"]), ("shop.l8.alt", 80, "127.0.0.1:1080"))
+
+    def test_bad(self) -> None:
+        for text, reason in BAD_WAYS.items():
+            with self.subTest(text=text):
+                self.assertIn(reason, str(self.assertRaises(ConfigError, endpoint.way, text)))
+
+
 class ServerTests(SynchronousTestCase):
     def test_good(self) -> None:
         for text in GOOD_SERVERS:
