@@ -1,0 +1,1411 @@
+// layer8's browser tunnel: `L8.fetch` asks a backend through a relay that learns who asks, but not what.
+// Every request is sealed on its own to the backend's gateway (Oblivious HTTP). The wire is docs/tunnel-wire.md, the use
+// docs/tunnel-js.md. One module on WebCrypto: nothing to build, nothing beside it.
+
+const VERSION = "1";
+
+// ---- Limits (layer8/tunnel/limits.py) ----
+
+const CHUNK = 16_384; // bytes of plaintext in one chunk
+const TAG = 16;
+const MAX_MESSAGE = 2 ** 30; // bytes of one message
+const MAX_CHUNKS = 2 ** 20;
+const MAX_SINGLE = 2 ** 20; // bytes of a message in one piece
+const MAX_FIELDS = 128;
+const MAX_FIELD_BYTES = 32_768;
+const MAX_INFORMATIONAL = 4;
+const KEYS_MAX = 65_536; // bytes of a key set
+const KEYS_HURRY = 600; // seconds between two looks at the keys that answers have given cause for
+const EARLY = 300; // seconds before `not_before` that a slow clock may use a key set
+const FRESH = 43_200; // seconds before `not_after` at which we look for a newer one
+const PROBLEM_MOST = 4096; // bytes of a problem that are read
+const RETRY_MOST = 60; // seconds that a relay may ask us to wait
+const IDLE = 60_000; // milliseconds without a byte from the relay
+const PART = 2 ** 20; // bytes that are read of an upload and sealed at a time
+const REDIRECTS = 20;
+const COOKIES = 50; // of one jar
+const COOKIE = 4096; // bytes of one cookie
+
+// ---- Errors ----
+
+// code: [leg, what happened, what to do about it]
+const CODES = {
+  keys: ["gateway", "the gateway does not know the key any more", "ask again: newer keys are looked for"],
+  date: ["gateway", "the clocks of page and gateway differ", "set this device's clock"],
+  repeated: ["relay", "the gateway has seen this very message before: somebody has sent it twice", "ask again, by another relay"],
+  framing: ["gateway", "the relay or the gateway could not read the message", "look whether all run the same version"],
+  "no-gateway": ["relay", "the relay knows no such gateway", "compare `gateway` with the relay's configuration"],
+  media: ["gateway", "the other side does not speak this form of message", "look whether all run the same version"],
+  "too-large": ["gateway", "the message is larger than the gateway takes", "send less at a time"],
+  unopened: ["gateway", "the gateway could not open the message: it was changed on the way, or sealed to another key", "ask again, by another relay"],
+  busy: ["relay", "the relay or the gateway has no room now", "ask again later"],
+  lost: ["relay", "the connection was lost; the request may have been processed", "look whether the relay runs, and whether the page may connect to it (CSP, CORS); ask again if it may come twice"],
+  slow: ["relay", "the gateway did not answer in time; the request may have been processed", "ask again if it may come twice"],
+  tampered: ["relay", "the answer does not open: somebody has changed it, or it belongs to another request", "ask again, by another relay"],
+  cut: ["relay", "the answer ends too early", "ask again if it may come twice"],
+  strange: ["relay", "the relay answers as no relay does", "look whether `relay` is the address of one"],
+  "keys-form": ["relay", "the key set has another form", "look whether `relay` and `gateway` are right, and their versions"],
+  "keys-signature": ["relay", "none of the pinned keys has signed the key set: the relay may have swapped it", "do not go on unless the provider has announced another pin"],
+  "keys-gateway": ["relay", "the key set is another gateway's: the relay may have swapped it", "look whether `gateway` is right"],
+  "keys-epoch": ["relay", "the key set is older than one that was seen before: the relay may have kept it back", "ask another relay"],
+  "keys-time": ["relay", "the key set is for another time", "set this device's clock; else the relay or the gateway has lost touch"],
+  "keys-different": ["relay", "the relays give different key sets: one of them, or the gateway, singles somebody out", "leave out relays until the wrong one is found"],
+  unreachable: ["relay", "no relay has answered with the gateway's keys", "look whether the relay runs, and whether the page may connect to it (CSP, CORS)"],
+  argument: ["page", "an argument is wrong", "see the message"],
+  config: ["page", "no tunnel is configured", "call L8.connect, or add <meta name=\"l8\" content='{\"relay\": ..., \"gateway\": ..., \"pin\": ...}'>"],
+  unknown: ["page", "no tunnel answers for this host", "name it in the gateway's authorities, or use plain fetch for it"],
+  closed: ["page", "the tunnel is closed", "call L8.connect"],
+  redirect: ["backend", "a redirect that is not followed", "see the message"],
+  integrity: ["backend", "the answer has another hash than `integrity` says", "look who has changed the file"],
+  unsupported: ["page", "this browser lacks what the tunnel needs", "use https or localhost, and a browser with X25519 and Ed25519"],
+};
+const AGAIN = new Set(["keys", "busy", "lost", "slow", "cut", "unreachable"]);
+
+/** Why something failed: `code` is a word of CODES, `leg` where it did, `retryable` whether asking again may help. */
+class L8Error extends Error {
+  /** @param {string} code @param {{leg?: string, message?: string, hint?: string, retryable?: boolean, cause?: unknown}} more */
+  constructor(code, more = {}) {
+    const [leg, what, hint] = CODES[code] ?? ["page", code, ""];
+    super(more.message ? `${what}: ${more.message}` : what, "cause" in more ? { cause: more.cause } : undefined);
+    this.name = "L8Error";
+    this.code = code;
+    this.leg = more.leg ?? leg;
+    this.hint = more.hint ?? hint;
+    this.retryable = more.retryable ?? AGAIN.has(code);
+  }
+}
+
+const wrong = (message, cause) => new L8Error("argument", { message, cause });
+
+// ---- Bytes ----
+
+const outer = globalThis.fetch.bind(globalThis); // before L8.install changes it
+const utf8 = (text) => new TextEncoder().encode(text);
+const text = (bytes) => new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+/** One byte for each character, as fields of HTTP are. */
+const latin = (value) => Uint8Array.from(value, (one) => one.charCodeAt(0));
+const unlatin = (bytes) => {
+  let out = "";
+  for (let at = 0; at < bytes.length; at += 8192) out += String.fromCharCode(...bytes.subarray(at, at + 8192));
+  return out;
+};
+const random = (size) => crypto.getRandomValues(new Uint8Array(size));
+const same = (a, b) => a.length === b.length && a.every((one, at) => one === b[at]);
+const sleep = (seconds, signal) =>
+  new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, seconds * 1000);
+    signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
+  });
+
+function join(...parts) {
+  const out = new Uint8Array(parts.reduce((size, part) => size + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    out.set(part, at);
+    at += part.length;
+  }
+  return out;
+}
+
+/** Write a number in big-endian bytes. */
+const number = (value, size) => Uint8Array.from({ length: size }, (_, at) => Math.floor(value / 2 ** (8 * (size - 1 - at))) % 256);
+
+/** Write a number as QUIC does (RFC 9000, section 16). */
+function varint(value) {
+  if (value < 64) return number(value, 1);
+  if (value < 2 ** 14) return number(value + 2 ** 14, 2);
+  if (value < 2 ** 30) return number(value + 2 ** 31, 4);
+  const out = number(value, 8);
+  out[0] |= 0xc0;
+  return out;
+}
+
+const letters = (bytes) => btoa(unlatin(bytes)).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+
+/** Read base64url; one value has one text. Throws a RangeError. */
+function unletters(value, size) {
+  if (typeof value !== "string" || !/^[\w-]*$/.test(value)) throw new RangeError("no base64url");
+  let out;
+  try {
+    out = latin(atob(value.replaceAll("-", "+").replaceAll("_", "/")));
+  } catch {
+    throw new RangeError("no base64url");
+  }
+  if (letters(out) !== value || (size && out.length !== size)) throw new RangeError("base64url of a wrong length");
+  return out;
+}
+
+/** What comes in pieces, read as if it were there: `pull` promises the next piece, null at the end. */
+class Input {
+  #pull;
+  #held = new Uint8Array(0);
+  #over = false;
+
+  constructor(pull) {
+    this.#pull = pull;
+  }
+
+  /** Hold at least so many bytes; false if the end comes before. */
+  async #hold(size) {
+    if (this.#held.length >= size) return true;
+    const parts = [this.#held];
+    let there = this.#held.length;
+    while (there < size && !this.#over) {
+      const piece = await this.#pull();
+      if (piece === null) this.#over = true;
+      else {
+        parts.push(piece);
+        there += piece.length;
+      }
+    }
+    this.#held = parts.length > 1 ? join(...parts) : parts[0];
+    return there >= size;
+  }
+
+  async ended() {
+    return !(await this.#hold(1));
+  }
+
+  /** Give so many bytes; throws a RangeError at the end. */
+  async bytes(size) {
+    if (!(await this.#hold(size))) throw new RangeError("cut");
+    const out = this.#held.subarray(0, size);
+    this.#held = this.#held.subarray(size);
+    return out;
+  }
+
+  /** Give what is there, at least one byte and at most so many. */
+  async some(most) {
+    if (!(await this.#hold(1))) throw new RangeError("cut");
+    return this.bytes(Math.min(most, this.#held.length));
+  }
+
+  /** Give the rest; throws a TypeError if it is longer. */
+  async rest(most) {
+    if (await this.#hold(most + 1)) throw new TypeError("more than may be");
+    return this.bytes(this.#held.length);
+  }
+
+  async varint() {
+    const first = (await this.bytes(1))[0];
+    let value = first & 63;
+    for (const one of await this.bytes((1 << (first >> 6)) - 1)) value = value * 256 + one;
+    return value;
+  }
+}
+
+/** An Input of bytes that are all there. */
+function whole(bytes) {
+  let left = bytes;
+  return new Input(async () => {
+    const out = left;
+    left = null;
+    return out;
+  });
+}
+
+// ---- Cryptography: HKDF, HPKE's base mode (RFC 9180), sequences of sealed messages ----
+
+const subtle = globalThis.crypto?.subtle;
+const KEM = number(0x0020, 2); // DHKEM(X25519, HKDF-SHA256)
+const SUITE = join(KEM, number(1, 2), number(1, 2)); // with HKDF-SHA256 and AES-128-GCM
+const NOTHING = new Uint8Array(0);
+
+const sha256 = async (data) => new Uint8Array(await subtle.digest("SHA-256", data));
+
+async function hmac(key, data) {
+  const made = await subtle.importKey("raw", key, { name: "HMAC", hash: "SHA-256" }, false, ["sign"]);
+  return new Uint8Array(await subtle.sign("HMAC", made, data));
+}
+
+/** HKDF's Extract and Expand in one. */
+async function hkdf(salt, secret, info, size) {
+  const key = secret instanceof CryptoKey ? secret : await subtle.importKey("raw", secret, "HKDF", false, ["deriveBits"]);
+  return new Uint8Array(await subtle.deriveBits({ name: "HKDF", hash: "SHA-256", salt, info }, key, 8 * size));
+}
+
+/** Make a key pair; the private half cannot be read. */
+async function pair() {
+  const { privateKey, publicKey } = await subtle.generateKey("X25519", false, ["deriveBits"]);
+  return { privateKey, publicKey: new Uint8Array(await subtle.exportKey("raw", publicKey)) };
+}
+
+/** X25519; throws for keys of low order. */
+async function agree(privateKey, publicKey) {
+  const other = await subtle.importKey("raw", publicKey, "X25519", false, []);
+  const shared = new Uint8Array(await subtle.deriveBits({ name: "X25519", public: other }, privateKey, 256));
+  if (shared.every((one) => one === 0)) throw new TypeError("a key of low order");
+  return shared;
+}
+
+const aesKey = (key) => subtle.importKey("raw", key, "AES-GCM", false, ["encrypt", "decrypt"]);
+
+/** Messages under one key: the number of each goes into its nonce. */
+class Sequence {
+  #key;
+  #nonce;
+  #next = 0;
+
+  constructor(key, nonce) {
+    this.#key = key;
+    this.#nonce = nonce;
+  }
+
+  #way(additionalData) {
+    const iv = this.#nonce.slice();
+    number(this.#next++, 8).forEach((one, at) => (iv[at + 4] ^= one));
+    return { name: "AES-GCM", iv, additionalData };
+  }
+
+  async seal(plain, additional = NOTHING) {
+    return new Uint8Array(await subtle.encrypt(this.#way(additional), this.#key, plain));
+  }
+
+  async open(sealed, additional = NOTHING) {
+    return new Uint8Array(await subtle.decrypt(this.#way(additional), this.#key, sealed));
+  }
+}
+
+const labeled = (suite, label, data) => join(utf8("HPKE-v1"), suite, utf8(label), data);
+const wanted = (suite, label, data, size) => join(number(size, 2), labeled(suite, label, data));
+const CIPHER = join(utf8("HPKE"), SUITE);
+const once = new Map(); // what is the same for every request: label and info -> promise
+
+const extracted = (label, data) => {
+  const name = `${label} ${letters(data)}`;
+  if (once.size > 64) once.clear();
+  if (!once.has(name)) once.set(name, hmac(new Uint8Array(32), labeled(CIPHER, label, data)));
+  return once.get(name);
+};
+
+/** Begin as HPKE's sender: `{enc, sequence, exported(label, size)}`. */
+async function hpke(publicKey, info, ephemeral) {
+  const { privateKey, publicKey: enc } = ephemeral ?? (await pair());
+  const kem = join(utf8("KEM"), KEM);
+  const shared = await agree(privateKey, publicKey);
+  const secret = await hkdf(NOTHING, labeled(kem, "eae_prk", shared), wanted(kem, "shared_secret", join(enc, publicKey), 32), 32);
+  const [psk, about] = await Promise.all([extracted("psk_id_hash", NOTHING), extracted("info_hash", info)]);
+  const context = join(number(0, 1), psk, about);
+  const base = await subtle.importKey("raw", labeled(CIPHER, "secret", NOTHING), "HKDF", false, ["deriveBits"]);
+  const [key, nonce, exporter] = await Promise.all(
+    [["key", 16], ["base_nonce", 12], ["exp", 32]].map(([label, size]) => hkdf(secret, base, wanted(CIPHER, label, context, size), size)),
+  );
+  return {
+    enc,
+    sequence: new Sequence(await aesKey(key), nonce),
+    /** At most 32 bytes. */
+    exported: async (label, size) => (await hmac(exporter, join(wanted(CIPHER, "sec", label, size), number(1, 1)))).subarray(0, size),
+  };
+}
+
+// ---- Binary HTTP (RFC 9292) ----
+
+const NAME = /^[-!#$%&'*+.^_`|~0-9a-z]+$/;
+const VALUE = /^(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?$/;
+
+const counted = (bytes) => join(varint(bytes.length), bytes);
+
+function writeFields(fields, known = true) {
+  const out = join(...fields.flatMap(([name, value]) => [counted(latin(name)), counted(latin(value))]));
+  if (fields.length > MAX_FIELDS || out.length > MAX_FIELD_BYTES) throw wrong("more header fields than a gateway takes");
+  return known ? counted(out) : join(out, number(0, 1));
+}
+
+/** Write all that comes before the content; `length` is null if nobody knows that. `fields` are pairs of name and value. */
+function writeHead(method, scheme, authority, path, fields, length = 0) {
+  const known = length !== null;
+  const line = [method, scheme, authority, path].map((one) => counted(latin(one)));
+  return join(number(known ? 0 : 2, 1), ...line, writeFields(fields, known), known ? varint(length) : NOTHING);
+}
+
+/** Read a response from an Input of plaintext: its head, and `next` for its content, which gives null at the true end. */
+async function readResponse(input) {
+  const framing = await input.varint();
+  if (framing !== 1 && framing !== 3) throw new TypeError("framing");
+  const known = framing === 1;
+  let status;
+  let fields;
+  for (let early = 0; ; early++) {
+    status = await input.varint();
+    if (status < 100 || status > 599 || early > MAX_INFORMATIONAL) throw new TypeError("status");
+    fields = await readFields(input, known);
+    if (status >= 200) break;
+  }
+  const length = known ? ((await input.ended()) ? 0 : await input.varint()) : null;
+  let left = length ?? 0;
+  let trailers = null;
+  const next = async () => {
+    if (!known && left === 0 && trailers === null && !(await input.ended())) left = await input.varint();
+    if (left > 0) {
+      const piece = await input.some(left);
+      left -= piece.length;
+      return piece;
+    }
+    trailers ??= await readFields(input, known);
+    while (!(await input.ended())) {
+      if ((await input.some(CHUNK)).some((one) => one !== 0)) throw new TypeError("padding");
+    }
+    return null;
+  };
+  return { status, fields, length, next };
+}
+
+async function readFields(input, known) {
+  const fields = [];
+  if (await input.ended()) return fields;
+  let left = MAX_FIELD_BYTES;
+  let within = input;
+  if (known) {
+    const size = await input.varint();
+    if (size > MAX_FIELD_BYTES) throw new TypeError("fields");
+    within = whole(await input.bytes(size));
+  }
+  for (;;) {
+    if (known && (await within.ended())) return fields;
+    const size = await within.varint();
+    if (!known && size === 0) return fields;
+    if (size === 0 || size > left) throw new TypeError("fields");
+    const name = unlatin(await within.bytes(size)).toLowerCase();
+    const length = await within.varint();
+    if ((left -= size + length) < 0) throw new TypeError("fields");
+    const value = unlatin(await within.bytes(length));
+    if (!NAME.test(name) || !VALUE.test(value) || fields.length === MAX_FIELDS) throw new TypeError("fields");
+    fields.push([name, value]);
+  }
+}
+
+/** Read the status of a whole response. */
+const readStatus = async (bytes) => (await readResponse(whole(bytes))).status;
+
+// ---- Oblivious HTTP (RFC 9458, draft-ietf-ohai-chunked-ohttp-08) ----
+
+const form = (name, chunked) => ({
+  request: `message/ohttp-${name ? "chunked-" : ""}req`,
+  response: `message/ohttp-${name ? "chunked-" : ""}res`,
+  info: utf8(`message/bhttp ${name}request`),
+  exported: utf8(`message/bhttp ${name}response`),
+  chunked,
+});
+const FORMS = [form("", false), form("chunked ", true)];
+const MEDIA = new Map(FORMS.map((one) => [one.request, one]));
+const FINAL = utf8("final");
+const NONCE = 16; // bytes that an answer begins with
+
+/** Give the length that a plaintext is filled up to with zeros. */
+function padded(size) {
+  for (let step = 512; step <= 65_536; step *= 2) if (size <= step) return step;
+  const exponent = 31 - Math.clz32(size);
+  const unit = 2 ** (exponent - (32 - Math.clz32(exponent)));
+  return Math.ceil(size / unit) * unit;
+}
+
+/** Begin a sealed request: `{prefix, sequence, answer}`; `answer(nonce)` promises the Sequence of its answer. */
+async function sealRequest(media, keyId, publicKey, ephemeral) {
+  const algorithms = join(number(keyId, 1), SUITE);
+  const context = await hpke(publicKey, join(media.info, number(0, 1), algorithms), ephemeral);
+  return {
+    prefix: join(algorithms, context.enc),
+    sequence: context.sequence,
+    async answer(nonce) {
+      const secret = await context.exported(media.exported, NONCE);
+      const base = await subtle.importKey("raw", secret, "HKDF", false, ["deriveBits"]);
+      const salt = join(context.enc, nonce);
+      const [key, first] = await Promise.all([hkdf(salt, base, utf8("key"), 16), hkdf(salt, base, utf8("nonce"), 12)]);
+      return new Sequence(await aesKey(key), first);
+    },
+  };
+}
+
+/** Seal whole chunks. */
+async function chunks(sequence, plain) {
+  const out = [];
+  for (let at = 0; at < plain.length; at += CHUNK) out.push(sequence.seal(plain.subarray(at, at + CHUNK)));
+  return join(...(await Promise.all(out)).flatMap((sealed) => [varint(sealed.length), sealed]));
+}
+
+/** Seal pieces of plaintext; gives the sealed bytes as they come. */
+async function* seal(media, { prefix, sequence }, pieces, pad) {
+  yield prefix;
+  let held = NOTHING;
+  let size = 0;
+  for await (const piece of pieces) {
+    held = held.length ? join(held, piece) : piece;
+    size += piece.length;
+    if (size > (media.chunked ? MAX_MESSAGE : MAX_SINGLE)) throw new L8Error("too-large", { leg: "page" });
+    if (!media.chunked) continue;
+    const full = Math.floor((held.length - 1) / CHUNK) * CHUNK; // the last chunk waits: it may be the final one
+    if (full > 0) yield await chunks(sequence, held.subarray(0, full));
+    held = held.subarray(Math.max(full, 0));
+  }
+  held = join(held, new Uint8Array(pad ? padded(size) - size : 0));
+  if (media.chunked && held.length > CHUNK) {
+    const full = Math.floor((held.length - 1) / CHUNK) * CHUNK;
+    yield await chunks(sequence, held.subarray(0, full));
+    held = held.subarray(full);
+  }
+  if (media.chunked) yield number(0, 1);
+  yield await sequence.seal(held, media.chunked ? FINAL : NOTHING);
+}
+
+/** Give a `pull` of the plaintext of an answer whose sealed bytes come from an Input. */
+function opener(media, sealing, input) {
+  let sequence = null;
+  let over = false;
+  let total = 0;
+  let count = 0;
+  const open = async (sealed, additional) => {
+    total += sealed.length - TAG;
+    if (++count > MAX_CHUNKS || total > MAX_MESSAGE) throw new L8Error("too-large", { leg: "backend" });
+    try {
+      return await sequence.open(sealed, additional);
+    } catch (cause) {
+      throw new L8Error("tampered", { cause });
+    }
+  };
+  const step = async () => {
+    sequence ??= await sealing.answer(await input.bytes(NONCE));
+    const size = media.chunked ? await input.varint() : 0;
+    if (size === 0) {
+      over = true;
+      const sealed = await input.rest(media.chunked ? CHUNK + TAG : MAX_SINGLE + TAG);
+      if (sealed.length < TAG) throw new RangeError("cut");
+      return open(sealed, media.chunked ? FINAL : NOTHING);
+    }
+    if (size <= TAG || size > CHUNK + TAG) throw new L8Error("tampered");
+    return open(await input.bytes(size), NOTHING);
+  };
+  return async () => {
+    if (over) return null;
+    try {
+      return await step();
+    } catch (cause) {
+      over = true;
+      if (cause instanceof RangeError) throw new L8Error("cut", { cause });
+      throw cause instanceof TypeError ? new L8Error("tampered", { cause }) : cause;
+    }
+  };
+}
+
+// ---- Key sets: JWS under a pinned key ----
+
+/** Read JSON in which no member comes twice. */
+function json(source) {
+  const count = (value) =>
+    value === null || typeof value !== "object"
+      ? 0
+      : Object.values(value).reduce((sum, one) => sum + count(one), Array.isArray(value) ? 0 : Object.keys(value).length);
+  const value = JSON.parse(source);
+  const members = source.replace(/"(?:[^"\\]|\\.)*"/g, "").split(":").length - 1;
+  if (value === null || typeof value !== "object" || Array.isArray(value) || members !== count(value)) throw new RangeError("JSON");
+  return value;
+}
+
+/** Verify a flattened JWS of a type under one of the pins; gives its payload's text and the pin. Reads nothing unsigned. */
+async function readJws(bytes, typ, pins) {
+  const outside = json(text(bytes));
+  if (Object.keys(outside).sort().join() !== "payload,protected,signature") throw new RangeError("members");
+  const signed = utf8(`${outside.protected}.${outside.payload}`);
+  const signature = unletters(outside.signature, 64);
+  for (const pin of pins) {
+    const key = await subtle.importKey("raw", unletters(pin, 32), "Ed25519", false, ["verify"]);
+    if (!(await subtle.verify("Ed25519", key, signature, signed))) continue;
+    const kid = letters(await sha256(unletters(pin))).slice(0, 11);
+    const head = json(text(unletters(outside.protected)));
+    const right = Object.keys(head).length === 3 && head.alg === "Ed25519" && head.typ === typ && head.kid === kid;
+    if (!right) throw new RangeError("head");
+    return { payload: text(unletters(outside.payload)), pin };
+  }
+  throw new L8Error("keys-signature");
+}
+
+const whole53 = (value, most = Number.MAX_SAFE_INTEGER) => Number.isInteger(value) && value >= 0 && value <= most;
+const texts = (value, most) => Array.isArray(value) && value.length > 0 && value.length <= most && value.every((one) => typeof one === "string");
+
+/** Read a key set that one of the pins has signed. */
+async function readKeys(bytes, pins) {
+  try {
+    if (bytes.length > KEYS_MAX) throw new RangeError("size");
+    const told = json((await readJws(bytes, "l8-keys+jws", pins)).payload);
+    const config = unletters(told.ohttp_keys);
+    const ohttp = config.subarray(5, 37);
+    const noise = unletters(told.noise, 32);
+    const suites = [];
+    for (let at = 39; at < config.length; at += 4) suites.push(letters(config.subarray(at, at + 4)));
+    const good =
+      told.v === 1 &&
+      typeof told.gateway === "string" &&
+      /^[a-z0-9-]{1,63}$/.test(told.gateway) &&
+      texts(told.authorities, 64) &&
+      texts(told.media, 16) &&
+      whole53(told.epoch, 2 ** 32 - 1) &&
+      whole53(told.not_before) &&
+      whole53(told.not_after) &&
+      told.not_before < told.not_after &&
+      config.length >= 43 &&
+      config.length % 4 === 3 &&
+      same(config.subarray(0, 2), number(config.length - 2, 2)) &&
+      same(config.subarray(3, 5), KEM) &&
+      same(config.subarray(37, 39), number(config.length - 39, 2)) &&
+      suites.includes(letters(SUITE.subarray(2))) &&
+      config[2] === told.epoch % 256 &&
+      !same(ohttp, noise);
+    const media = told.media?.map?.((one) => MEDIA.get(one)).find(Boolean);
+    if (!good || !media || ("next" in told && unletters(told.next, 32).length !== 32)) throw new RangeError("payload");
+    return { ...told, noise, media, keyId: config[2], publicKey: ohttp };
+  } catch (cause) {
+    throw cause instanceof L8Error ? cause : new L8Error("keys-form", { cause });
+  }
+}
+
+/** Choose among what the relays have given, as layer8/tunnel/client_keys.py does. */
+async function chooseKeys(documents, gateway, pins, seen, now) {
+  const different = [...new Map(documents.map((one) => [letters(one), one])).values()];
+  const sets = await Promise.all(different.map((one) => readKeys(one, pins)));
+  if (sets.some((one) => one.gateway !== gateway)) throw new L8Error("keys-gateway");
+  if (sets.length > 2 || new Set(sets.map((one) => one.epoch)).size < sets.length) throw new L8Error("keys-different");
+  const found = sets.reduce((a, b) => (a.epoch > b.epoch ? a : b));
+  if (found.epoch < seen) throw new L8Error("keys-epoch");
+  if (now < found.not_before - EARLY || now > found.not_after) throw new L8Error("keys-time");
+  return found;
+}
+
+// ---- Cookies (RFC 6265), one jar for each gateway ----
+
+const covers = (host, domain) => host === domain || (host.endsWith(`.${domain}`) && /[a-z]$/.test(host));
+
+/** Read one Set-Cookie; null if it is refused. */
+function readCookie(line, url, now) {
+  const [first, ...rest] = line.split(";").map((one) => one.trim());
+  const at = first.indexOf("=");
+  const [name, value] = at < 0 ? ["", first] : [first.slice(0, at).trim(), first.slice(at + 1).trim()];
+  const said = {};
+  for (const one of rest) {
+    const cut = one.indexOf("=");
+    said[(cut < 0 ? one : one.slice(0, cut)).trim().toLowerCase()] = cut < 0 ? "" : one.slice(cut + 1).trim();
+  }
+  const domain = said.domain?.toLowerCase().replace(/^\./, "");
+  const path = said.path?.startsWith("/") ? said.path : url.pathname.replace(/\/[^/]*$/, "") || "/";
+  const secure = "secure" in said;
+  let expires = said.expires ? Date.parse(said.expires) : NaN;
+  if (/^-?\d+$/.test(said["max-age"] ?? "")) expires = Number(said["max-age"]) > 0 ? now + Number(said["max-age"]) * 1000 : 0;
+  const lower = name.toLowerCase();
+  const refused =
+    (!name && !value) ||
+    name.length + value.length > COOKIE ||
+    (domain && (!domain.includes(".") || !covers(url.hostname, domain)) && domain !== url.hostname) ||
+    (secure && url.protocol !== "https:") ||
+    (lower.startsWith("__secure-") && !secure) ||
+    (lower.startsWith("__host-") && !(secure && !domain && said.path === "/"));
+  if (refused) return null;
+  return { name, value, host: domain || url.hostname, only: !domain, path, secure, expires: Number.isNaN(expires) ? null : expires, made: now };
+}
+
+/** Add what an answer has set to a list of cookies; gives the new list. */
+function addCookies(cookies, lines, url, now) {
+  let out = cookies.filter((one) => one.expires === null || one.expires > now);
+  for (const line of lines) {
+    const cookie = readCookie(line, url, now);
+    if (!cookie) continue;
+    const old = out.find((one) => one.name === cookie.name && one.host === cookie.host && one.only === cookie.only && one.path === cookie.path);
+    out = out.filter((one) => one !== old);
+    if (cookie.expires === null || cookie.expires > now) out.push({ ...cookie, made: old?.made ?? now });
+  }
+  return out.slice(-COOKIES);
+}
+
+/** Write the Cookie field for a URL; "" if there is none. */
+function cookieField(cookies, url, now) {
+  const fits = (one) =>
+    (one.only ? url.hostname === one.host : covers(url.hostname, one.host)) &&
+    (url.pathname === one.path || (url.pathname.startsWith(one.path) && (one.path.endsWith("/") || url.pathname[one.path.length] === "/"))) &&
+    (!one.secure || url.protocol === "https:") &&
+    (one.expires === null || one.expires > now);
+  const good = cookies.filter(fits).sort((a, b) => b.path.length - a.path.length || a.made - b.made);
+  return good.map((one) => (one.name ? `${one.name}=${one.value}` : one.value)).join("; ");
+}
+
+const settled = (request) =>
+  new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+
+/** A jar in memory. */
+class MemoryJar {
+  #cookies = [];
+
+  async field(url) {
+    return cookieField(this.#cookies, url, Date.now());
+  }
+
+  async add(lines, url) {
+    this.#cookies = addCookies(this.#cookies, lines, url, Date.now());
+  }
+
+  async clear() {
+    this.#cookies = [];
+  }
+}
+
+/** A jar in IndexedDB, which tabs and the service worker share: read before each use, changed in one transaction. */
+class StoredJar {
+  #gateway;
+
+  constructor(gateway) {
+    this.#gateway = gateway;
+  }
+
+  async #change(how) {
+    const opening = indexedDB.open("l8-jars", 1);
+    opening.onupgradeneeded = () => opening.result.createObjectStore("jars");
+    const database = await settled(opening);
+    try {
+      const store = database.transaction("jars", "readwrite").objectStore("jars");
+      const cookies = (await settled(store.get(this.#gateway))) ?? [];
+      const changed = how(cookies);
+      if (changed) await settled(store.put(changed, this.#gateway));
+      return cookies;
+    } finally {
+      database.close();
+    }
+  }
+
+  async field(url) {
+    return cookieField(await this.#change(() => null), url, Date.now());
+  }
+
+  async add(lines, url) {
+    await this.#change((cookies) => addCookies(cookies, lines, url, Date.now()));
+  }
+
+  async clear() {
+    await this.#change(() => []);
+  }
+}
+
+// ---- Requests as the page gives them ----
+
+const SAFE = new Set(["GET", "HEAD", "OPTIONS", "TRACE"]);
+const OURS = new Set(["date", "origin", "user-agent", "host"]);
+const EMPTY = new Set([204, 205, 304]);
+
+/** Resolve what `fetch` takes for a URL; relative ones against a tunnel's first authority. */
+function locate(input, base) {
+  const named = input instanceof Request ? input.url : String(input);
+  try {
+    return new URL(named, base);
+  } catch (cause) {
+    throw wrong(`${named.slice(0, 80)} is no URL`, cause);
+  }
+}
+
+/** Read a request as the browser encodes it: `{url, method, fields, body: Blob or null, ...}`. */
+async function readRequest(input, init, url) {
+  const { onprogress, stream, ...rest } = init ?? {};
+  if (onprogress !== undefined && typeof onprogress !== "function") throw wrong("onprogress is no function");
+  try {
+    // Browsers' own requests do not carry streams everywhere; a Blob takes them out of memory.
+    if (rest.body instanceof ReadableStream) rest.body = await new Response(rest.body).blob();
+    const request = new Request(input instanceof Request ? input : url.href, rest);
+    const given = rest.body instanceof Blob ? rest.body : null;
+    const empty = SAFE.has(request.method) && request.method !== "OPTIONS";
+    const body = empty || request.body === null ? null : (given ?? (await request.blob()));
+    const fields = [...request.headers].filter(([name]) => !OURS.has(name));
+    if (!fields.some(([name]) => name === "accept")) fields.unshift(["accept", "*/*"]);
+    const { method, signal, redirect, credentials, integrity } = request;
+    return { url, method, fields, body, signal, redirect, cookies: credentials !== "omit", integrity, onprogress, whole: stream === false || integrity !== "" };
+  } catch (cause) {
+    if (cause?.name === "AbortError" || cause instanceof L8Error) throw cause;
+    throw wrong(cause?.message ?? String(cause), cause);
+  }
+}
+
+// ---- One sealed request ----
+
+const PROBLEM = "application/problem+json";
+const OHTTP_KEY = "https://iana.org/assignments/http-problem-types#ohttp-key";
+const DATE = "https://iana.org/assignments/http-problem-types#date";
+const NOT_FORWARDED = "urn:l8:problem:not-forwarded";
+const STATUSES = { 400: "framing", 404: "no-gateway", 408: "slow", 413: "too-large", 415: "media", 422: "unopened", 429: "busy", 502: "lost", 503: "busy", 504: "slow" };
+
+/** Something failed; `again` says how the same request may be sent once more: keys, later, date or relay. */
+class Failed {
+  constructor(error, again = null, more = {}) {
+    Object.assign(this, { error, again, after: 0, date: null }, more);
+  }
+}
+
+function problemType(bytes) {
+  try {
+    const kind = JSON.parse(text(bytes)).type;
+    return typeof kind === "string" ? kind : "about:blank";
+  } catch {
+    return "about:blank";
+  }
+}
+
+/** Write a date as HTTP does, rounded down to its minute. */
+const minute = (milliseconds) => new Date(Math.floor(milliseconds / 60_000) * 60_000).toUTCString();
+
+/** Stop after so many milliseconds without `touch()`, or when `signal` does. */
+function watch(signal, milliseconds) {
+  const stop = new AbortController();
+  let timer;
+  const touch = (longer = 0) => {
+    clearTimeout(timer);
+    timer = setTimeout(() => stop.abort(new L8Error("slow", { leg: "relay" })), milliseconds + longer);
+  };
+  const follow = () => stop.abort(signal.reason);
+  const done = () => {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", follow);
+  };
+  if (signal?.aborted) follow();
+  else signal?.addEventListener("abort", follow);
+  touch();
+  return { signal: stop.signal, touch, done, stop: (reason) => (done(), stop.abort(reason)) };
+}
+
+async function* plaintext(head, body, onprogress) {
+  yield head;
+  const total = body?.size ?? 0;
+  for (let at = 0; at < total; ) {
+    const part = new Uint8Array(await body.slice(at, at + PART).arrayBuffer());
+    if (part.length === 0) throw wrong("the body has gone");
+    yield part;
+    at += part.length;
+    onprogress?.(at, total);
+  }
+  yield number(0, 1); // no trailers
+}
+
+/** Give sealed pieces to `fetch`: a small message as bytes, a large one as a Blob that the browser keeps out of the heap. */
+async function packed(pieces, size) {
+  if (size <= PART) {
+    const parts = [];
+    for await (const piece of pieces) parts.push(piece);
+    return join(...parts);
+  }
+  const stream = new ReadableStream(
+    {
+      async pull(controller) {
+        const { value, done } = await pieces.next();
+        if (done) controller.close();
+        else controller.enqueue(value);
+      },
+    },
+    { highWaterMark: 0 },
+  );
+  return new Response(stream).blob();
+}
+
+/** Send one message to a relay; gives the opened answer, `{status, fields, next, stop}`, or a Failed. */
+async function exchange(keys, address, ask, { date, pad, timeout, trace }) {
+  const { media } = keys;
+  const began = performance.now();
+  const watching = watch(ask.signal, timeout);
+  const { signal } = watching;
+  let reader;
+  const failed = (...more) => {
+    reader?.cancel().catch(() => {});
+    watching.done();
+    return new Failed(...more);
+  };
+  try {
+    const size = ask.body?.size ?? 0;
+    const { url } = ask;
+    const fields = [["date", minute(date)], ["origin", url.origin], ["user-agent", "L8"], ...ask.fields];
+    const head = writeHead(ask.method, url.protocol.slice(0, -1), url.host, url.pathname + url.search, fields, size);
+    const sealing = await sealRequest(media, keys.keyId, keys.publicKey);
+    const progress = (sent, total) => (watching.touch(), signal.throwIfAborted(), ask.onprogress?.(sent, total));
+    const body = await packed(seal(media, sealing, plaintext(head, ask.body, progress), pad), size);
+    signal.throwIfAborted();
+    trace.up = body.size ?? body.length;
+    trace.sealed = performance.now() - began;
+    watching.touch(size / 20); // what is on its way shows no sign of life: 20 kB a second are expected
+    let answer;
+    try {
+      answer = await outer(address, {
+        method: "POST",
+        headers: { "content-type": media.request, ...(media.chunked ? { incremental: "?1" } : {}) },
+        body,
+        signal,
+        credentials: "omit",
+        referrerPolicy: "no-referrer",
+        cache: "no-store",
+        redirect: "error",
+        mode: "cors",
+      });
+    } catch (cause) {
+      signal.throwIfAborted();
+      return failed(new L8Error("lost", { cause }), "relay");
+    }
+    trace.waited = performance.now() - began - trace.sealed;
+    trace.down = 0;
+    reader = answer.body?.getReader();
+    const input = new Input(async () => {
+      try {
+        const { value, done } = (await reader?.read()) ?? { done: true };
+        watching.touch();
+        trace.down += value?.length ?? 0;
+        return done ? null : value;
+      } catch (cause) {
+        signal.throwIfAborted();
+        throw new L8Error("cut", { cause });
+      }
+    });
+    if (answer.status !== 200) {
+      const kind = problemType(await input.rest(PROBLEM_MOST).catch(() => NOTHING));
+      if (answer.status === 400 && kind === OHTTP_KEY) return failed(new L8Error("keys"), "keys");
+      const after = /^\d{1,4}$/.test(answer.headers.get("retry-after") ?? "") ? Math.min(Number(answer.headers.get("retry-after")), RETRY_MOST) : 0;
+      if ((answer.status === 429 || answer.status === 503) && kind === NOT_FORWARDED) return failed(new L8Error("busy"), "later", { after });
+      const code = STATUSES[answer.status] ?? "strange";
+      return failed(new L8Error(code, answer.status === 502 || answer.status === 504 ? { leg: "gateway" } : {}));
+    }
+    if (answer.headers.get("content-type") !== media.response) return failed(new L8Error("media", { leg: "relay" }));
+    const open = opener(media, sealing, input);
+    const inside = await malformed(readResponse(new Input(open)));
+    trace.opened = performance.now() - began - trace.sealed - trace.waited;
+    let next = async () => {
+      const piece = await malformed(inside.next());
+      if (piece === null) {
+        await open(); // the seal says that this is the end
+        watching.done();
+      }
+      return piece;
+    };
+    if ((inside.status === 400 || inside.status === 425) && inside.fields.some(([name, value]) => name === "content-type" && value === PROBLEM)) {
+      const pieces = [];
+      let held = 0;
+      let over = false;
+      while (held <= PROBLEM_MOST && !over) {
+        const piece = await next();
+        if (piece === null) over = true;
+        else held += pieces.push(piece) && piece.length;
+      }
+      const kind = over ? problemType(join(...pieces)) : "about:blank";
+      const dates = inside.fields.filter(([name]) => name === "date").map(([, value]) => Date.parse(value));
+      if (over && inside.status === 400 && kind === DATE && dates.length === 1 && !Number.isNaN(dates[0])) {
+        return failed(new L8Error("date"), "date", { after: 0.1, date: dates[0] });
+      }
+      if (over && inside.status === 425 && kind === "about:blank") return failed(new L8Error("repeated"));
+      const more = next;
+      next = async () => pieces.shift() ?? (over ? null : more());
+    }
+    const stop = (reason) => {
+      reader?.cancel().catch(() => {});
+      watching.stop(reason);
+    };
+    return { ...inside, next, stop };
+  } catch (error) {
+    reader?.cancel().catch(() => {});
+    watching.done();
+    throw signal.aborted ? signal.reason : error;
+  }
+}
+
+/** What has opened and is no HTTP was written by who holds the key. */
+async function malformed(reading) {
+  try {
+    return await reading;
+  } catch (cause) {
+    if (cause instanceof RangeError || cause instanceof TypeError) throw new L8Error("tampered", { leg: "gateway", cause });
+    throw cause;
+  }
+}
+
+// ---- Responses as the page gets them ----
+
+/** Make a genuine Response of an opened answer. */
+async function makeResponse(answer, ask, redirected) {
+  const { status, fields, next, stop } = answer;
+  const mute = EMPTY.has(status) || ask.method === "HEAD";
+  let body = null;
+  if (mute) {
+    while ((await next()) !== null);
+  } else {
+    body = new ReadableStream(
+      {
+        async pull(controller) {
+          const piece = await next();
+          if (piece === null) controller.close();
+          else controller.enqueue(piece);
+        },
+        cancel: (reason) => stop(reason),
+      },
+      { highWaterMark: 0 },
+    );
+    const coding = fields.filter(([name]) => name === "content-encoding").map(([, value]) => value.toLowerCase()).join();
+    const known = { gzip: "gzip", "x-gzip": "gzip", deflate: "deflate" }[coding];
+    if (known) body = body.pipeThrough(new DecompressionStream(known));
+    if (ask.whole) body = await checked(await new Response(body).blob(), ask.integrity);
+  }
+  const headers = new Headers();
+  for (const [name, value] of fields) headers.append(name, value);
+  return named(new Response(body, { status, headers }), ask.url, redirected);
+}
+
+/** Give a Response its URL, and its clones too. */
+function named(response, url, redirected) {
+  const { href } = url;
+  const plain = href.slice(0, href.length - url.hash.length);
+  return Object.defineProperties(response, {
+    url: { value: plain },
+    redirected: { value: redirected },
+    clone: { value: () => named(Response.prototype.clone.call(response), url, redirected) },
+  });
+}
+
+/** Compare a body with what `integrity` says, the strongest hash of it. */
+async function checked(blob, integrity) {
+  const said = [...integrity.matchAll(/(?:^|\s)sha(256|384|512)-([\w+/=-]+)/g)].map(([, bits, hash]) => [Number(bits), hash]);
+  if (said.length === 0) return blob;
+  const bits = Math.max(...said.map(([one]) => one));
+  const found = letters(new Uint8Array(await subtle.digest(`SHA-${bits}`, await blob.arrayBuffer())));
+  const plain = (hash) => hash.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+  if (!said.some(([one, hash]) => one === bits && plain(hash) === found)) throw new L8Error("integrity");
+  return blob;
+}
+
+// ---- Tunnels: one for each gateway ----
+
+const MORE = { session: [false, "memory", "persistent"], pad: [true, false], compress: [undefined, "gzip"], fallback: ["never", "direct"] };
+
+/** Check what L8.connect is given; gives it in one form. */
+function checkOptions(given) {
+  if (given === null || typeof given !== "object") throw wrong("L8.connect takes {relay, gateway, pin}");
+  const { relay, gateway, authority, pin, timeout = IDLE } = given;
+  const list = (value, name) => {
+    const all = Array.isArray(value) ? value : [value];
+    if (all.length === 0 || !all.every((one) => typeof one === "string" && one)) throw wrong(`${name} is a string or a list of them`);
+    return [...new Set(all)];
+  };
+  const relays = list(relay, "relay").map((one) => {
+    const url = URL.parse?.(one, globalThis.location?.href) ?? tried(() => new URL(one, globalThis.location?.href));
+    if (!url || !/^https?:$/.test(url.protocol) || url.search || url.hash || url.username) throw wrong(`${one} is no address of a relay`);
+    return url.href.replace(/\/$/, "");
+  });
+  const pins = list(pin, "pin");
+  if (!pins.every((one) => tried(() => unletters(one, 32)))) throw wrong("a pin is an Ed25519 key: 43 letters of base64url");
+  if (typeof gateway !== "string" || !/^[a-z0-9-]{1,63}$/.test(gateway)) throw wrong("gateway has 1 to 63 of a-z, 0-9 and -");
+  if (authority !== undefined && (typeof authority !== "string" || !tried(() => new URL(origin(authority))))) throw wrong("authority is a host, with a port if it has one");
+  if (!(Number.isFinite(timeout) && timeout > 0)) throw wrong("timeout is a number of milliseconds");
+  const out = { relay: relays, gateway, authority, pin: pins, timeout };
+  for (const [name, values] of Object.entries(MORE)) {
+    out[name] = given[name] ?? values[0];
+    if (!values.includes(out[name])) throw wrong(`${name} is one of ${values.filter((one) => one !== undefined).join(", ")}`);
+  }
+  return out;
+}
+
+function tried(how) {
+  try {
+    return how();
+  } catch {
+    return null;
+  }
+}
+
+/** The origin of an authority as key sets write it. */
+const origin = (authority) => new URL(authority.includes("://") ? authority : `https://${authority}`).origin;
+
+/** Read at most so many bytes of an answer. */
+async function atMost(response, most) {
+  const reader = response.body.getReader();
+  const input = new Input(async () => {
+    const { value, done } = await reader.read();
+    return done ? null : value;
+  });
+  return input.rest(most);
+}
+
+/** A tunnel to one gateway, made by L8.connect; fires `statechange`. */
+class Tunnel extends EventTarget {
+  #state = "idle";
+  #set = null;
+  #seen = 0;
+  #flaw = null;
+  #looking = null;
+  #hurried = -Infinity;
+  #relay;
+  #jar;
+  #closing = new AbortController();
+  #counts = { requests: 0, failures: 0, resends: 0, up: 0, down: 0, direct: 0 };
+
+  constructor(options) {
+    super();
+    this._options = options;
+    this.#relay = Math.floor(Math.random() * options.relay.length);
+    this.#jar = { memory: () => new MemoryJar(), persistent: () => new StoredJar(options.gateway) }[options.session]?.() ?? null;
+    this.#seen = Number(tried(() => localStorage.getItem(this.#name)) ?? 0) || 0;
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  get gateway() {
+    return this._options.gateway;
+  }
+
+  get epoch() {
+    return this.#set?.epoch ?? null;
+  }
+
+  /** Ask the gateway's backend, with what `fetch` takes. @returns {Promise<Response>} */
+  async fetch(input, init) {
+    const url = locate(input, await this._base());
+    if (!(await this._answersFor(url))) throw new L8Error("unknown", { message: url.host });
+    return this._fetch(input, init, url);
+  }
+
+  /** Forget the keys and the session in memory, and stop what runs. @returns {Promise<void>} */
+  async close() {
+    this.#go("closed");
+    this.#set = null;
+    this.#closing.abort(new L8Error("closed"));
+    if (this._options.session === "memory") await this.#jar.clear();
+    tunnels.delete(this);
+  }
+
+  /** Throw the cookies away. @returns {Promise<void>} */
+  async clearSession() {
+    await this.#jar?.clear();
+  }
+
+  // What the other sections use.
+
+  get _relay() {
+    return this._options.relay[this.#relay];
+  }
+
+  get _closed() {
+    return this.#closing.signal;
+  }
+
+  async _cookies(url) {
+    return (await this.#jar?.field(url)) ?? "";
+  }
+
+  /** Where relative URLs start. */
+  async _base() {
+    const { authority } = this._options;
+    return `${origin(authority ?? (await this._keys()).authorities[0])}/`;
+  }
+
+  async _answersFor(url) {
+    const { authority } = this._options;
+    if (authority && origin(authority) === url.origin) return true;
+    return (await this._keys()).authorities.some((one) => tried(() => origin(one)) === url.origin);
+  }
+
+  /** Promise the gateway's key set, checked. */
+  async _keys() {
+    const now = Date.now() / 1000;
+    if (this.#state === "closed") throw new L8Error("closed");
+    if (this.#state === "failed") throw this.#flaw;
+    if (this.#set && now > this.#set.not_after) this.#set = null;
+    if (this.#set) {
+      if (now >= this.#set.not_after - FRESH && now - this.#hurried >= KEYS_HURRY) {
+        this.#hurried = now;
+        this.#look("refreshing").catch(() => {}); // a refusal is in #flaw then
+      }
+      return this.#set;
+    }
+    return this.#look("keys");
+  }
+
+  /** Begin anew after a failure. */
+  async _connect() {
+    if (this.#state === "failed") this.#go("idle");
+    return this._keys();
+  }
+
+  #look(state) {
+    this.#looking ??= (async () => {
+      this.#go(state);
+      try {
+        const asked = this._options.relay.map(async (relay) => {
+          const signal = AbortSignal.any([this._closed, AbortSignal.timeout(Math.min(this._options.timeout, 10_000))]);
+          const answer = await outer(`${relay}/r/${this.gateway}/keys`, { signal, credentials: "omit", referrerPolicy: "no-referrer", cache: "no-store", redirect: "error" });
+          if (answer.status === 404) throw new L8Error("no-gateway");
+          if (!answer.ok) throw new L8Error("unreachable", { message: `status ${answer.status}` });
+          return atMost(answer, KEYS_MAX + 1);
+        });
+        const came = await Promise.allSettled(asked);
+        if (this.#state === "closed") throw new L8Error("closed");
+        const documents = came.filter((one) => one.status === "fulfilled").map((one) => one.value);
+        if (documents.length === 0) {
+          const [{ reason }] = came;
+          throw reason instanceof L8Error ? reason : new L8Error("unreachable", { cause: reason });
+        }
+        if (came[this.#relay].status === "rejected") this.#relay = came.findIndex((one) => one.status === "fulfilled");
+        this.#set = await chooseKeys(documents, this.gateway, this._options.pin, this.#seen, Date.now() / 1000);
+        this.#seen = this.#set.epoch;
+        tried(() => localStorage.setItem(this.#name, this.#seen));
+        this.#go("ready");
+        return this.#set;
+      } catch (cause) {
+        const error = cause instanceof L8Error ? cause : new L8Error("unsupported", { cause });
+        if (error.code.startsWith("keys-")) {
+          this.#set = null;
+          this.#flaw = error;
+          this.#go("failed");
+        } else if (this.#state !== "closed") this.#go(this.#set ? "ready" : "idle");
+        throw error;
+      } finally {
+        this.#looking = null;
+      }
+    })();
+    return this.#looking;
+  }
+
+  get #name() {
+    return `l8-epoch ${this._options.gateway} ${this._options.pin[0]}`;
+  }
+
+  #go(state) {
+    if (state === this.#state || this.#state === "closed") return;
+    this.#state = state;
+    this.dispatchEvent(new Event("statechange"));
+  }
+
+  /** Ask for a URL of this gateway, follow what it says. */
+  async _fetch(input, init, url) {
+    let ask = await readRequest(input, init, url);
+    ask.signal = AbortSignal.any([ask.signal, this._closed]);
+    let redirected = false;
+    try {
+      for (let hops = 0; ; hops++) {
+        const answer = await this.#send(ask);
+        if (answer instanceof Response) return answer; // the direct way
+        const lines = answer.fields.filter(([name]) => name === "set-cookie").map(([, value]) => value);
+        if (lines.length && ask.cookies) await this.#jar?.add(lines, ask.url);
+        const to = redirection(answer, ask);
+        if (!to) return await makeResponse(answer, ask, redirected);
+        answer.stop();
+        if (ask.redirect === "error") throw new L8Error("redirect", { message: "`redirect` is \"error\"" });
+        if (hops === REDIRECTS) throw new L8Error("redirect", { message: `more than ${REDIRECTS} in a row` });
+        if (!(await this._answersFor(to.url))) throw new L8Error("redirect", { message: `it leaves the tunnel, to ${to.url.host}` });
+        ask = { ...ask, ...to };
+        redirected = true;
+      }
+    } catch (error) {
+      this.#counts.failures++;
+      throw error;
+    }
+  }
+
+  /** Seal and send one request, and once more where that may be done. */
+  async #send(ask) {
+    const { pad, timeout, compress, fallback, relay } = this._options;
+    for (let resent = false, date = null; ; resent = true) {
+      ask.signal.throwIfAborted();
+      const trace = { up: 0, down: 0, sealed: 0, waited: 0, opened: 0, began: performance.now() };
+      let result;
+      let keys;
+      try {
+        keys = await this._keys();
+      } catch (error) {
+        if (fallback === "direct" && error.code === "unreachable") return this.#direct(ask, error);
+        throw error;
+      }
+      const fields = [...ask.fields];
+      if (compress && !fields.some(([name]) => name === "accept-encoding")) fields.push(["accept-encoding", compress]);
+      const cookies = ask.cookies ? await this._cookies(ask.url) : "";
+      if (cookies) fields.push(["cookie", cookies]);
+      const address = `${this._relay}/r/${this.gateway}`;
+      try {
+        result = await exchange(keys, address, { ...ask, fields }, { date: date ?? Date.now(), pad, timeout, trace });
+      } catch (error) {
+        result = new Failed(error);
+      }
+      this.#counts.requests++;
+      this.#counts.up += trace.up;
+      this.#counts.down += trace.down;
+      traced(this, ask, result, trace);
+      if (!(result instanceof Failed)) return result;
+      const { error, again } = result;
+      if (again === "relay" && relay.length > 1) this.#relay = (this.#relay + 1) % relay.length;
+      const safe = SAFE.has(ask.method) || ask.fields.some(([name]) => name === "idempotency-key");
+      let may = !resent && (again === "date" || (again && safe));
+      if (again === "relay" && relay.length === 1) may = false;
+      if (again === "keys") may = (await this.#newer()) && may;
+      if (!may) {
+        if (fallback === "direct" && again === "relay" && safe) return this.#direct(ask, error);
+        throw error;
+      }
+      this.#counts.resends++;
+      if (again === "later") await sleep(result.after + Math.random(), ask.signal);
+      if (again === "date") {
+        date = result.date;
+        await sleep(0.1 + 0.9 * Math.random(), ask.signal);
+      }
+    }
+  }
+
+  /** Look for newer keys because an answer has said so; that is believed every KEYS_HURRY seconds. */
+  async #newer() {
+    const now = Date.now() / 1000;
+    const before = this.#set?.epoch;
+    if (now - this.#hurried >= KEYS_HURRY) {
+      this.#hurried = now;
+      await this.#look("refreshing");
+    }
+    return this.#set !== null && this.#set.epoch !== before;
+  }
+
+  /** Go around the relay, because the page has asked for that: the backend sees who asks. */
+  async #direct(ask, error) {
+    this.#counts.direct++;
+    console.warn(`L8: ${error.message}. ${ask.url.origin} is asked directly, and sees this visitor's address.`);
+    const { method, fields, body, signal, redirect } = ask;
+    return outer(ask.url.href, { method, headers: fields, body, signal, redirect, credentials: "omit", referrerPolicy: "no-referrer" });
+  }
+
+  _status() {
+    const set = this.#set;
+    return {
+      gateway: this.gateway,
+      state: this.#state,
+      error: this.#state === "failed" ? this.#flaw.code : null,
+      epoch: this.epoch,
+      authorities: set?.authorities ?? [],
+      expires: set ? new Date(set.not_after * 1000).toISOString() : null,
+      relay: this._relay,
+      relays: this._options.relay,
+      session: this._options.session,
+      fallback: this._options.fallback,
+      ...this.#counts,
+    };
+  }
+}
+
+/** Where an answer sends its request, as fetch follows it; null if it does not. */
+function redirection(answer, ask) {
+  const location = answer.fields.find(([name]) => name === "location")?.[1];
+  if (![301, 302, 303, 307, 308].includes(answer.status) || location === undefined || ask.redirect === "manual") return null;
+  const url = tried(() => new URL(decoder.decode(latin(location)), ask.url));
+  if (!url || !/^https?:$/.test(url.protocol) || url.username || url.password) throw new L8Error("redirect", { message: "it leads nowhere" });
+  if (!url.hash) url.hash = ask.url.hash;
+  let { method, body, fields } = ask;
+  if ((answer.status === 303 && method !== "GET" && method !== "HEAD") || (answer.status < 303 && method === "POST")) {
+    method = "GET";
+    body = null;
+    fields = fields.filter(([name]) => !/^content-(?:encoding|language|location|type)$/.test(name));
+  }
+  if (url.origin !== ask.url.origin) fields = fields.filter(([name]) => name !== "authorization");
+  return { url, method, body, fields };
+}
+
+const decoder = new TextDecoder();
+
+// ---- L8: what a page sees ----
+
+const tunnels = new Set();
+let configured = null; // the promise of what the page itself says of its tunnels
+
+/** The tunnels of `<meta name="l8" content='{"relay": ..., "gateway": ..., "pin": ...}'>`: one object, or a list. */
+function configure() {
+  configured ??= (async () => {
+    const all = [...(globalThis.document?.querySelectorAll('meta[name="l8"]') ?? [])].flatMap((one) => tried(() => JSON.parse(one.content)) ?? [null]);
+    for (const one of all) tunnels.add(new Tunnel(checkOptions(one)));
+  })();
+  return configured;
+}
+
+/** Find the tunnel for what `fetch` takes: `{tunnel, url}`. */
+async function pick(input) {
+  if (tunnels.size === 0) await configure();
+  const [first] = tunnels;
+  if (!first) throw new L8Error("config");
+  const absolute = input instanceof Request || tried(() => new URL(String(input)));
+  const url = locate(input, absolute ? undefined : await first._base());
+  let error = new L8Error("unknown", { message: url.host });
+  for (const tunnel of tunnels) {
+    try {
+      if (await tunnel._answersFor(url)) return { tunnel, url };
+    } catch (cause) {
+      error = cause;
+    }
+  }
+  throw error;
+}
+
+/**
+ * Build a tunnel to a gateway, or begin anew with one that has failed; its keys are there and checked afterwards.
+ * @param {{relay: string | string[], gateway: string, pin: string | string[], authority?: string, session?: false | "memory" | "persistent",
+ *   pad?: boolean, compress?: "gzip", fallback?: "never" | "direct", timeout?: number}} options
+ * @returns {Promise<Tunnel>}
+ */
+async function connect(options) {
+  if (!subtle) throw new L8Error("unsupported");
+  const checked = checkOptions(options);
+  const old = [...tunnels].find((one) => one.gateway === checked.gateway);
+  const same = old && JSON.stringify(old._options) === JSON.stringify(checked);
+  if (old && !same) await old.close();
+  const tunnel = same ? old : new Tunnel(checked);
+  tunnels.add(tunnel);
+  const { authorities } = await tunnel._connect();
+  if (checked.authority && !authorities.some((one) => tried(() => origin(one)) === origin(checked.authority))) {
+    await tunnel.close();
+    throw wrong(`the gateway does not answer for ${checked.authority}`);
+  }
+  return tunnel;
+}
+
+/** Ask a backend through its tunnel, with what `fetch` takes, `onprogress(sent, total)` and `stream: false`. @returns {Promise<Response>} */
+async function l8fetch(input, init) {
+  if (init !== undefined && init !== null && typeof init !== "object") throw wrong("the second argument is an object");
+  const { tunnel, url } = await pick(input);
+  return tunnel._fetch(input, init, url);
+}
+
+/** What the tunnels are doing. */
+async function status() {
+  return { version: VERSION, debug: debugging, tunnels: [...tunnels].map((one) => one._status()) };
+}
+
+// ---- Debugging and measuring ----
+
+let debugging = false;
+const SECRET = /^(?:authorization|cookie|set-cookie|proxy-authorization)$/;
+
+/** Show each exchange in the console: sizes, times, the head inside; no keys, no cookies. @param {boolean} on @returns {Promise<void>} */
+async function debug(on) {
+  if (typeof on !== "boolean") throw wrong("L8.debug takes true or false");
+  debugging = on;
+}
+
+let tracer = null; // of L8.measure
+
+function traced(tunnel, ask, result, trace) {
+  tracer?.(trace);
+  if (!debugging) return;
+  const show = (fields) => Object.fromEntries((fields ?? []).map(([name, value]) => [name, SECRET.test(name) ? `${value.length} letters` : value]));
+  const { error } = result;
+  console.debug(`L8 ${tunnel.gateway}: ${ask.method} ${ask.url.href} -> ${error ? (error.code ?? error.name) : result.status}`, {
+    relay: tunnel._relay,
+    sealed: trace.up,
+    milliseconds: { page: trace.sealed + trace.opened, relay: trace.waited },
+    request: show(ask.fields),
+    answer: show(result.fields),
+    error: error ? `${error.message}. ${error.hint ?? ""}` : null,
+  });
+}
+
+// ---- The module ----
+
+const L8 = Object.freeze({
+  version: VERSION,
+  connect,
+  registerCitizenship: connect,
+  fetch: l8fetch,
+  status,
+  debug,
+});
+
+globalThis.L8 = L8;
+
+export { L8, L8Error, Tunnel };
+export default L8;
