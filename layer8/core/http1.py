@@ -295,6 +295,11 @@ class Reader(Generic[Head]):
         return self._place is _At.HEAD
 
     @property
+    def held(self) -> int:
+        """Bytes that were fed and not given."""
+        return len(self._kept) - self._at
+
+    @property
     def whole(self) -> bool:
         """Whether an end of the connection now would cut nothing short."""
         return self._place is _At.UNTIL or self.between
