@@ -1,0 +1,53 @@
+"""What a jar, and a browser, make of Set-Cookie: lines that come together, and the Cookie that is sent back.
+
+All are set at https://HOST/a/b (or where browsers take http for as good) and asked for at the same place.
+"""
+
+from __future__ import annotations
+
+ROWS: list[tuple[list[str], str]] = [
+    (["a=1"], "a=1"),
+    (["a=1", "b=2", "c=3"], "a=1; b=2; c=3"),
+    (["a=1", "a=2"], "a=2"),
+    (["a=1; HttpOnly"], "a=1"),
+    (["a=1; SameSite=Strict"], "a=1"),
+    (["a=1; SameSite=Lax; HttpOnly; Path=/"], "a=1"),
+    (["a=1;b=2"], "a=1"),
+    (["a=1; unknown=2; x"], "a=1"),
+    (["a"], "a"),
+    (["=a"], "a"),
+    (["a="], "a="),
+    (["="], ""),
+    ([""], ""),
+    ([";"], ""),
+    (["; a=1"], ""),
+    (["  a  =  1  ; Path=/"], "a=1"),
+    (["a=1=2"], "a=1=2"),
+    (['a="x y"'], 'a="x y"'),
+    (["a=x, y"], "a=x, y"),
+    (["a=1; Max-Age=0"], ""),
+    (["a=1; Max-Age=-1"], ""),
+    (["a=1; Max-Age=x"], "a=1"),
+    (["a=1; Max-Age=60; Expires=Thu, 01 Jan 1970 00:00:00 GMT"], "a=1"),
+    (["a=1; Expires=Thu, 01 Jan 1970 00:00:00 GMT"], ""),
+    (["a=1; Expires=Thu, 01-Jan-70 00:00:01 GMT"], ""),
+    (["a=1; Expires=Fri, 15 Jan 2100 08:00:42 GMT"], "a=1"),
+    (["a=1; Expires=garbage"], "a=1"),
+    (["a=1", "a=; Max-Age=0", "b=2"], "b=2"),
+    (["a=1; Path=/a"], "a=1"),
+    (["a=1; Path=/a/"], "a=1"),
+    (["a=1; Path=/a/b"], "a=1"),
+    (["a=1; Path=/a/b/"], ""),
+    (["a=1; Path=/other"], ""),
+    (["a=1; Path=/", "a=2; Path=/a"], "a=2; a=1"),
+    (["a=1; Path=x"], "a=1"),
+    (["a=1; Path=/x; Path=/a"], "a=1"),
+    (["a=1; Domain=example.com"], ""),
+    (["a=1; path=/; PATH=/a/b"], "a=1"),
+    (["__Secure-a=1"], ""),
+    (["__Host-a=1; Path=/"], ""),
+    (["__Secure-a=1; Secure"], "__Secure-a=1"),
+    (["__Host-a=1; Secure; Path=/"], "__Host-a=1"),
+    (["__Host-a=1; Secure; Path=/a"], ""),
+    (["a=\u00e4"], "a=\u00e4"),
+]
