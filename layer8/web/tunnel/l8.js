@@ -2,7 +2,7 @@
 // Every request is sealed on its own to the backend's gateway (Oblivious HTTP). The wire is docs/tunnel-wire.md, the use
 // docs/tunnel-js.md. One module on WebCrypto: nothing to build, nothing beside it.
 
-const VERSION = "1";
+const VERSION = "0.1.0"; // of layer8
 
 // ---- Limits (layer8/tunnel/limits.py) ----
 
@@ -57,6 +57,11 @@ const CODES = {
   closed: ["page", "the tunnel is closed", "call L8.connect"],
   redirect: ["backend", "a redirect that is not followed", "see the message"],
   integrity: ["backend", "the answer has another hash than `integrity` says", "look who has changed the file"],
+  socket: ["gateway", "the other side of a socket breaks its rules", "look whether all run the same version"],
+  "no-socket": ["gateway", "the gateway opens no socket there", "look whether the address is right"],
+  "no-events": ["backend", "no stream of events", "answer 200 with the type text/event-stream"],
+  "no-file": ["backend", "there is no such file", "look whether the address is right"],
+  "no-worker": ["page", "the service worker does not start", "serve l8-sw.js and l8.js from the page's own origin, with Service-Worker-Allowed where it is not at the top"],
   unsupported: ["page", "this browser lacks what the tunnel needs", "use https or localhost, and a browser with X25519 and Ed25519"],
 };
 const AGAIN = new Set(["keys", "busy", "lost", "slow", "cut", "unreachable"]);
@@ -263,6 +268,12 @@ class Sequence {
 
   async open(sealed, additional = NOTHING) {
     return new Uint8Array(await subtle.decrypt(this.#way(additional), this.#key, sealed));
+  }
+
+  /** Noise's REKEY: the counter goes on. */
+  async rekey() {
+    const way = { name: "AES-GCM", iv: new Uint8Array(12).fill(255, 4) };
+    this.#key = await aesKey((await subtle.encrypt(way, this.#key, new Uint8Array(32))).slice(0, 32));
   }
 }
 
@@ -1394,6 +1405,508 @@ function traced(tunnel, ask, result, trace) {
   });
 }
 
+// ---- Sockets: Noise_NK_25519_AESGCM_SHA256 inside of a WebSocket (docs/tunnel-wire.md, "Sockets") ----
+
+const Wire = globalThis.WebSocket;
+const SOCKET_REKEY = 1 << 20; // frames of one direction under one key
+const SOCKET_MESSAGE = 1 << 20; // bytes of one message
+const SOCKET_PING = 30_000; // milliseconds of silence before a ping, and again before the end
+const SOCKET_WAIT = 10_000; // milliseconds for a handshake and for the answer to a close frame
+const FRAMES = [256, 512, 1024, 2048, 4096, 16384, 65519]; // bytes of a frame: the last fills a Noise message
+const FRAME_DATA = 65516;
+const LAST = 0x80;
+const [GO_ON, TEXT, BINARY, CLOSE, PING, PONG, OPEN, OPENED] = [0, 1, 2, 8, 9, 10, 11, 12];
+
+/** The initiator of NK, who is nobody and knows the other's key: `write`, `read`, then `split` into what it says and hears. */
+async function greet(remote, prologue, ephemeral) {
+  const { privateKey, publicKey } = ephemeral ?? (await pair());
+  let key = join(utf8("Noise_NK_25519_AESGCM_SHA256"), new Uint8Array(4));
+  let hash = key;
+  let cipher;
+  const mix = async (data) => (hash = await sha256(join(hash, data)));
+  const halves = async (secret) => {
+    const extracted = await hmac(key, secret);
+    const first = await hmac(extracted, number(1, 1));
+    return [first, await hmac(extracted, join(first, number(2, 1)))];
+  };
+  const begin = async (raw) => new Sequence(await aesKey(raw), new Uint8Array(12));
+  const exchange = async (theirs) => {
+    const [next, raw] = await halves(await agree(privateKey, theirs));
+    key = next;
+    cipher = await begin(raw);
+  };
+  await mix(prologue);
+  await mix(remote);
+  return {
+    async write(payload) {
+      await mix(publicKey);
+      await exchange(remote);
+      const sealed = await cipher.seal(payload, hash);
+      await mix(sealed);
+      return join(publicKey, sealed);
+    },
+    async read(message) {
+      const [theirs, sealed] = [message.subarray(0, 32), message.subarray(32)];
+      await mix(theirs);
+      await exchange(theirs);
+      const payload = await cipher.open(sealed, hash);
+      await mix(sealed);
+      return payload;
+    },
+    split: async () => Promise.all((await halves(NOTHING)).map(begin)),
+    hash: () => hash,
+  };
+}
+
+/** The frames of one message. */
+function* framed(kind, data) {
+  let at = 0;
+  do {
+    const part = data.subarray(at, at + FRAME_DATA);
+    const last = at + FRAME_DATA >= data.length;
+    const frame = new Uint8Array(FRAMES.find((size) => size >= part.length + 3));
+    frame.set([(at ? GO_ON : kind) | (last ? LAST : 0), part.length >> 8, part.length & 255]);
+    frame.set(part, 3);
+    yield frame;
+    at += FRAME_DATA;
+  } while (at < data.length);
+}
+
+/** What breaks the rules of frames; `closes` is the code that its sender is left with. */
+const badFrame = (message, closes = 1002) => Object.assign(new L8Error("socket", { message }), { closes });
+
+/** Puts frames together: gives [kind, data] of what is whole, or nothing. */
+class Assembly {
+  #kind = null;
+  #parts = [];
+  #size = 0;
+  take(frame) {
+    const size = (frame[1] << 8) | frame[2];
+    if (!FRAMES.includes(frame.length) || size + 3 > frame.length || frame.subarray(size + 3).some(Boolean))
+      throw badFrame("a frame of a size that is none");
+    const kind = frame[0] & ~LAST;
+    const last = frame[0] >= LAST;
+    const data = frame.subarray(3, 3 + size);
+    if (kind > OPENED || (kind > BINARY && kind < CLOSE)) throw badFrame("a frame of an unknown kind");
+    if (kind >= CLOSE) {
+      if (!last || size > 125) throw badFrame("a control frame in parts, or too long");
+      return [kind, data];
+    }
+    if ((kind === GO_ON) !== (this.#kind !== null)) throw badFrame("a message that begins or goes on out of turn");
+    if (!last && !size) throw badFrame("a part of a message with nothing in it");
+    if ((this.#size += size) > SOCKET_MESSAGE) throw badFrame("a message over 1 MiB", 1009);
+    this.#kind ??= kind;
+    this.#parts.push(data);
+    if (!last) return undefined;
+    const whole = [this.#kind, join(...this.#parts)];
+    this.#kind = null;
+    this.#parts = [];
+    this.#size = 0;
+    return whole;
+  }
+}
+
+/** Reads text; a breach of the rules where it is not UTF-8. */
+function textOf(data) {
+  try {
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(data);
+  } catch {
+    throw badFrame("text that is not UTF-8", 1007);
+  }
+}
+
+/** Gives a class the `onopen` of its events. */
+function handlers(of, ...names) {
+  for (const name of names) {
+    const held = new WeakMap();
+    Object.defineProperty(of.prototype, `on${name}`, {
+      configurable: true,
+      enumerable: true,
+      get() {
+        return held.get(this) ?? null;
+      },
+      set(then) {
+        this.removeEventListener(name, held.get(this));
+        held.set(this, typeof then === "function" ? then : null);
+        this.addEventListener(name, held.get(this));
+      },
+    });
+  }
+}
+
+/** Gives a class and what it makes the numbers of its states. */
+function states(of, ...names) {
+  names.forEach((name, value) => {
+    for (const owner of [of, of.prototype]) Object.defineProperty(owner, name, { value, enumerable: true });
+  });
+}
+
+/** `WebSocket` to a backend, through the tunnel; what is wrong with its arguments comes as `error` and `close` too. */
+class TunnelSocket extends EventTarget {
+  binaryType = "blob";
+  extensions = "";
+  protocol = "";
+  readyState = 0;
+  url = "";
+  #origin = "";
+  #outer;
+  #shake; // the handshake, until it is over
+  #out;
+  #in;
+  #said = 0; // frames
+  #listened = 0;
+  #assembly = new Assembly();
+  #opened = false;
+  #waiting = 0; // bytes of messages that are not sealed yet
+  #writing = Promise.resolve();
+  #reading = Promise.resolve();
+  #timer;
+  #over = new AbortController();
+  #heard = 0; // when something came last
+  #asked = -1; // the same, as the last ping was sent
+
+  constructor(url, protocols = []) {
+    super();
+    this.#begin(url, protocols).catch((error) => this.#fail(error));
+  }
+
+  get bufferedAmount() {
+    return this.#waiting + (this.#outer?.bufferedAmount ?? 0);
+  }
+
+  send(data) {
+    if (this.readyState === 0) throw new DOMException("the socket is not open yet", "InvalidStateError");
+    if (this.readyState > 1) return;
+    const binary = data instanceof Blob || data instanceof ArrayBuffer || ArrayBuffer.isView(data);
+    if (!binary) data = utf8(String(data));
+    else if (ArrayBuffer.isView(data)) data = new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice();
+    else if (data instanceof ArrayBuffer) data = new Uint8Array(data.slice(0));
+    this.#say(binary ? BINARY : TEXT, data);
+  }
+
+  close(code, reason = "") {
+    const said = utf8(String(reason));
+    if (code !== undefined && code !== 1000 && !(code >= 3000 && code < 5000))
+      throw new DOMException("a code is 1000, or 3000 to 4999", "InvalidAccessError");
+    if (said.length > 123) throw new DOMException("a reason has at most 123 bytes", "SyntaxError");
+    if (this.readyState > 1) return;
+    this.readyState = 2;
+    if (!this.#opened) {
+      this.#fail(new L8Error("closed", { message: "the socket was not open yet" }));
+      return;
+    }
+    this.#say(CLOSE, code === undefined ? NOTHING : join(number(code, 2), said));
+    this.#writing.then(() => this.#arm(() => this.#end(1006), SOCKET_WAIT));
+  }
+
+  async #begin(url, protocols) {
+    const asked = [protocols].flat();
+    if (new Set(asked).size < asked.length || !asked.every((one) => /^[-!#$%&'*+.^_`|~0-9A-Za-z]+$/.test(one)))
+      throw wrong("a subprotocol that is none, or comes twice");
+    const { tunnel, url: target } = await pick(String(url).replace(/^ws(?=s?:)/i, "http"));
+    target.hash = "";
+    this.url = target.href.replace(/^http/, "ws");
+    this.#origin = target.origin;
+    const keys = await tunnel._keys();
+    const cookie = await tunnel._cookies(target);
+    const fields = [["origin", target.origin]];
+    if (asked.length) fields.push(["sec-websocket-protocol", asked.join(", ")]);
+    if (cookie) fields.push(["cookie", cookie]);
+    const inside = writeHead("GET", target.protocol.slice(0, -1), target.host, target.pathname + target.search, fields);
+    if (inside.length > 512)
+      throw new L8Error("too-large", { leg: "page", message: "address, subprotocols and cookies of a socket have 512 bytes" });
+    this.#shake = await greet(keys.noise, join(utf8(`l8.noise.v1\0${keys.gateway}\0`), number(keys.epoch, 4)));
+    const first = await this.#shake.write(join(inside, new Uint8Array(512 - inside.length)));
+    if (this.readyState) return;
+    const outer = new Wire(`${tunnel._relay.replace(/^http/, "ws")}/ws/${keys.gateway}`, "l8.noise.v1");
+    this.#outer = outer;
+    outer.binaryType = "arraybuffer";
+    outer.onopen = () => outer.send(first);
+    outer.onmessage = ({ data }) => this.#later(() => this.#take(new Uint8Array(data)));
+    outer.onclose = () =>
+      this.#later(() => this.#fail(new L8Error("lost")));
+    this.#arm(() => this.#fail(new L8Error("slow")), SOCKET_WAIT);
+    tunnel._closed.addEventListener("abort", () => this.#fail(tunnel._closed.reason), { signal: this.#over.signal });
+  }
+
+  #later(then) {
+    this.#reading = this.#reading.then(then).catch((error) => this.#fail(error));
+  }
+
+  async #take(data) {
+    if (this.readyState > 2) return;
+    if (this.#shake) {
+      const status = data.length === 304 ? readStatus(await this.#shake.read(data)) : 0;
+      if (status !== 200)
+        throw new L8Error("no-socket", { message: String(status) });
+      [this.#out, this.#in] = await this.#shake.split();
+      this.#shake = null;
+      this.#say(OPEN, NOTHING);
+      this.#watch(SOCKET_PING);
+    } else {
+      const frame = await this.#in.open(data).catch(() => {
+        throw badFrame("a frame that does not open");
+      });
+      if (++this.#listened % SOCKET_REKEY === 0) await this.#in.rekey();
+      const message = this.#assembly.take(frame);
+      if (message) this.#heed(...message);
+    }
+    this.#heard = performance.now();
+  }
+
+  #heed(kind, data) {
+    if (kind === PING) {
+      if (this.readyState < 2) this.#say(PONG, data);
+    } else if (kind === CLOSE) {
+      const code = data.length ? (data[0] << 8) | data[1] : 1005;
+      if (data.length && (data.length < 2 || code < 1000 || code > 4999 || /^1(00[456]|01[5-9]|0[2-9]|[1-9])|^2/.test(code)))
+        throw badFrame("a close frame with a code that is none");
+      const reason = textOf(data.subarray(2));
+      if (this.readyState < 2) this.#say(CLOSE, data);
+      this.readyState = 2;
+      this.#writing.then(() => this.#end(code, reason, true));
+    } else if (kind === OPENED && !this.#opened) {
+      this.#opened = true;
+      this.protocol = textOf(data);
+      if (this.readyState) return;
+      this.readyState = 1;
+      this.dispatchEvent(new Event("open"));
+    } else if ((kind === TEXT || kind === BINARY) && this.#opened) {
+      const told = kind === TEXT ? textOf(data) : this.binaryType === "blob" ? new Blob([data]) : data.slice().buffer;
+      if (this.readyState === 1) this.dispatchEvent(new MessageEvent("message", { data: told, origin: this.#origin }));
+    } else if (kind !== PONG) throw badFrame("a frame out of turn");
+  }
+
+  #say(kind, data) {
+    const size = data.size ?? data.length;
+    this.#waiting += size;
+    this.#writing = this.#writing
+      .then(async () => {
+        if (data instanceof Blob) data = new Uint8Array(await data.arrayBuffer());
+        for (const frame of framed(kind, data)) {
+          this.#outer.send(await this.#out.seal(frame));
+          if (++this.#said % SOCKET_REKEY === 0) await this.#out.rekey();
+        }
+        this.#waiting -= size;
+      })
+      .catch((error) => this.#fail(error));
+  }
+
+  // Who has heard nothing asks, and who hears nothing then leaves.
+  #watch(after) {
+    this.#arm(() => {
+      const silent = performance.now() - this.#heard;
+      if (silent < SOCKET_PING) return this.#watch(SOCKET_PING - silent);
+      if (this.#asked === this.#heard)
+        return this.#fail(new L8Error("slow"));
+      this.#asked = this.#heard;
+      this.#say(PING, NOTHING);
+      this.#watch(SOCKET_PING);
+    }, after);
+  }
+
+  #arm(then, after) {
+    clearTimeout(this.#timer);
+    if (this.readyState < 3) this.#timer = setTimeout(then, after);
+  }
+
+  #fail(error) {
+    if (this.readyState > 2) return;
+    if (error.closes) this.#say(CLOSE, number(error.closes, 2));
+    this.readyState = 3;
+    this.dispatchEvent(Object.assign(new Event("error"), { error }));
+    this.#end(error.closes ?? 1006, String(error.message), false, true);
+  }
+
+  #end(code, reason = "", wasClean = false, failed = false) {
+    if (this.readyState > 2 && !failed) return;
+    this.readyState = 3;
+    clearTimeout(this.#timer);
+    this.#over.abort();
+    this.#writing.then(() => this.#outer?.close());
+    this.dispatchEvent(new CloseEvent("close", { code, reason, wasClean }));
+  }
+}
+states(TunnelSocket, "CONNECTING", "OPEN", "CLOSING", "CLOSED");
+handlers(TunnelSocket, "open", "message", "error", "close");
+
+// ---- Events, blobs, and plain fetch ----
+
+/** `EventSource` through the tunnel. */
+class TunnelEvents extends EventTarget {
+  readyState = 0;
+  url = "";
+  withCredentials = false;
+  #stop = new AbortController();
+  #pause = 3000; // milliseconds before it asks again
+  #last = "";
+
+  constructor(url) {
+    super();
+    this.#run(url).catch((error) => this.#over(error));
+  }
+
+  close() {
+    this.readyState = 2;
+    this.#stop.abort();
+  }
+
+  async #run(url) {
+    for (let failures = 0; this.readyState < 2; failures++) {
+      let error;
+      try {
+        const headers = { accept: "text/event-stream", "cache-control": "no-cache" };
+        if (this.#last) headers["last-event-id"] = this.#last;
+        const { tunnel, url: target } = await pick(url);
+        this.url = target.href;
+        const answer = await tunnel._fetch(target.href, { headers, cache: "no-store", signal: this.#stop.signal }, target);
+        const type = answer.headers.get("content-type") ?? "";
+        if (answer.status !== 200 || !/^text\/event-stream *(;|$)/i.test(type)) {
+          answer.body?.cancel();
+          throw new L8Error("no-events", { message: `${answer.status} ${type}` });
+        }
+        this.readyState = 1;
+        this.dispatchEvent(new Event("open"));
+        failures = 0;
+        await this.#read(answer.body.getReader(), new URL(answer.url).origin);
+      } catch (caught) {
+        error = caught;
+      }
+      if (this.readyState > 1) return;
+      if (error?.code === "no-events" || error?.leg === "page" || error instanceof TypeError) throw error;
+      this.readyState = 0;
+      this.dispatchEvent(Object.assign(new Event("error"), { error }));
+      await new Promise((done) => setTimeout(done, Math.min(this.#pause * 2 ** failures, 60_000)));
+    }
+  }
+
+  #over(error) {
+    if (this.readyState > 1) return;
+    this.readyState = 2;
+    this.dispatchEvent(Object.assign(new Event("error"), { error }));
+  }
+
+  // The format is of https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation
+  async #read(reader, origin) {
+    const decoder = new TextDecoder();
+    let rest = "";
+    let half = false; // whether the last line ended in CR, and its LF may come
+    let data = [];
+    let type = "";
+    let id = this.#last;
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done || this.readyState > 1) return;
+      let text = decoder.decode(value, { stream: true });
+      if (half && text.startsWith("\n")) text = text.slice(1);
+      if (text) half = text.endsWith("\r");
+      const lines = (rest + text).split(/\r\n|\n|\r/);
+      rest = lines.pop();
+      for (const line of lines) {
+        if (!line) {
+          this.#last = id;
+          if (data.length)
+            this.dispatchEvent(new MessageEvent(type || "message", { data: data.join("\n"), origin, lastEventId: id }));
+          data = [];
+          type = "";
+          if (this.readyState > 1) return;
+          continue;
+        }
+        const [, name, said] = /^([^:]*):? ?(.*)$/s.exec(line);
+        if (name === "data") data.push(said);
+        else if (name === "event") type = said;
+        else if (name === "id" && !said.includes("\0")) id = said;
+        else if (name === "retry" && /^\d+$/.test(said)) this.#pause = Number(said);
+      }
+    }
+  }
+}
+states(TunnelEvents, "CONNECTING", "OPEN", "CLOSED");
+handlers(TunnelEvents, "open", "message", "error");
+
+/** Gives a blob: URL of what is there, for `src` and `href`; `URL.revokeObjectURL` lets go of it. */
+async function blobUrl(url) {
+  const answer = await l8fetch(url);
+  if (!answer.ok) throw new L8Error("no-file", { message: `${answer.status} for ${url}` });
+  return URL.createObjectURL(await answer.blob());
+}
+
+/** Lets `fetch` go through the tunnel for some origins; gives what takes that back. */
+async function install(options) {
+  if (!Array.isArray(options?.origins)) throw wrong("origins is no list");
+  const listed = new Set(options.origins.map((one) => locate(one).origin));
+  const before = globalThis.fetch;
+  let installed = true;
+  const fetch = function (input, init) {
+    let origin;
+    try {
+      origin = locate(input, globalThis.document?.baseURI ?? location.href).origin;
+    } catch {}
+    return installed && listed.has(origin) ? l8fetch(input, init) : Reflect.apply(before, globalThis, [input, init]);
+  };
+  globalThis.fetch = fetch;
+  return () => {
+    installed = false;
+    if (globalThis.fetch === fetch) globalThis.fetch = before;
+  };
+}
+
+// ---- The service worker, as the page sees it ----
+
+/** What the worker keeps: the app's manifest, and evidence. `how` takes a transaction. */
+async function appStore(how) {
+  const opening = indexedDB.open("l8-app", 1);
+  opening.onupgradeneeded = () => {
+    opening.result.createObjectStore("state");
+    opening.result.createObjectStore("evidence", { autoIncrement: true });
+  };
+  const database = await settled(opening);
+  try {
+    return await how(database.transaction(["state", "evidence"], "readwrite"));
+  } finally {
+    database.close();
+  }
+}
+
+/** Give what the service worker has kept of files and manifests that were not what they should be. */
+const evidence = async () => appStore((kept) => settled(kept.objectStore("evidence").getAll()));
+
+let scripts; // the policy of Trusted Types, which may be made once
+
+/** Let l8-sw.js serve what is below `scope`: the tunnel's URLs, and the app's files if its manifest lists them. */
+async function serviceWorker(options) {
+  const { scope = "/", paths = [], publisher = "" } = options ?? {};
+  const workers = globalThis.navigator?.serviceWorker;
+  if (!workers || !globalThis.document) throw new L8Error("unsupported", { message: "no service workers here" });
+  if (![scope, publisher, ...[paths].flat()].every((one) => typeof one === "string")) throw wrong("scope, paths and publisher are texts");
+  if (tunnels.size === 0) await configure();
+  const all = [...tunnels].map(async (one) => ({ options: one._options, authorities: (await one._keys()).authorities }));
+  const near = new URL(import.meta.url).origin === location.origin ? import.meta.url : location.origin;
+  const script = new URL("l8-sw.js", near);
+  script.searchParams.set("l8", JSON.stringify({ tunnels: await Promise.all(all), paths: [paths].flat(), publisher }));
+  scripts ??= globalThis.trustedTypes?.createPolicy("l8", { createScriptURL: workerUrl }) ?? { createScriptURL: workerUrl };
+  try {
+    const url = scripts.createScriptURL(script.href);
+    const registration = await workers.register(url, { scope, type: "module", updateViaCache: "none" });
+    const worker = registration.installing ?? registration.waiting ?? registration.active;
+    const served = () => worker.state === "activated" && (workers.controller || !location.href.startsWith(registration.scope));
+    for (let waited = 0; !served(); waited++) {
+      if (worker.state === "redundant" || waited > 200) throw new TypeError(`it is ${worker.state}`);
+      await sleep(0.05);
+    }
+    workers.onmessage ??= ({ data }) => data?.l8 && console.warn(`L8: ${data.l8}`, data.entry);
+    return registration;
+  } catch (cause) {
+    throw new L8Error("no-worker", { message: cause?.message, cause });
+  }
+}
+
+function workerUrl(url) {
+  const { origin, pathname } = new URL(url);
+  if (origin !== location.origin || !pathname.endsWith("/l8-sw.js")) throw new TypeError("no other script than l8-sw.js");
+  return url;
+}
+
 // ---- The module ----
 
 const L8 = Object.freeze({
@@ -1403,9 +1916,15 @@ const L8 = Object.freeze({
   fetch: l8fetch,
   status,
   debug,
+  static: blobUrl,
+  install,
+  serviceWorker,
+  evidence,
+  WebSocket: TunnelSocket,
+  EventSource: TunnelEvents,
 });
 
 globalThis.L8 = L8;
 
-export { L8, L8Error, Tunnel };
+export { L8, L8Error, Tunnel, appStore, json, letters, readJws, settled, sha256, text, unletters }; // the latter for l8-sw.js
 export default L8;
