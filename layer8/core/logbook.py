@@ -54,6 +54,8 @@ EVENTS: Mapping[str, Logged] = {
     "worker.ready": Logged("a worker process serves"),
     "worker.ended": Logged("a worker process has died and is started again; its connections are lost"),
     "worker.stuck": Logged("a worker process said nothing for a while and is killed"),
+    "gateway.bug": Logged("a bug of ours in an exchange at the gateway; it was cut"),
+    "gateway.answer_refused": Logged("a backend's answer has fields that cannot be carried; the page was told 502"),
     "proxy.data_kept": Logged("no other data port could be opened; the old one stays"),
     "proxy.draining": Logged("no new visitors are let in"),
     "proxy.counts_kept": Logged("byte counts could not be written and stay in memory"),

@@ -1,0 +1,453 @@
+"""One sealed request on Twisted: between whoever brings it, the exchange that opens it, and whoever answers it.
+
+::
+
+    front (an HTTP server) --received--> Driven --feed--> GatewayExchange
+          <--begin, write, finish, cut--   |  ▲
+    back (a backend)       <--body, whole--┘  └--respond, write, finish, failed--
+
+Back-pressure goes through: a front that is full lets the backend rest, a backend that is full lets the front rest. What
+a backend writes leaves in full chunks, and at the latest FLUSH later, so that an answer of one piece is one chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from time import monotonic
+from typing import Any, Final, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from layer8.core.errors import Layer8Error, LocalProtocolError, StorageError
+from layer8.core.session import Close, Effect, Send, Tell
+from layer8.net.timer import Timer
+from layer8.tunnel.bhttp import Fields, Informational, Response
+from layer8.tunnel.gateway import Gateway, Outcome, pad_event
+from layer8.tunnel.gateway_session import Begin, Body, Broken, Call, GatewayExchange, Leave, Remember, Reply, Whole
+from layer8.tunnel.replay import Verdict
+
+T = TypeVar("T")
+FLUSH: Final = 0.004  # seconds that a part of a chunk waits for more
+UPKEEP_STEP: Final = 5.0  # seconds between two looks whether there is upkeep to do
+
+
+class Front(Protocol):
+    """Whoever has brought the request and takes the answer to it."""
+
+    def reply(self, status: int, kind: str, body: bytes) -> None:
+        """Answer all at once, and read no more."""
+
+    def begin(self, kind: str) -> None:
+        """Begin a 200 of this type, whose length nobody knows."""
+
+    def write(self, data: bytes) -> None:
+        """Send more of it."""
+
+    def finish(self) -> None:
+        """End it."""
+
+    def cut(self) -> None:
+        """End it so that it cannot pass for a whole one."""
+
+    def rest(self, wanted: bool) -> None:
+        """Read no more of the request, or again."""
+
+
+class Work(Protocol):
+    """What a backend does for one request."""
+
+    def body(self, data: bytes) -> None:
+        """Take a piece of the content."""
+
+    def whole(self, trailers: Fields) -> None:
+        """Take the end: the request is whole."""
+
+    def broken(self) -> None:
+        """Take that it will not become whole."""
+
+    def leave(self) -> None:
+        """Stop what is still under way: nobody waits any more. May come twice, and after the answer's end."""
+
+    def rest(self, wanted: bool) -> None:
+        """Give no more of the answer, or again."""
+
+
+Backend = Callable[[Call, "Driven"], Work]
+"""Calls a backend, which answers by `respond`, `write`, `finish`, `failed`."""
+Threads = Callable[[Callable[[], T]], "Deferred[T]"]
+"""Runs what may wait, elsewhere."""
+
+
+def threads_of(reactor: Any) -> Threads[Any]:
+    """Run what may wait in a reactor's threads."""
+    return partial(deferToThreadPool, reactor, reactor.getThreadPool())
+
+
+class Gate:
+    """A gateway on a reactor: its upkeep, and the exchanges that are under way."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        gateway: Gateway,
+        backend: Backend,
+        *,
+        threads: Threads[Any] | None = None,
+        told: Callable[[bool, str], None] = lambda ok, why: None,
+        seconds: Callable[[], float] = monotonic,
+    ) -> None:
+        """Take a gateway and who answers; `told` hears how well the keys are kept."""
+        self.reactor = reactor
+        self.gateway = gateway
+        self.backend = backend
+        self.seconds = seconds
+        self.threads = threads or threads_of(reactor)
+        self.under_way: set[Driven] = set()
+        self._told = told
+        self._loop = LoopingCall(self._upkeep)
+        self._loop.clock = reactor
+        self._idle: list[Deferred[None]] = []
+
+    def start(self) -> None:
+        """Keep the keys from now on."""
+        self._loop.start(UPKEEP_STEP, now=False)
+
+    def stop(self) -> None:
+        """Keep nothing, and cut what is under way."""
+        if self._loop.running:
+            self._loop.stop()
+        for one in list(self.under_way):
+            one.cut()
+
+    def idle(self) -> Deferred[None]:
+        """Give a deferred that fires when nothing is under way."""
+        done: Deferred[None] = Deferred()
+        self._idle.append(done)
+        self._look()
+        return done
+
+    def exchange(self, kind: bytes | None, authorization: bytes | None, front: Front) -> Driven | None:
+        """Begin an exchange, or answer in the clear: a relay without its token, or a type that we do not know."""
+        status = 415
+        if not self.gateway.admits(authorization):
+            status = 401
+        else:
+            session = self.gateway.exchange(kind, self.seconds())
+            if session is not None:
+                driven = Driven(session, front, self)
+                self.under_way.add(driven)
+                return driven
+        front.reply(*self.gateway.refused(Reply(status)))
+        return None
+
+    def over(self, driven: Driven, outcome: Outcome | None) -> None:
+        """Take the end of an exchange."""
+        self.under_way.discard(driven)
+        if outcome is not None:
+            self.gateway.count(outcome)
+        self._look()
+
+    def _look(self) -> None:
+        if not self.under_way:
+            waiting, self._idle = self._idle, []
+            for done in waiting:
+                done.callback(None)
+
+    def _upkeep(self) -> Deferred[None] | None:
+        if not self.gateway.due():
+            return None
+        done: Deferred[None] = self.threads(self.gateway.upkeep)
+        done.addCallbacks(lambda _: self._told(True, ""), self._upkeep_failed)
+        return done
+
+    def _upkeep_failed(self, failure: Failure) -> None:
+        failure.trap(Layer8Error)
+        self._told(False, str(failure.value))
+
+
+class Driven:
+    """See the module."""
+
+    log = Logger()
+    __slots__ = (
+        "_begun",
+        "_busy",
+        "_called",
+        "_ending",
+        "_events",
+        "_flush",
+        "_front",
+        "_full",
+        "_gate",
+        "_held",
+        "_kind",
+        "_outcome",
+        "_over",
+        "_resting",
+        "_session",
+        "_timer",
+        "_work",
+    )
+
+    def __init__(self, session: GatewayExchange, front: Front, gate: Gate) -> None:
+        """Begin; `received` and `ended` follow."""
+        self._session = session
+        self._front = front
+        self._gate = gate
+        self._timer = Timer(gate.reactor, gate.seconds, self._due)
+        self._work: Work | None = None
+        self._flush: IDelayedCall | None = None
+        self._events: bytearray | None = None  # of an event stream that is padded: what waits to leave
+        self._held: list[bytes] | None = []  # what waits for the key that it names; None once that was looked for
+        self._outcome: Outcome | None = None
+        self._kind = ""  # of the answer
+        self._begun = self._ending = False
+        self._busy = self._over = self._full = self._resting = self._called = False
+        self._timer.set(session.deadline())
+
+    # What the front says.
+
+    def received(self, data: bytes) -> None:
+        """Take bytes of the sealed request."""
+        if self._held is not None:
+            if self._held or (data and self._gate.gateway.lacks(data[0])):
+                self._wait_for_key(data)
+                return
+            self._held = None
+        self._session.received(data, self._gate.seconds())
+        self._settle()
+
+    def ended(self) -> None:
+        """Take its end."""
+        if self._held:
+            self._held.append(b"")  # no piece of a body is empty
+            return
+        self._session.ended(self._gate.seconds())
+        self._settle()
+
+    def _wait_for_key(self, data: bytes) -> None:
+        """Another worker may have made the key that this begins with."""
+        assert self._held is not None
+        self._held.append(data)
+        if len(self._held) == 1:
+            self._read_or_rest()
+            self._gate.threads(self._gate.gateway.reload).addBoth(self._looked)
+
+    def _looked(self, result: object) -> None:
+        if isinstance(result, Failure) and not result.check(Layer8Error):
+            self.log.failure("keys could not be read", result, event="gateway.bug")
+        held, self._held = self._held or [], None
+        for data in held:
+            if data:
+                self.received(data)
+            else:
+                self.ended()
+        self._read_or_rest()
+
+    def cut(self) -> None:
+        """End it at once."""
+        self._front.cut()
+        self.lost()
+
+    def lost(self) -> None:
+        """Take the end of the connection."""
+        self._session.lost(self._gate.seconds())
+        self._settle()
+        self._end()
+
+    def full(self) -> None:
+        """Take that enough of the answer waits to be sent."""
+        if self._work is not None:
+            self._work.rest(True)
+
+    def room(self) -> None:
+        """Take that there is room again."""
+        if self._work is not None:
+            self._work.rest(False)
+
+    # What the backend says.
+
+    def respond(
+        self, status: int, fields: Fields, length: int | None = None, early: Iterable[Informational] = ()
+    ) -> None:
+        """Take the head of the answer."""
+        if self._gate.gateway.event_padding(fields):
+            self._events, length = bytearray(), None
+            fields = tuple((name, value) for name, value in fields if name != b"content-length")
+        now = self._gate.seconds()
+        head = Response(status, fields)
+        self._say(partial(self._session.respond, head, now, length=length, early=early))
+
+    def write(self, data: bytes) -> None:
+        """Take a piece of its content."""
+        if self._over:
+            return
+        if self._events is not None:
+            self._events += data
+        else:
+            self._say(partial(self._session.write, data, self._gate.seconds()))
+        if self._flush is None and not self._over:
+            self._flush = self._gate.reactor.callLater(FLUSH, self._flush_now)
+
+    def finish(self, trailers: Fields = ()) -> None:
+        """Take its end."""
+        if self._events:
+            rest, self._events = bytes(self._events), None
+            self._say(partial(self._session.write, rest, self._gate.seconds()))
+        self._say(partial(self._session.finish, self._gate.seconds(), trailers))
+
+    def failed(self, status: int = 502) -> None:
+        """Take that there will be no (more of an) answer."""
+        if self._over:
+            return
+        self._outcome = Outcome.FAILED
+        self._session.failed(self._gate.seconds(), status)
+        self._settle()
+
+    def hold(self, wanted: bool) -> None:
+        """Take whether the backend wants no more of the request for now."""
+        self._full = wanted
+        self._read_or_rest()
+
+    def _say(self, word: Callable[[], None]) -> None:
+        """Tell the session what the backend says; what cannot be written costs the backend its answer."""
+        if self._over:
+            return
+        try:
+            word()
+        except LocalProtocolError as error:
+            self.log.warn("a backend's answer cannot be carried", event="gateway.answer_refused", reason=str(error))
+            self._session.failed(self._gate.seconds())
+        self._settle()
+
+    def _flush_now(self) -> None:
+        self._flush = None
+        if self._over:
+            return
+        if self._events is not None:
+            ready = pad_event(bytes(self._events))
+            self._events.clear()
+            self._say(partial(self._session.write, ready, self._gate.seconds()))
+        self._say(partial(self._session.flush, self._gate.seconds()))
+
+    def _due(self) -> None:
+        self._session.wake(self._gate.seconds())
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._busy:
+            return  # told something while effects are carried out: the loop below goes on
+        self._busy = True
+        try:
+            while effects := self._session.effects():
+                last = effects[-1]
+                self._ending = isinstance(last, Close) and not last.abort
+                for effect in effects:
+                    self._do(effect)
+        except Exception:  # a peer cannot cause one: it is a bug, and costs this exchange only
+            self.log.failure("an exchange failed", event="gateway.bug")
+            self._front.cut()
+            self._session.lost(self._gate.seconds())
+            self._end()
+        finally:
+            self._busy = False
+        if not self._over:
+            self._timer.set(self._session.deadline())
+            self._read_or_rest()
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case Send(data=data):
+                self._write(data)
+            case Tell(what=Body(data=data)) if self._work is not None:
+                self._work.body(data)
+            case Tell(what=Remember() as asked):
+                self._remember(asked)
+            case Tell(what=Call() as call):
+                self._called = True
+                self._work = self._gate.backend(call, self)
+            case Tell(what=Whole(trailers=trailers)) if self._work is not None:
+                self._work.whole(trailers)
+            case Tell(what=Begin(media=media)):
+                self._kind = media.response
+            case Tell(what=Broken()):
+                self._outcome = Outcome.BROKEN
+                if self._work is not None:
+                    self._work.broken()
+            case Tell(what=Leave()) if self._work is not None:
+                self._work.leave()
+            case Tell(what=Reply() as reply):
+                self._front.reply(*self._gate.gateway.refused(reply))
+                self._end()
+            case Close(abort=abort) if not self._over:
+                if abort:
+                    self._front.cut()
+                    self._outcome = self._outcome or Outcome.FAILED
+                else:
+                    if self._begun:
+                        self._front.finish()
+                    if self._called:
+                        self._outcome = self._outcome or Outcome.ANSWERED
+                self._end()
+
+    def _write(self, data: bytes) -> None:
+        """Send a piece of the answer, or all of it."""
+        if self._begun:
+            self._front.write(data)
+        elif self._ending:
+            self._front.reply(200, self._kind, data)
+        else:
+            self._begun = True
+            self._front.begin(self._kind)
+            self._front.write(data)
+
+    def _remember(self, asked: Remember) -> None:
+        gateway = self._gate.gateway
+        if not gateway.quick:
+            done = self._gate.threads(partial(gateway.remember, asked))
+            done.addCallbacks(self._remembered, self._forgot)
+            return
+        try:
+            verdict = gateway.remember(asked)
+        except StorageError:
+            self._forgot()
+        else:
+            self._remembered(verdict)
+
+    def _remembered(self, verdict: Verdict) -> None:
+        self._session.remembered(verdict, self._gate.seconds())
+        self._settle()
+
+    def _forgot(self, failure: Failure | None = None) -> None:
+        """Nobody can say whether the request is new: it is not let in."""
+        if failure is not None and not failure.check(StorageError):
+            self.log.failure("a replay set failed", failure, event="gateway.bug")
+        self._session.failed(self._gate.seconds(), 503)
+        self._settle()
+
+    def _read_or_rest(self) -> None:
+        wanted = (self._session.paused or self._full or bool(self._held)) and not self._over
+        if wanted != self._resting:
+            self._resting = wanted
+            self._front.rest(wanted)
+
+    def _end(self) -> None:
+        if self._over:
+            return
+        self._over = True
+        self._timer.stop()
+        if self._flush is not None and self._flush.active():
+            self._flush.cancel()
+        self._flush = None
+        work, self._work = self._work, None
+        if work is not None:
+            work.leave()
+        self._gate.over(self, self._outcome)
