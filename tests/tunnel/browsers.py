@@ -6,16 +6,16 @@ import json
 from importlib.resources import files
 from typing import Any, ClassVar
 
-from twisted.internet import reactor
 from twisted.trial.unittest import TestCase
 
 from layer8.testing.browser import Chromium
 from tests.tunnel.stage import Stage
 
 INSIDE = (
-    "hpke pair sealRequest seal opener Sequence Input whole readResponse readStatus writeHead padded MEDIA join letters varint "
-    "number readKeys chooseKeys readCookie addCookies cookieField CODES L8Error sha256 minute checkOptions problemType"
-).split()
+    *("hpke", "pair", "sealRequest", "seal", "opener", "Sequence", "Input", "whole", "readResponse", "readStatus"),
+    *("writeHead", "padded", "MEDIA", "join", "letters", "varint", "number", "readKeys", "chooseKeys", "addCookies"),
+    *("cookieField", "CODES", "minute", "checkOptions", "problemType"),
+)
 """Names of l8.js that its users do not see."""
 
 
@@ -43,6 +43,8 @@ class BrowserCase(TestCase):
 
     async def open(self, *, inside: bool = False, **stage: Any) -> Any:
         """Start everything and give the page; with `inside`, `inside.NAME` gives what l8.js hides."""
+        from twisted.internet import reactor
+
         self.stage = await Stage.start(reactor, **stage)
         self.addCleanup(self.stage.close)
         self.stage.app_files["/probe.js"] = ("text/javascript", probe())
@@ -62,8 +64,9 @@ class BrowserCase(TestCase):
     async def failure(self, expression: str, **values: Any) -> dict[str, Any]:
         """Give what a promise is rejected with, as an L8Error has it."""
         body = (
-            f"try {{ await ({expression}); return null }} catch (error) {{ return {{ name: error.name, code: error.code, "
-            "leg: error.leg, retryable: error.retryable, hint: error.hint, message: error.message }; }"
+            f"try {{ await ({expression}); return null }} catch (error) {{"
+            "const { name, code, leg, retryable, hint, message } = error;"
+            "return { name, code, leg, retryable, hint, message }; }"
         )
         found: dict[str, Any] = await self.run_js(body, **values)
         self.assertIsNotNone(found, "it has not failed")

@@ -15,7 +15,8 @@ OURS = Path(__file__).parents[1] / "vectors" / "tunnel-1.json"
 PRIVATE = """
 const keyPair = async (secret, publicKey) => {
   const jwk = { kty: "OKP", crv: "X25519", d: inside.letters(unhex(secret)), x: inside.letters(unhex(publicKey)) };
-  return { privateKey: await crypto.subtle.importKey("jwk", jwk, "X25519", false, ["deriveBits"]), publicKey: unhex(publicKey) };
+  const privateKey = await crypto.subtle.importKey("jwk", jwk, "X25519", false, ["deriveBits"]);
+  return { privateKey, publicKey: unhex(publicKey) };
 };
 const answered = async (media, sealing, sealed, step) => {
   const pieces = [];
@@ -57,7 +58,9 @@ class JsVectorTests(BrowserCase):
               seq++;
             }
             const exported = [];
-            for (const one of row.exports) exported.push(hex(await context.exported(unhex(one.exporter_context), one.L)));
+            for (const { exporter_context: info, L } of row.exports) {
+              exported.push(hex(await context.exported(unhex(info), L)));
+            }
             return { enc: hex(context.enc), sealed: ciphertexts, exported };
             """,
             row=row,
@@ -91,8 +94,9 @@ class JsVectorTests(BrowserCase):
                     self.assertEqual(one[2], decoded["content"])
             elif decoded["framing"] == 0 and not decoded["trailers"]:
                 got = await self.run_js(
-                    "return hex(inside.writeHead(d.method, d.scheme, d.authority, d.path, d.headers, d.content.length / 2))",
+                    "return hex(inside.writeHead(d.method, d.scheme, d.authority, d.path, d.headers, size))",
                     d=decoded,
+                    size=len(decoded["content"]) // 2,
                 )
                 self.assertTrue(row["hex"].startswith(got))
 
@@ -110,7 +114,8 @@ class JsVectorTests(BrowserCase):
             PRIVATE
             + """
             const media = inside.MEDIA.get(kind);
-            const make = async () => inside.sealRequest(media, row.key_id, unhex(key), await keyPair(row.client_ephemeral_secret_key, row.enc));
+            const ephemeral = await keyPair(row.client_ephemeral_secret_key, row.enc);
+            const make = () => inside.sealRequest(media, row.key_id, unhex(key), ephemeral);
             const sealing = await make();
             let request;
             if (chunks.length === 0) request = await sealed(media, sealing, [unhex(row.bhttp_request)], false);
@@ -121,11 +126,13 @@ class JsVectorTests(BrowserCase):
                 const part = await sealing.sequence.seal(unhex(one));
                 out.push(inside.varint(part.length), part);
               }
-              out.push(inside.number(0, 1), await sealing.sequence.seal(new Uint8Array(0), new TextEncoder().encode("final")));
+              const final = new TextEncoder().encode("final");
+              out.push(inside.number(0, 1), await sealing.sequence.seal(new Uint8Array(0), final));
               request = hex(inside.join(...out));
             }
             const answer = unhex(row.encapsulated_response);
-            return { request, all: await answered(media, sealing, answer, answer.length), bytes: await answered(media, await make(), answer, 1) };
+            const all = await answered(media, sealing, answer, answer.length);
+            return { request, all, bytes: await answered(media, await make(), answer, 1) };
             """,
             row=row,
             kind=media,
@@ -146,7 +153,8 @@ class JsVectorTests(BrowserCase):
                 const set = await inside.readKeys(new TextEncoder().encode(keys.set), [keys.pin]);
                 const media = inside.MEDIA.get(row.type);
                 const enc = row.request.slice(14, 78);
-                const sealing = await inside.sealRequest(media, set.keyId, set.publicKey, await keyPair(row.ephemeral, enc));
+                const ephemeral = await keyPair(row.ephemeral, enc);
+                const sealing = await inside.sealRequest(media, set.keyId, set.publicKey, ephemeral);
                 const answer = unhex(row.answer);
                 return {
                   request: await sealed(media, sealing, [unhex(row.inside)], true),

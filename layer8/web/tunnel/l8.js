@@ -32,7 +32,7 @@ const COOKIE = 4096; // bytes of one cookie
 const CODES = {
   keys: ["gateway", "the gateway does not know the key any more", "ask again: newer keys are looked for"],
   date: ["gateway", "the clocks of page and gateway differ", "set this device's clock"],
-  repeated: ["relay", "the gateway has seen this very message before: somebody has sent it twice", "ask again, by another relay"],
+  repeated: ["relay", "the gateway has seen this very message before: somebody has sent it twice", "do not send it again: the first one was processed. A browser repeats by itself what a broken connection has left unanswered; else it was the relay"],
   framing: ["gateway", "the relay or the gateway could not read the message", "look whether all run the same version"],
   "no-gateway": ["relay", "the relay knows no such gateway", "compare `gateway` with the relay's configuration"],
   media: ["gateway", "the other side does not speak this form of message", "look whether all run the same version"],
@@ -758,6 +758,9 @@ function problemType(bytes) {
 /** Write a date as HTTP does, rounded down to its minute. */
 const minute = (milliseconds) => new Date(Math.floor(milliseconds / 60_000) * 60_000).toUTCString();
 
+/** How relays are asked: with nothing of the browser's but what it cannot leave out. */
+const PLAIN = { mode: "cors", credentials: "omit", referrerPolicy: "no-referrer", cache: "no-store", redirect: "error" };
+
 /** Stop after so many milliseconds without `touch()`, or when `signal` does. */
 function watch(signal, milliseconds) {
   const stop = new AbortController();
@@ -810,6 +813,9 @@ async function packed(pieces, size) {
   return new Response(stream).blob();
 }
 
+/** A URL's path with its query, an empty one too. */
+const pathOf = (url) => url.href.slice(url.href.indexOf("/", url.protocol.length + 2), url.href.length - url.hash.length).replace(/#$/, "");
+
 /** Send one message to a relay; gives the opened answer, `{status, fields, next, stop}`, or a Failed. */
 async function exchange(keys, address, ask, { date, pad, timeout, trace }) {
   const { media } = keys;
@@ -826,7 +832,7 @@ async function exchange(keys, address, ask, { date, pad, timeout, trace }) {
     const size = ask.body?.size ?? 0;
     const { url } = ask;
     const fields = [["date", minute(date)], ["origin", url.origin], ["user-agent", "L8"], ...ask.fields];
-    const head = writeHead(ask.method, url.protocol.slice(0, -1), url.host, url.pathname + url.search, fields, size);
+    const head = writeHead(ask.method, url.protocol.slice(0, -1), url.host, pathOf(url), fields, size);
     const sealing = await sealRequest(media, keys.keyId, keys.publicKey);
     const progress = (sent, total) => (watching.touch(), signal.throwIfAborted(), ask.onprogress?.(sent, total));
     const body = await packed(seal(media, sealing, plaintext(head, ask.body, progress), pad), size);
@@ -841,11 +847,7 @@ async function exchange(keys, address, ask, { date, pad, timeout, trace }) {
         headers: { "content-type": media.request, ...(media.chunked ? { incremental: "?1" } : {}) },
         body,
         signal,
-        credentials: "omit",
-        referrerPolicy: "no-referrer",
-        cache: "no-store",
-        redirect: "error",
-        mode: "cors",
+        ...PLAIN,
       });
     } catch (cause) {
       signal.throwIfAborted();
@@ -1136,14 +1138,7 @@ class Tunnel extends EventTarget {
     this.#looking ??= (async () => {
       this.#go(state);
       try {
-        const asked = this._options.relay.map(async (relay) => {
-          const signal = AbortSignal.any([this._closed, AbortSignal.timeout(Math.min(this._options.timeout, 10_000))]);
-          const answer = await outer(`${relay}/r/${this.gateway}/keys`, { signal, credentials: "omit", referrerPolicy: "no-referrer", cache: "no-store", redirect: "error" });
-          if (answer.status === 404) throw new L8Error("no-gateway");
-          if (!answer.ok) throw new L8Error("unreachable", { message: `status ${answer.status}` });
-          return atMost(answer, KEYS_MAX + 1);
-        });
-        const came = await Promise.allSettled(asked);
+        const came = await Promise.allSettled(this._options.relay.map((one) => this._document(one)));
         if (this.#state === "closed") throw new L8Error("closed");
         const documents = came.filter((one) => one.status === "fulfilled").map((one) => one.value);
         if (documents.length === 0) {
@@ -1169,6 +1164,26 @@ class Tunnel extends EventTarget {
       }
     })();
     return this.#looking;
+  }
+
+  /** Get the key set that a relay has. */
+  async _document(relay) {
+    const signal = AbortSignal.any([this._closed, AbortSignal.timeout(Math.min(this._options.timeout, 10_000))]);
+    const answer = await outer(`${relay}/r/${this.gateway}/keys`, { ...PLAIN, signal });
+    if (answer.status === 404) throw new L8Error("no-gateway");
+    if (!answer.ok) throw new L8Error("unreachable", { message: `status ${answer.status}` });
+    return atMost(answer, KEYS_MAX + 1);
+  }
+
+  /** Send one HEAD request for L8.measure; gives its times. */
+  async _time(url) {
+    const { pad, timeout } = this._options;
+    const trace = {};
+    const ask = { url, method: "HEAD", fields: [["accept", "*/*"]], body: null, signal: this._closed };
+    const answer = await exchange(await this._keys(), `${this._relay}/r/${this.gateway}`, ask, { date: Date.now(), pad, timeout, trace });
+    if (answer instanceof Failed) throw answer.error;
+    while ((await answer.next()) !== null);
+    return trace;
   }
 
   get #name() {
@@ -1388,10 +1403,41 @@ async function debug(on) {
   debugging = on;
 }
 
-let tracer = null; // of L8.measure
+/** Give the middle and the 99th percentile of some milliseconds. */
+function spread(list) {
+  const sorted = list.map((one) => Math.max(one, 0)).sort((a, b) => a - b);
+  return { median: sorted[Math.floor(sorted.length / 2)], p99: sorted[Math.ceil(sorted.length * 0.99) - 1] };
+}
+
+/**
+ * Time `n` HEAD requests to the first tunnel's root: in all, and for each leg. The relay's share is a round trip to it, the
+ * gateway's is a request that it refuses under seal, both taken from what comes behind them.
+ * @param {number} n @returns {Promise<object>} milliseconds
+ */
+async function measure(n = 20) {
+  if (!Number.isInteger(n) || n < 1 || n > 1000) throw wrong("L8.measure takes a number from 1 to 1000");
+  if (tunnels.size === 0) await configure();
+  const [tunnel] = tunnels;
+  if (!tunnel) throw new L8Error("config");
+  const legs = { total: [], page: [], relay: [], gateway: [], backend: [] };
+  const url = new URL(await tunnel._base());
+  for (let i = 0; i < n; i++) {
+    const began = performance.now();
+    const whole = await tunnel._time(url);
+    legs.total.push(performance.now() - began);
+    const refused = await tunnel._time(new URL("https://l8.invalid/"));
+    const asked = performance.now();
+    await tunnel._document(tunnel._relay);
+    const relay = performance.now() - asked;
+    legs.page.push(whole.sealed + whole.opened);
+    legs.relay.push(relay);
+    legs.gateway.push(refused.waited - relay);
+    legs.backend.push(whole.waited - refused.waited);
+  }
+  return { n, ...Object.fromEntries(Object.entries(legs).map(([name, list]) => [name, spread(list)])) };
+}
 
 function traced(tunnel, ask, result, trace) {
-  tracer?.(trace);
   if (!debugging) return;
   const show = (fields) => Object.fromEntries((fields ?? []).map(([name, value]) => [name, SECRET.test(name) ? `${value.length} letters` : value]));
   const { error } = result;
@@ -1636,7 +1682,8 @@ class TunnelSocket extends EventTarget {
   async #take(data) {
     if (this.readyState > 2) return;
     if (this.#shake) {
-      const status = data.length === 304 ? readStatus(await this.#shake.read(data)) : 0;
+      const status = data.length === 304 ? await readStatus(await this.#shake.read(data)) : 0;
+
       if (status !== 200)
         throw new L8Error("no-socket", { message: String(status) });
       [this.#out, this.#in] = await this.#shake.split();
@@ -1915,6 +1962,7 @@ const L8 = Object.freeze({
   registerCitizenship: connect,
   fetch: l8fetch,
   status,
+  measure,
   debug,
   static: blobUrl,
   install,
