@@ -184,10 +184,6 @@ class Incoming:
         self._begun = True
         if not self.open:
             return
-        if self._listener is None:
-            self._listener = Deaf()
-            if not self.asked:
-                wire.swallow(self)
         framing = ""
         if status in _BODILESS or status < 200:
             self._mute, self._left = True, None
@@ -230,6 +226,8 @@ class Incoming:
         if self._chunked and not self._mute:
             self._wire.send(LAST_CHUNK)
         self._answered = True
+        if not self.asked and self._listener is None:
+            self._wire.swallow(self)
         self._wire.answered(self)
 
     def answer(self, status: int, fields: Lines = (), body: bytes = b"") -> None:
@@ -338,6 +336,8 @@ class _Connection(Wire):
 
     def dataReceived(self, data: bytes) -> None:
         self.count(data)
+        if self.closing:
+            return
         if self._discarding:
             self._mark -= len(data)
             if self._mark < 0:
@@ -354,10 +354,10 @@ class _Connection(Wire):
         self._running = True
         reader = self._reader
         try:
-            while not self.gone and not self._discarding:
+            while not (self.gone or self.closing or self._discarding):
                 exchange = self._exchange
                 if exchange is None:
-                    if self.last:
+                    if self.last or self.closing or self.crowded:
                         break
                 elif self._held or exchange.asked or exchange._listener is None:
                     break
@@ -377,7 +377,7 @@ class _Connection(Wire):
             self._malformed(flaw)
         finally:
             self._running = False
-        if self.gone or self._discarding:
+        if self.gone or self.closing or self._discarding:
             return
         if self._held or reader.held > BUFFER:
             self.rest()
@@ -513,9 +513,10 @@ class _Connection(Wire):
             self._exchange._listener.full()
 
     def emptied(self) -> None:
-        if self._exchange is not None and self._exchange._listener is not None:
-            with CORK:
+        with CORK:
+            if self._exchange is not None and self._exchange._listener is not None:
                 self._exchange._listener.room()
+            self._run()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.gone:
@@ -539,7 +540,9 @@ class _Connection(Wire):
         """Cut who is slow."""
         moved = 0
         exchange = self._exchange
-        if self._discarding:
+        if self.closing:
+            state, limit, moved = "closing", IDLE_TIME, self.sent - self.waiting
+        elif self._discarding:
             state, limit = "linger", LINGER
         elif exchange is None:
             fresh = self.idle and self._requests

@@ -15,6 +15,7 @@ it is used: if the other side has closed it, a new one is dialled, for nothing h
 
 from __future__ import annotations
 
+import re
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,13 +30,15 @@ from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.python.failure import Failure
 
 from layer8.core.errors import LimitExceeded, LocalProtocolError, Unavailable
-from layer8.core.http1 import CHUNKED, END, UNTIL_END, Malformed, Reader, Response, read_response
+from layer8.core.http1 import END, UNTIL_END, Malformed, Reader, Response, read_response
 from layer8.net.http_wire import BUFFER, CORK, LAST_CHUNK, Lines, Listener, Tally, Wire, chunk, field_lines
 
 POOL: Final = 64  # connections to one endpoint
 QUEUE: Final = 1.0  # seconds to wait for one of them
 UNUSED: Final = 30.0  # seconds that a connection is kept without a request
 INFORMATIONAL: Final = 4  # answers before the final one
+
+_WORDS = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+ [\x21-\x7e\x80-\xff]+").fullmatch
 
 Fields = Sequence[tuple[str, str]]
 
@@ -74,9 +77,10 @@ class Line(Wire):
         """Begin an exchange; without a length (None) the body goes in chunks. `fields` frame nothing."""
         if self._listener is not None or self.gone:
             raise LocalProtocolError("a connection that is in use or gone")
-        head = f"{method} {target} HTTP/1.1\r\n{field_lines((('host', host), *fields))}"
-        if head.count("\r\n") != head.count("\n") or head.split("\r\n", 1)[0].count(" ") != 2:
+        words = f"{method} {target}"
+        if _WORDS(words) is None:
             raise LocalProtocolError("a request line with a space or a line end in its words")
+        head = f"{words} HTTP/1.1\r\n{field_lines((('host', host), *fields))}"
         if length is None:
             head += "transfer-encoding: chunked\r\n"
         elif length or method in ("POST", "PUT", "PATCH"):
@@ -151,9 +155,9 @@ class Line(Wire):
     @property
     def fresh(self) -> bool:
         """Whether nothing has come and the other side has not ended, as far as the kernel knows."""
-        if self.gone or self.transport.disconnecting or not self._reader.between:
+        if self.gone or self.closing or not self._reader.between:
             return False
-        sock = self.transport.getHandle() if self._direct else getattr(self.transport, "socket", None)
+        sock = getattr(self.transport, "socket", None)
         if not isinstance(sock, socket.socket):
             return True
         try:
@@ -167,6 +171,8 @@ class Line(Wire):
     def dataReceived(self, data: bytes) -> None:
         """Take what the server says."""
         self.count(data)
+        if self.closing:
+            return
         if self._listener is None:
             self.abort()  # nobody has asked
             return
@@ -209,11 +215,11 @@ class Line(Wire):
                 raise Malformed("too many answers before the last")
             return
         self._answering = True
-        if not head.minor or b"close" in head.options or head.body == UNTIL_END or head.status == 101:
+        endless = head.body == UNTIL_END and not self._reader.bare
+        if not head.minor or b"close" in head.options or endless or head.status == 101:
             self._again = False
         fields = [(name.decode("ascii"), value.decode("latin-1")) for name, _, value in head.fields]
-        length = None if head.body in (CHUNKED, UNTIL_END) and not self._reader.bare else head.body
-        listener.answered(head.status, fields, length)
+        listener.answered(head.status, fields, None if head.body < 0 else head.body)
 
     def _ended(self, listener: Answering) -> None:
         if self._sending:
@@ -240,7 +246,7 @@ class Line(Wire):
         self._sending = False
         if not self.gone:
             self.abort()
-        if listener is not None:
+        if listener is not None and not self._answered:
             listener.lost()
 
     def filled(self) -> None:

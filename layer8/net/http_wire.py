@@ -98,9 +98,11 @@ class Wire(protocol.Protocol):
         self.heard = 0
         self.sent = 0
         self.gone = False
+        self.closing = False  # nothing that comes is looked at any more
         self.crowded = False  # more than BUFFER waits to be sent
         self.resting = False  # nothing is read
         self._out: list[bytes] = []
+        self._size = 0
         self._direct = False
 
     def connectionMade(self) -> None:
@@ -115,11 +117,14 @@ class Wire(protocol.Protocol):
         """Send, now or at the end of this turn; in silence if the connection has gone."""
         if self.gone:
             return
+        self._size += len(data)
         if self._out:
             self._out.append(data)
+            if self._size > BUFFER:
+                self.flush()
             return
         self._out.append(data)
-        if not CORK.hold(self):
+        if self._size > BUFFER or not CORK.hold(self):
             self.flush()
 
     def flush(self) -> None:
@@ -128,7 +133,7 @@ class Wire(protocol.Protocol):
         if not out or self.gone:
             return
         data = out[0] if len(out) == 1 else b"".join(out)
-        self._out = []
+        self._out, self._size = [], 0
         self.sent += len(data)
         self.tally.sent += len(data)
         transport = self.transport
@@ -163,9 +168,9 @@ class Wire(protocol.Protocol):
 
     def close(self) -> None:
         """End the connection once all that was sent has left."""
-        if not self.gone:
+        if not self.gone and not self.closing:
             self.flush()
-            self.wake()
+            self.closing = True
             self.transport.unregisterProducer()
             self.transport.loseConnection()
 
@@ -173,6 +178,7 @@ class Wire(protocol.Protocol):
         """End the connection now, with a reset if anything waits."""
         if not self.gone:
             self._out = []
+            self.closing = True
             self.transport.unregisterProducer()
             self.transport.abortConnection()
 

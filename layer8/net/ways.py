@@ -133,7 +133,7 @@ class _Talk(Protocol):
 
     def _finish(self) -> Deferred[IProtocol] | None:
         done, self._done = self._done, None
-        if self._timer is not None:
-            self._timer.cancel() if self._timer.active() else None
-            self._timer = None
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
         return done
