@@ -213,7 +213,8 @@ def date(text: str) -> float | None:
         return None
     year += 1900 if 70 <= year <= 99 else 2000 if year <= 69 else 0
     try:
-        return datetime(year, month, day, *time, tzinfo=UTC).timestamp() if year >= 1601 else None
+        hour, minute, second = time
+        return datetime(year, month, day, hour, minute, second, tzinfo=UTC).timestamp() if year >= 1601 else None
     except ValueError:
         return None
 
