@@ -59,9 +59,14 @@ class Admission:
         return len(self._networks)
 
     def enter(self, gateway: str, address: str, now: float) -> Pass | Wait:
-        """Let an exchange in, or say how long to wait; `address` may be empty, for a Unix socket."""
+        """Let an exchange in, or say how long to wait; an empty `address` is this machine's own, see the module."""
         self._forget(now)
-        name = blake2b(source_key(address).encode() if address else b"", key=self._secret, digest_size=16).digest()
+        if not address:
+            if self._gateways[gateway] >= IN_FLIGHT:
+                return Wait(503, 1.0)
+            self._gateways[gateway] += 1
+            return Pass(gateway, b"")
+        name = blake2b(source_key(address).encode(), key=self._secret, digest_size=16).digest()
         network = self._networks.get(name)
         if network is None:
             network = self._networks[name] = _Network(BURST, now)

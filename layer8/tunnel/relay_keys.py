@@ -22,7 +22,7 @@ class KeyCopy:
         self.gateway = gateway
         self.document: bytes | None = None
         self.keys: KeySet | None = None  # where the identity is known
-        self._identities = tuple(identities)
+        self.identities = tuple(identities)
         self._looked: float | None = None
         self._hurried = False
 
@@ -42,6 +42,13 @@ class KeyCopy:
         """Give the time at which `due` says yes."""
         return now if self._looked is None else self._looked + (KEYS_HURRY if self._hurried else KEYS_REFRESH)
 
+    def genuine(self, document: bytes) -> bool:
+        """Say whether a set, of whatever time, is signed by the gateway; anything is if nobody knows its identity."""
+        try:
+            return not self.identities or KeySet.read(document, self.identities).gateway == self.gateway
+        except BadKeys:
+            return False
+
     def take(self, document: bytes, wall: float) -> bool:
         """Take what the gateway has given, and say whether it is new.
 
@@ -49,8 +56,8 @@ class KeyCopy:
         """
         if len(document) > KEYS_MAX:
             raise LimitExceeded("KEYS_MAX", KEYS_MAX)
-        if self._identities:
-            found = KeySet.read(document, self._identities)
+        if self.identities:
+            found = KeySet.read(document, self.identities)
             found.check(self.gateway, wall, seen=0 if self.keys is None else self.keys.epoch)
             if self.keys is not None and found.epoch == self.keys.epoch and found.config != self.keys.config:
                 raise BadKeys(Flaw.DIFFERENT, "two keys of one epoch")

@@ -60,6 +60,7 @@ class Route:
     host: str
     path: str = "/.well-known/ohttp-gateway"
     bearer: str = field(default="", repr=False)
+    patience: float = DIAL_TIME  # seconds for a connection
 
 
 @frozen
@@ -160,7 +161,7 @@ class RelayExchange:
         )
         self.gateway, self._route = match[1], route
         self._at = _At.DIALLING
-        self._deadline = now + DIAL_TIME
+        self._deadline = now + route.patience
         self._out.add(Dial(0, route.endpoint))
 
     def turned_away(self, status: int, after: float, now: float) -> None:
