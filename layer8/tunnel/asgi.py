@@ -149,6 +149,9 @@ class _Exchange:
         self._head: Event | None = None  # the start of an answer that has no content yet
         self._begun = False
         self._started = self._ended = False  # of the outer answer
+        self._reading = asyncio.Lock()
+        self._whole = asyncio.Event()  # all of the sealed request is here
+        self._gone = asyncio.Event()  # nobody waits for the answer
 
     async def run(self) -> None:
         """Open, call, seal."""
@@ -170,15 +173,20 @@ class _Exchange:
     async def _serve(self, running: asyncio.Future[None]) -> None:
         """Wait for the application, no longer than the exchange does."""
         exchange, serving = self._exchange, self._serving
+        watching = asyncio.ensure_future(self._watch())
         try:
             while not running.done() and not (serving.left and serving.end is not None):
                 deadline = exchange.deadline()
                 wait = None if deadline is None else max(0.0, deadline - monotonic())
-                await asyncio.wait((running,), timeout=wait)
+                await asyncio.wait((running, watching), timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+                if watching.done() and not serving.left:
+                    serving.lost(monotonic())
                 if not running.done():
                     exchange.wake(monotonic())
                     await self._settle()
         finally:
+            watching.cancel()
+            self._gone.set()
             if not running.done():
                 running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -201,14 +209,15 @@ class _Exchange:
 
     async def _app_receive(self) -> Event:
         serving = self._serving
-        while not serving.body and not (serving.broken or serving.left or serving.end is not None):
-            if serving.whole and not self._told_whole:
-                break
-            await self._pull()
+        async with self._reading:
+            while not serving.body and not (serving.whole or serving.broken or serving.left or serving.end is not None):
+                await self._pull()
         if serving.body or (serving.whole and not self._told_whole and serving.end is None):
             data = serving.body.popleft() if serving.body else b""
             self._told_whole = serving.whole and not serving.body
             return {"type": "http.request", "body": data, "more_body": not self._told_whole}
+        if not (serving.broken or serving.left):
+            await self._gone.wait()
         return {"type": "http.disconnect"}
 
     async def _app_send(self, event: Event) -> None:
@@ -250,11 +259,6 @@ class _Exchange:
 
     async def _pull(self) -> None:
         """Take some more of the sealed request; it is over when nobody sends any more."""
-        if self._over and self._serving.whole:  # all that can still come is that nobody waits
-            event = await self._receive()
-            if event["type"] == "http.disconnect":
-                self._serving.lost(monotonic())
-            return
         deadline = self._exchange.deadline()
         try:
             async with asyncio.timeout(None if deadline is None else max(0.0, deadline - monotonic())):
@@ -265,10 +269,20 @@ class _Exchange:
             return
         await self._take(event)
 
+    async def _watch(self) -> None:
+        """Once the request is whole, wait for nothing but that nobody waits for its answer any more."""
+        while not self._serving.left:
+            if self._over:
+                await self._take(await self._receive(), ignore=True)
+            else:
+                await self._whole.wait()
+
     async def _take(self, event: Event, *, ignore: bool = False) -> None:
         exchange, serving, now = self._exchange, self._serving, monotonic()
         if event["type"] == "http.disconnect":
             self._over = True
+            self._whole.set()
+            self._gone.set()
             serving.lost(now)
             return
         data = event.get("body", b"")
@@ -282,6 +296,7 @@ class _Exchange:
             exchange.received(data, now)
             await self._settle()
         if self._over:
+            self._whole.set()
             exchange.ended(now)
             await self._settle()
 
@@ -471,7 +486,7 @@ def _common(scope: Scope, call: Call, headers: list[tuple[bytes, bytes]]) -> Sco
     """Give what the scopes of opened requests and sockets share: nothing of the connection, which is a relay's."""
     target = call.target
     made: Scope = {
-        "asgi": scope["asgi"],
+        "asgi": {**scope["asgi"], "spec_version": "2.4"},  # whoever answers too late hears an OSError
         "http_version": "1.1",
         "path": unquote(target.path),
         "raw_path": target.path.encode("ascii"),

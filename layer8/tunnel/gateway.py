@@ -36,14 +36,15 @@ from layer8.tunnel import wire
 from layer8.tunnel.bhttp import Fields
 from layer8.tunnel.gateway_session import RANDOM, GatewayExchange, Remember, Reply, Rules
 from layer8.tunnel.keys import CACHED, OFFERED, OPENED, GatewayKey, Schedule, own_hour, pin_text
-from layer8.tunnel.keystore import KeyRow, KeyStore, MemoryKeys
+from layer8.tunnel.keystore import KeyRow, KeyStore, MemoryKeys, alone
 from layer8.tunnel.limits import SOCKET_SESSIONS
 from layer8.tunnel.replay import Verdict
-from layer8.tunnel.replay_store import MemoryMarks, ReplayStore
+from layer8.tunnel.replay_store import MemoryMarks, ReplayStore, TableMarks
 from layer8.tunnel.settings import Settings, read_bearers
 from layer8.tunnel.socket_session import GatewaySocket
 from layer8.tunnel.wire import MEDIA
 
+IDENTITY: Final = "identity.pem"  # in a state folder
 UPKEEP: Final = 60.0  # seconds between two looks at what the other workers have done
 RELOAD: Final = 1.0  # seconds between two looks that requests have given cause for
 
@@ -126,15 +127,24 @@ class Gateway:
     @classmethod
     def open(cls, settings: Settings, *, wall: Callable[[], float] = seconds) -> Gateway:
         """Open what is kept, and make what is missing; raises `ConfigError` or `StorageError`."""
-        if settings.state or settings.database or settings.database_file or settings.signed_file:
-            raise ConfigError("keys are in memory only for now")
-        if settings.identity is not None:
-            identity = settings.identity
-        elif settings.identity_file is not None:
-            identity = NodeKey.load(settings.identity_file)
+        keys: KeyStore
+        marks: ReplayStore
+        database = settings.database
+        if settings.database_file is not None:
+            database = read_private(settings.database_file).decode("utf-8", "replace").strip()
+        if database:
+            from layer8.tunnel.gateway_pg import PgKeys, PgTables
+
+            keys = pg_keys = PgKeys(database, settings.gateway)
+            marks = TableMarks(PgTables(pg_keys.pool))
+        elif settings.state is not None:
+            from layer8.tunnel.gateway_sqlite import SqliteKeys, SqliteTables
+
+            keys = own = SqliteKeys(settings.state, settings.gateway)
+            marks = TableMarks(SqliteTables(own))
         else:
-            identity = NodeKey.make()
-        return cls(settings, identity, MemoryKeys(), MemoryMarks(), wall)
+            keys, marks = MemoryKeys(), MemoryMarks()
+        return cls(settings, _identity(settings), keys, marks, wall)
 
     def close(self) -> None:
         """Let go of what is kept."""
@@ -357,6 +367,18 @@ _VERDICTS: Final = {
     Verdict.REPEAT: Outcome.REPEAT,
     Verdict.DATE: Outcome.DATE,
 }
+
+
+def _identity(settings: Settings) -> NodeKey | None:
+    """Find the key that signs the sets, or make it; None if it stays elsewhere."""
+    if settings.signed_file is not None or settings.identity is not None:
+        return settings.identity
+    if settings.identity_file is not None:
+        return NodeKey.load(settings.identity_file)
+    if settings.state is None:
+        return NodeKey.make()
+    with alone(settings.state):
+        return NodeKey.load_or_make(settings.state / IDENTITY)
 
 
 def pad_event(data: bytes) -> bytes:

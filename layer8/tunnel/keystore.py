@@ -6,11 +6,18 @@ what `offer` gives to all of them. Calls may wait, and come from any thread and 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
 from threading import Lock
 from typing import Protocol
 
 from attrs import field, frozen
 
+from layer8.core.errors import StorageError
+from layer8.crypto.keyfile import make_private_folder
 from layer8.tunnel.keys import GatewayKey
 
 
@@ -70,3 +77,18 @@ class MemoryKeys:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time make what is missing in a folder; raises `StorageError`."""
+    make_private_folder(folder)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be opened: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
