@@ -702,11 +702,10 @@ const EMPTY = new Set([204, 205, 304]);
 
 /** Resolve what `fetch` takes for a URL; relative ones against a tunnel's first authority. */
 function locate(input, base) {
-  const named = input instanceof Request ? input.url : String(input);
   try {
-    return new URL(named, base);
+    return new URL(input instanceof Request ? input.url : `${input}`, base);
   } catch (cause) {
-    throw wrong(`${named.slice(0, 80)} is no URL`, cause);
+    throw wrong("this is no URL", cause);
   }
 }
 
@@ -761,7 +760,7 @@ const minute = (milliseconds) => new Date(Math.floor(milliseconds / 60_000) * 60
 /** How relays are asked: with nothing of the browser's but what it cannot leave out. */
 const PLAIN = { mode: "cors", credentials: "omit", referrerPolicy: "no-referrer", cache: "no-store", redirect: "error" };
 
-/** Stop after so many milliseconds without `touch()`, or when `signal` does. */
+/** Stop so many milliseconds after `touch()`, unless `rest()` or another touch comes, or when `signal` does. */
 function watch(signal, milliseconds) {
   const stop = new AbortController();
   let timer;
@@ -770,14 +769,15 @@ function watch(signal, milliseconds) {
     timer = setTimeout(() => stop.abort(new L8Error("slow", { leg: "relay" })), milliseconds + longer);
   };
   const follow = () => stop.abort(signal.reason);
+  const rest = () => clearTimeout(timer);
   const done = () => {
-    clearTimeout(timer);
+    rest();
     signal?.removeEventListener("abort", follow);
   };
   if (signal?.aborted) follow();
   else signal?.addEventListener("abort", follow);
   touch();
-  return { signal: stop.signal, touch, done, stop: (reason) => (done(), stop.abort(reason)) };
+  return { signal: stop.signal, touch, rest, done, stop: (reason) => (done(), stop.abort(reason)) };
 }
 
 async function* plaintext(head, body, onprogress) {
@@ -814,7 +814,7 @@ async function packed(pieces, size) {
 }
 
 /** A URL's path with its query, an empty one too. */
-const pathOf = (url) => url.href.slice(url.href.indexOf("/", url.protocol.length + 2), url.href.length - url.hash.length).replace(/#$/, "");
+const pathOf = (url) => url.href.split("#")[0].slice(url.origin.length);
 
 /** Send one message to a relay; gives the opened answer, `{status, fields, next, stop}`, or a Failed. */
 async function exchange(keys, address, ask, { date, pad, timeout, trace }) {
@@ -858,8 +858,9 @@ async function exchange(keys, address, ask, { date, pad, timeout, trace }) {
     reader = answer.body?.getReader();
     const input = new Input(async () => {
       try {
+        watching.touch(); // nobody hurries a page that does not read
         const { value, done } = (await reader?.read()) ?? { done: true };
-        watching.touch();
+        watching.rest();
         trace.down += value?.length ?? 0;
         return done ? null : value;
       } catch (cause) {
@@ -933,6 +934,7 @@ async function malformed(reading) {
 async function makeResponse(answer, ask, redirected) {
   const { status, fields, next, stop } = answer;
   const mute = EMPTY.has(status) || ask.method === "HEAD";
+  const failure = {}; // why the body has failed: browsers tell only readers of the stream
   let body = null;
   if (mute) {
     while ((await next()) !== null);
@@ -940,9 +942,14 @@ async function makeResponse(answer, ask, redirected) {
     body = new ReadableStream(
       {
         async pull(controller) {
-          const piece = await next();
-          if (piece === null) controller.close();
-          else controller.enqueue(piece);
+          try {
+            const piece = await next();
+            if (piece === null) controller.close();
+            else controller.enqueue(piece);
+          } catch (error) {
+            failure.error = error;
+            throw error;
+          }
         },
         cancel: (reason) => stop(reason),
       },
@@ -951,22 +958,29 @@ async function makeResponse(answer, ask, redirected) {
     const coding = fields.filter(([name]) => name === "content-encoding").map(([, value]) => value.toLowerCase()).join();
     const known = { gzip: "gzip", "x-gzip": "gzip", deflate: "deflate" }[coding];
     if (known) body = body.pipeThrough(new DecompressionStream(known));
-    if (ask.whole) body = await checked(await new Response(body).blob(), ask.integrity);
+    if (ask.whole) body = await checked(await telling(new Response(body).blob(), failure), ask.integrity);
   }
   const headers = new Headers();
   for (const [name, value] of fields) headers.append(name, value);
-  return named(new Response(body, { status, headers }), ask.url, redirected);
+  return named(new Response(body, { status, headers }), ask.url, redirected, failure);
 }
 
-/** Give a Response its URL, and its clones too. */
-function named(response, url, redirected) {
-  const { href } = url;
-  const plain = href.slice(0, href.length - url.hash.length);
-  return Object.defineProperties(response, {
-    url: { value: plain },
-    redirected: { value: redirected },
-    clone: { value: () => named(Response.prototype.clone.call(response), url, redirected) },
-  });
+async function telling(reading, failure) {
+  try {
+    return await reading;
+  } catch (error) {
+    throw failure.error ?? error;
+  }
+}
+
+/** Give a Response its URL and its own words for failures, and its clones too. */
+function named(response, url, redirected, failure) {
+  const own = { url: url.href.split("#")[0], redirected };
+  const properties = Object.entries(own).map(([name, value]) => [name, { value }]);
+  const methods = ["arrayBuffer", "blob", "bytes", "formData", "json", "text"].filter((name) => name in response);
+  for (const name of methods) properties.push([name, { value: () => telling(Response.prototype[name].call(response), failure) }]);
+  properties.push(["clone", { value: () => named(Response.prototype.clone.call(response), url, redirected, failure) }]);
+  return Object.defineProperties(response, Object.fromEntries(properties));
 }
 
 /** Compare a body with what `integrity` says, the strongest hash of it. */
@@ -1209,7 +1223,8 @@ class Tunnel extends EventTarget {
         if (lines.length && ask.cookies) await this.#jar?.add(lines, ask.url);
         const to = redirection(answer, ask);
         if (!to) return await makeResponse(answer, ask, redirected);
-        answer.stop();
+        if (answer.length <= CHUNK) while ((await answer.next()) !== null); // so that the connection stays
+        else answer.stop();
         if (ask.redirect === "error") throw new L8Error("redirect", { message: "`redirect` is \"error\"" });
         if (hops === REDIRECTS) throw new L8Error("redirect", { message: `more than ${REDIRECTS} in a row` });
         if (!(await this._answersFor(to.url))) throw new L8Error("redirect", { message: `it leaves the tunnel, to ${to.url.host}` });
@@ -1335,6 +1350,7 @@ let configured = null; // the promise of what the page itself says of its tunnel
 function configure() {
   configured ??= (async () => {
     const all = [...(globalThis.document?.querySelectorAll('meta[name="l8"]') ?? [])].flatMap((one) => tried(() => JSON.parse(one.content)) ?? [null]);
+    if (all.length === 0) configured = null; // it may still come
     for (const one of all) tunnels.add(new Tunnel(checkOptions(one)));
   })();
   return configured;
@@ -1345,7 +1361,7 @@ async function pick(input) {
   if (tunnels.size === 0) await configure();
   const [first] = tunnels;
   if (!first) throw new L8Error("config");
-  const absolute = input instanceof Request || tried(() => new URL(String(input)));
+  const absolute = input instanceof Request || tried(() => new URL(`${input}`));
   const url = locate(input, absolute ? undefined : await first._base());
   let error = new L8Error("unknown", { message: url.host });
   for (const tunnel of tunnels) {
@@ -1638,8 +1654,9 @@ class TunnelSocket extends EventTarget {
     if (this.readyState > 1) return;
     this.readyState = 2;
     if (!this.#opened) {
-      this.#fail(new L8Error("closed", { message: "the socket was not open yet" }));
+      queueMicrotask(() => this.#fail(new L8Error("closed", { message: "the socket was not open yet" })));
       return;
+
     }
     this.#say(CLOSE, code === undefined ? NOTHING : join(number(code, 2), said));
     this.#writing.then(() => this.#arm(() => this.#end(1006), SOCKET_WAIT));
