@@ -379,7 +379,7 @@ class Pool:
     def _dial(self) -> None:
         dial = self._connect(Factory.forProtocol(lambda: Line(self)))
         self._dials.add(dial)
-        dial.addCallbacks(self._dialled, self._undialled, (dial,), None, (dial,), None)
+        dial.addCallbacks(self._dialled, self._undialled, callbackArgs=(dial,), errbackArgs=(dial,))
 
     def _dialled(self, line: Line, dial: Deferred[Any]) -> None:
         self._dials.discard(dial)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import define, field
+from attrs import define
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IDelayedCall, IProtocol, IProtocolFactory, IStreamClientEndpoint
@@ -77,14 +77,17 @@ class _Socks:
         return done
 
 
-@define(eq=False)
 class _Talk(Protocol):
     """The talk with a proxy; then the connection is its factory's."""
 
-    _conversation: Conversation
-    _factory: IProtocolFactory
-    _done: Deferred[IProtocol] | None = None
-    _timer: IDelayedCall | None = field(default=None, init=False)
+    transport: Any
+
+    def __init__(self, words: Conversation, factory: IProtocolFactory) -> None:
+        """Speak `words`, then let `factory` make the protocol."""
+        self._conversation = words
+        self._factory = factory
+        self._done: Deferred[IProtocol] | None = None
+        self._timer: IDelayedCall | None = None
 
     def begin(self, clock: Any) -> Deferred[IProtocol]:
         """Ask."""
@@ -112,7 +115,7 @@ class _Talk(Protocol):
         self._fail(Unavailable("the proxy on the way closed the connection"))
 
     def _stand(self) -> None:
-        transport: Any = self.transport
+        transport = self.transport
         successor = self._factory.buildProtocol(transport.getPeer())
         done = self._finish()
         if successor is None or done is None:
@@ -126,7 +129,7 @@ class _Talk(Protocol):
         done = self._finish()
         if done is None:
             return
-        transport: Any = self.transport
+        transport = self.transport
         transport.abortConnection()
         if error is not None:
             done.errback(error)

@@ -29,7 +29,7 @@ class Transport(StringTransportWithDisconnection):
 
     def loseConnection(self) -> None:
         if self.connected:
-            super().loseConnection()
+            super().loseConnection()  # type: ignore[no-untyped-call]
 
     def abortConnection(self) -> None:
         self.aborted = True
@@ -109,7 +109,8 @@ class Rig:
             if not self.transport.connected:
                 break
             self.wire.dataReceived(data[at : at + (size or len(data))])
-        return self.transport.value()[before:]
+        said: bytes = self.transport.value()[before:]
+        return said
 
     def wait(self, seconds: float) -> None:
         for _ in range(int(seconds)):
@@ -230,7 +231,7 @@ class AnswerTests(SynchronousTestCase):
     def test_an_answer_is_one_write(self) -> None:
         rig = Rig(rig_stream)
         written: list[bytes] = []
-        rig.transport.write = written.append
+        self.patch(rig.transport, "write", written.append)
         rig.say(GET + GET)
         self.assertEqual(len(written), 1)
 

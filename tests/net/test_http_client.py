@@ -9,6 +9,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
@@ -426,13 +427,18 @@ class Scripted:
     def stand(self) -> Line:
         """Let the oldest dial succeed."""
         made, factory = self.dials.pop(0)
-        line = factory.buildProtocol(None)  # type: ignore[arg-type]
-        transport = Transport()
-        transport.protocol = line
-        line.makeConnection(transport)  # type: ignore[union-attr]
-        made.callback(line)
+        line = factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
         assert isinstance(line, Line)
+        connected(line)
+        made.callback(line)
         return line
+
+
+def connected(line: Line) -> None:
+    """Give a line a transport."""
+    transport: Any = Transport()
+    transport.protocol = line
+    line.makeConnection(transport)  # type: ignore[no-untyped-call]
 
 
 class ScriptedPoolTests(SynchronousTestCase):
@@ -477,9 +483,7 @@ def answer(data: bytes, size: int = 0, method: str = "GET", *, ends: Any = None,
     pool = Pool(Clock(), lambda factory: succeed(None))
     line = Line(pool)
     pool._open.add(line)
-    transport = Transport()
-    transport.protocol = line
-    line.makeConnection(transport)
+    connected(line)
     line.request(method, "/", "a.test", (), heard, length)
     for at in range(0, len(data), size or len(data) or 1):
         if line.gone:
@@ -533,7 +537,7 @@ class AnswerTests(SynchronousTestCase):
             ("GET", "/\n", "a.test"),
         ):
             line = Line(Pool(Clock(), lambda factory: succeed(None)))
-            line.makeConnection(Transport())
+            connected(line)
             with self.assertRaises(LocalProtocolError):
                 line.request(method, target, host, (), Heard())
 
