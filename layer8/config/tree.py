@@ -8,6 +8,7 @@ from attrs import frozen
 
 from layer8.config import endpoint
 from layer8.config.field import named, section
+from layer8.config.gateway import GatewayConfig
 from layer8.config.network import DhtConfig, NamesConfig, RelayConfig, RendezvousConfig, SocksConfig, TrackerConfig
 from layer8.config.proxy import AgentConfig, ProxyConfig
 from layer8.config.sections import ControlConfig, DebugConfig, LogConfig
@@ -39,6 +40,9 @@ class Config:
 
     tunnel: TunnelConfig = section(
         TunnelConfig, doc="The browser tunnel's relay and mirror of apps: twistd layer8-tunnel."
+    )
+    gateway: GatewayConfig = section(
+        GatewayConfig, doc="The browser tunnel's gateway before a backend: twistd layer8-gateway."
     )
 
     def conflicts(self) -> Iterator[tuple[str, str]]:

@@ -195,6 +195,7 @@ class Driven:
         "_session",
         "_timer",
         "_work",
+        "mark",
     )
 
     def __init__(self, session: GatewayExchange, front: Front, gate: Gate) -> None:
@@ -208,6 +209,7 @@ class Driven:
         self._events: bytearray | None = None  # of an event stream that is padded: what waits to leave
         self._held: list[bytes] | None = []  # what waits for the key that it names; None once that was looked for
         self._outcome: Outcome | None = None
+        self.mark = b""  # what the replay set knows it by, once it was asked
         self._kind = ""  # of the answer
         self._begun = self._ending = False
         self._busy = self._over = self._full = self._resting = self._called = False
@@ -411,6 +413,7 @@ class Driven:
 
     def _remember(self, asked: Remember) -> None:
         gateway = self._gate.gateway
+        self.mark = asked.mark
         if not gateway.quick:
             done = self._gate.threads(partial(gateway.remember, asked))
             done.addCallbacks(self._remembered, self._forgot)

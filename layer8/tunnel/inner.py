@@ -1,7 +1,7 @@
 """An opened request on its way through twisted.web: as if it had come over a connection of its own, from nobody.
 
 A resource sees an ordinary request: method, path, fields, content, in `request.content`. In the place of an address is
-NOBODY, and `L8-Encapsulated: ?1` says how it has come.
+NOBODY, and `L8-Encapsulated: ?1` says how it has come; `request.l8` is the exchange.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Inner:
         self._producer: Any = None
         self._pull: IDelayedCall | None = None
         self._streaming = self._resting = self._over = self._dispatched = False
-        request = self._request = site.requestFactory(self, False)
+        request: Any = site.requestFactory(self, False)
+        self._request = request
+        request.l8 = driven
         target = call.target
         for name, value in call.fields:
             request.requestHeaders.addRawHeader(name, value)

@@ -2,7 +2,8 @@
 
     from layer8.tunnel.resource import L8Resource
 
-    guarded = L8Resource(root, gateway="shop", authorities=["shop.example"], state="/var/lib/shop", require=["/api"])
+    settings = {"authorities": ["shop.example"], "state": "/var/lib/shop", "require": ["/api"]}
+    guarded = L8Resource(root, reactor=reactor, gateway="shop", **settings)
     endpoint.listen(guarded.site())
 
 `Site(guarded)` works too, and then keeps whole requests, as twisted.web does; `site()` opens them as they come. Other
@@ -44,13 +45,11 @@ class L8Resource:
 
     isLeaf = False
 
-    def __init__(self, inner: IResource, *, gateway: Gateway | str, reactor: Any = None, **settings: Any) -> None:
+    def __init__(self, inner: IResource, *, reactor: Any, gateway: Gateway | str, **settings: Any) -> None:
         """Put a gateway before a resource: one that is open, or the name of one that the settings open.
 
         Raises `ConfigError` or `StorageError`. It keeps its keys from now on, until `close`.
         """
-        if reactor is None:
-            from twisted.internet import reactor
         if isinstance(gateway, str):
             gateway = Gateway.open(Settings(gateway=gateway, **settings))
         self.gateway = gateway

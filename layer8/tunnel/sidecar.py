@@ -12,6 +12,8 @@ the backend closed its idle connection at that very moment.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -35,17 +37,30 @@ from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH
 from layer8.tunnel.wire import KEYS_TYPE
 
 ENCAPSULATED: Final = ("l8-encapsulated", "?1")
+_OWN: Final = (b"content-length", b"date")  # fields that our server writes
 NO_STORE: Final = ("cache-control", "no-store")
 
 
 class Sidecar:
     """See the module; `server` is what listens."""
 
-    def __init__(self, reactor: Any, gateway: Gateway, pool: Pool) -> None:
-        """Put an open gateway before what a pool leads to."""
+    log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        gateway: Gateway,
+        pool: Pool,
+        told: Callable[[str, bool, str], None] = lambda check, ok, why: None,
+    ) -> None:
+        """Put an open gateway before what a pool leads to; `told` hears how `keys` and the `backend` are."""
         self.gateway = gateway
         self.pool = pool
-        self.gate = Gate(reactor, gateway, self._call)
+        self.retries = 0
+        self.sockets = 0
+        self._told = told
+        self._reached = True
+        self.gate = Gate(reactor, gateway, self._call, told=partial(told, "keys"))
         self.server = Server(reactor, self.handle)
 
     def start(self) -> None:
@@ -57,6 +72,33 @@ class Sidecar:
         self.gate.stop()
         self.server.abort()
         self.pool.abort()
+
+    def traffic(self) -> tuple[int, int, int, int]:
+        """Give the bytes in and out at relays and others, and in and out at the backend."""
+        front, back = self.server.tally, self.pool.tally
+        return front.heard, front.sent, back.heard, back.sent
+
+    async def drain(self) -> None:
+        """Take nothing new on the connections that are open, and finish when nothing is under way."""
+        await self.server.stop()
+        await self.gate.idle()
+
+    def resume(self) -> None:
+        """Take requests again."""
+        self.server.stopping = False
+
+    def reached(self) -> None:
+        """Take that the backend answers."""
+        if not self._reached:
+            self._reached = True
+            self._told("backend", True, "")
+
+    def unreached(self, failure: Failure) -> None:
+        """Take that there is no connection to it."""
+        if not failure.check(Unavailable):
+            self.log.failure("no way to the backend", failure, event="gateway.bug")
+        self._reached = False
+        self._told("backend", False, str(failure.value))
 
     def handle(self, asked: Incoming) -> None:
         """Take a request."""
@@ -72,7 +114,7 @@ class Sidecar:
             self.gateway.count(Outcome.DIRECT)
             asked.answer(403)
         else:
-            Direct(asked, self.pool).start()
+            Direct(asked, self).start()
 
     def _keys(self, asked: Incoming, path: str) -> None:
         if asked.method not in ("GET", "HEAD"):
@@ -87,7 +129,7 @@ class Sidecar:
             asked.answer(503, [NO_STORE])
 
     def _call(self, call: Call, driven: Driven) -> Work:
-        return Upstream(call, driven, self.pool)
+        return Upstream(call, driven, self)
 
 
 def _one(asked: Incoming, name: str) -> bytes | None:
@@ -130,7 +172,6 @@ class _Front:
 class Upstream:
     """One opened request on its way to the backend: to the exchange its work, to the pool who takes the answer."""
 
-    log = Logger()
     __slots__ = (
         "_again",
         "_answered",
@@ -141,18 +182,18 @@ class Upstream:
         "_held",
         "_line",
         "_over",
-        "_pool",
         "_resting",
+        "_sidecar",
         "_size",
         "_taking",
         "_whole",
     )
 
-    def __init__(self, call: Call, driven: Driven, pool: Pool) -> None:
+    def __init__(self, call: Call, driven: Driven, sidecar: Sidecar) -> None:
         """Ask for a connection."""
         self._call = call
         self._driven = driven
-        self._pool = pool
+        self._sidecar = sidecar
         self._line: Line | None = None
         self._taking: Deferred[Line] | None = None
         self._held: list[bytes] = []  # content that waits for the connection
@@ -162,7 +203,7 @@ class Upstream:
         self._take()
 
     def _take(self) -> None:
-        self._taking = taking = self._pool.take()
+        self._taking = taking = self._sidecar.pool.take()
         taking.addCallbacks(self._took, self._untaken)
 
     def _took(self, line: Line) -> None:
@@ -174,8 +215,7 @@ class Upstream:
         self._taking = None
         if failure.check(CancelledError) or self._over:
             return
-        if not failure.check(Unavailable):
-            self.log.failure("no way to the backend", failure, event="gateway.bug")
+        self._sidecar.unreached(failure)
         self._fail(502)
 
     def _ready(self) -> None:
@@ -268,6 +308,7 @@ class Upstream:
     def answered(self, status: int, fields: Texts, length: int | None) -> None:
         """Take the head of the answer."""
         self._answered = True
+        self._sidecar.reached()
         if status < 200:
             self._cut(502)  # nobody has asked for another protocol
             return
@@ -295,6 +336,7 @@ class Upstream:
             return
         if self._again and not self._answered and line is not None and line.used > 1:
             self._again = self._asked = False
+            self._sidecar.retries += 1
             self._take()
         else:
             self._fail(502)
@@ -316,12 +358,10 @@ class Upstream:
 class Direct:
     """A request past the tunnel: passed on without what a gateway alone may say, and without who speaks for whom."""
 
-    log = Logger()
-
-    def __init__(self, asked: Incoming, pool: Pool) -> None:
+    def __init__(self, asked: Incoming, sidecar: Sidecar) -> None:
         """Take it."""
         self._asked = asked
-        self._pool = pool
+        self._sidecar = sidecar
         self._line: Line | None = None
         self._taking: Deferred[Line] | None = None
         self._over = False
@@ -329,14 +369,14 @@ class Direct:
 
     def start(self) -> None:
         """Ask for a connection."""
-        self._taking = taking = self._pool.take()
+        self._taking = taking = self._sidecar.pool.take()
         taking.addCallbacks(self._took, self._untaken)
 
     def _took(self, line: Line) -> None:
         self._taking = None
         asked = self._asked
         if not asked.open:
-            self._pool.give_back(line)
+            self._sidecar.pool.give_back(line)
             return
         self._line = line
         told = target.told(tuple((name.encode("ascii"), value.encode("latin-1")) for name, value in asked.fields))
@@ -355,8 +395,8 @@ class Direct:
 
     def _untaken(self, failure: Failure) -> None:
         self._taking = None
-        if not failure.check(CancelledError, Unavailable):
-            self.log.failure("no way to the backend", failure, event="gateway.bug")
+        if not failure.check(CancelledError):
+            self._sidecar.unreached(failure)
         self._asked.answer(502)
 
     # What the client says.
@@ -392,6 +432,7 @@ class Direct:
         """Take the head of the answer."""
         line, asked = self._line, self._asked
         assert line is not None
+        self._sidecar.reached()
         if status == 101 and self._upgrade:
             self._line = None
             join(asked, line, fields)
@@ -401,7 +442,7 @@ class Direct:
             self.gone()
             return
         told = target.answered(tuple((name.encode("ascii"), value.encode("latin-1")) for name, value in fields))
-        texts = [(name.decode("ascii"), value.decode("latin-1")) for name, value in told if name != b"content-length"]
+        texts = [(name.decode("ascii"), value.decode("latin-1")) for name, value in told if name not in _OWN]
         asked.begin(status, texts, _known(length))
 
     def said(self, data: bytes) -> None:
