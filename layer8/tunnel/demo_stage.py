@@ -1,0 +1,202 @@
+"""The parties of the tunnel's demo, in one process and on loopback: relay, gateway, backend, and the page's files."""
+
+from __future__ import annotations
+
+import html
+import json
+import socket
+from base64 import b64encode
+from collections.abc import Callable
+from hashlib import sha384
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final, cast
+
+from attrs import define, evolve, field
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IListeningPort
+
+import layer8
+from layer8.config.tunnel import TunnelConfig, TunnelGatewayConfig
+from layer8.core.errors import Unavailable
+from layer8.net.http import Incoming
+from layer8.net.http_client import Pool
+from layer8.net.ways import connector
+from layer8.tunnel import demo_backend
+from layer8.tunnel.demo_front import Front, again
+from layer8.tunnel.demo_record import Opened, Recorder, Row
+from layer8.tunnel.driving import Driven, Work
+from layer8.tunnel.gateway import Gateway
+from layer8.tunnel.gateway_session import Call, Remember
+from layer8.tunnel.replay import Verdict
+from layer8.tunnel.service import alone
+from layer8.tunnel.settings import GATEWAY_PATH, Settings
+from layer8.tunnel.sidecar import Sidecar
+
+ID: Final = "demo"
+"""The gateway's name; its app is at demo.localhost."""
+AUTHORITY: Final = "backend.example"
+"""The name that the gateway answers for; nobody has it (RFC 2606)."""
+PORT: Final = 5000
+"""Where the relay is, or the next free port."""
+PORTS: Final = 20
+FILES: Final = ("index.html", "demo.js", "demo.css", "icon.svg")
+
+
+class _Gateway(Gateway):
+    """A gateway that says what its replay set has said."""
+
+    recorder: Recorder
+    mark = b""
+
+    def remember(self, asked: Remember) -> Verdict:
+        """Ask, and write down."""
+        verdict = super().remember(asked)
+        self.mark = asked.mark
+        self.recorder.judged(asked.mark, verdict)
+        return verdict
+
+
+class _Sidecar(Sidecar):
+    """A sidecar that says which request it passes on to its backend."""
+
+    recorder: Recorder
+    _fields: list[tuple[str, str]]
+
+    def handle(self, asked: Incoming) -> None:
+        """Take a request of the relay's."""
+        self._fields = asked.fields
+        super().handle(asked)
+
+    def _call(self, call: Call, driven: Driven) -> Work:
+        gateway = cast(_Gateway, self.gateway)
+        row = self.recorder.find(gateway.mark)
+        if row is not None:
+            row.passed = self._fields
+            call = evolve(call, fields=(*call.fields, (demo_backend.ROW, b"%d" % row.n)))
+        return super()._call(call, driven)
+
+
+@define(eq=False)
+class Stage:
+    """All of it; `folder` is the state folder of the relay."""
+
+    reactor: Any
+    folder: Path
+    port: int = 0  # of the relay; 0: PORT, or the next free one
+    recorder: Recorder = field(factory=Recorder, init=False)
+    pin: str = field(default="", init=False)
+    _front: Front = field(init=False)
+    _ports: list[IListeningPort] = field(factory=list, init=False)
+    _closing: list[Callable[[], Any]] = field(factory=list, init=False)
+
+    async def open(self) -> None:
+        """Start everything, the backend first."""
+        reactor, recorder = self.reactor, self.recorder
+        backend = self._listen(demo_backend.service(reactor, self._told))
+        settings = Settings(gateway=ID, authorities=[AUTHORITY])
+        gateway = cast(_Gateway, _Gateway.open(settings))
+        gateway.recorder = recorder
+        self._closing.append(gateway.close)
+        self.pin = gateway.pin
+        sidecar = _Sidecar(reactor, gateway, Pool(reactor, connector(reactor, f"tcp:127.0.0.1:{backend}")))
+        sidecar.recorder = recorder
+        sidecar.start()
+        self._closing.append(sidecar.stop)
+        way = f"tcp:127.0.0.1:{self._listen(sidecar.server)}"
+        pool = Pool(reactor, connector(reactor, way))
+        self._closing.append(pool.abort)
+        self._open_relay(way)
+        self._front.replay = lambda row: Deferred.fromCoroutine(again(pool, GATEWAY_PATH, AUTHORITY, row))
+
+    def _open_relay(self, way: str) -> None:
+        """Start the relay: the real one, but for the pen in its hand."""
+        app = self.folder / "app"
+        app.mkdir()
+        self.port = self.port or _free()
+        write_page(app, self.connect())
+        config = TunnelConfig(
+            listen=(f"tcp:{self.port}:interface=127.0.0.1",),
+            gateway=(TunnelGatewayConfig(id=ID, endpoint=way, host=AUTHORITY, identity=(self.pin,), app=str(app)),),
+        )
+        relay = alone(self.reactor, config)
+        self._front = Front(self.recorder, relay.server.handler, ID, AUTHORITY)
+        relay.server.handler = self._front.take
+        relay.startService()
+        self._closing += [relay.stopService, self._front.close]
+
+    @property
+    def front(self) -> Front:
+        """The relay, as one may make it cheat."""
+        return self._front
+
+    @property
+    def relay(self) -> str:
+        """Where the relay is."""
+        return f"http://{ID}.localhost:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f"{self.relay}/"
+
+    def connect(self) -> dict[str, str]:
+        """Give what a client connects with."""
+        return {"relay": self.relay, "gateway": ID, "authority": AUTHORITY, "pin": self.pin}
+
+    async def close(self) -> None:
+        """Stop everything."""
+        ports, self._ports = self._ports, []
+        for port in ports:
+            await maybeDeferred(port.stopListening)
+        while self._closing:
+            await maybeDeferred(self._closing.pop())
+
+    def _listen(self, factory: Any) -> int:
+        port = self.reactor.listenTCP(0, factory, interface="127.0.0.1")
+        self._ports.append(port)
+        return cast(IPv4Address, port.getHost()).port
+
+    def _told(self, opened: Opened, number: int) -> None:
+        """Take what the backend has been asked, or that it has answered."""
+        rows = self.recorder.rows
+        row: Row | None = next((one for one in rows if number and one.n == number), None)
+        if row is None and opened.line == "GET /chat":
+            row = next((one for one in reversed(rows) if one.kind == "socket"), None)
+        if row is not None and row.opened is opened:
+            self.recorder.tell(row)
+        elif not opened.status:
+            self.recorder.opened(row, opened)
+
+
+def write_page(folder: Path, connect: dict[str, str]) -> None:
+    """Put the page's files where the relay shows them from; `connect` stands in it, the key to believe among it."""
+    page = files("layer8.web") / "demo"
+    script = (files("layer8.web") / "tunnel" / "l8.js").read_bytes()
+    words = {
+        "@CONNECT@": html.escape(json.dumps(connect)),
+        "@L8@": f"/l8/{layer8.__version__}/l8.js",
+        "@L8SRI@": "sha384-" + b64encode(sha384(script).digest()).decode(),
+    }
+    for name in FILES:
+        data = (page / name).read_bytes()
+        if name == "index.html":
+            text = data.decode()
+            for word, value in words.items():
+                text = text.replace(word, value)
+            data = text.encode()
+        (folder / name).write_bytes(data)
+
+
+def _free() -> int:
+    """Give PORT, or the next port that is free."""
+    for port in range(PORT, PORT + PORTS):
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise Unavailable(f"no free port for the relay (tried {PORT} to {PORT + PORTS - 1})")
