@@ -25,6 +25,7 @@ import layer8
 from layer8.config import accept
 from layer8.core.errors import RemoteProtocolError
 from layer8.tunnel import jws
+from layer8.tunnel.integrity import BESIDE, csp
 
 SCRIPTS: Final = ("l8.js", "l8-sw.js", "l8.d.ts")
 FILE_MOST: Final = 1 << 30  # bytes of one file of an app
@@ -34,18 +35,6 @@ SETTINGS_MOST: Final = 1 << 20  # bytes of each of these two
 PATH_MOST: Final = 1024  # characters
 RELAYS_MOST: Final = 16  # of one gateway in a manifest
 
-CSP: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; font-src 'self'; "
-    "connect-src 'self'; worker-src 'self'; frame-src 'none'; base-uri 'none'; form-action 'self'; "
-    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types l8"
-)
-"""For an app whose manifest says nothing else: no host but its own is spoken to."""
-STRICT: Final = (
-    ("referrer-policy", "no-referrer"),
-    ("cross-origin-opener-policy", "same-origin-allow-popups"),
-    ("x-content-type-options", "nosniff"),
-    ("x-dns-prefetch-control", "off"),
-)
 MAY: Final = frozenset(
     (
         "integrity-policy",
@@ -104,7 +93,7 @@ class Shown:
 
 
 NOT_FOUND: Final = Shown(
-    404, (("content-type", "text/plain; charset=utf-8"), *STRICT), b"there is nothing at this path\n"
+    404, (("content-type", "text/plain; charset=utf-8"), *BESIDE), b"there is nothing at this path\n"
 )
 
 
@@ -169,7 +158,7 @@ class App:
         looked = tuple(_mark(self.folder / name) for name in (MANIFEST, HEADERS))
         if looked != self._read or not self._fields:
             policy = _policy(self.folder / MANIFEST)
-            self._fields = (("content-security-policy", policy), *STRICT, *_further(self.folder / HEADERS))
+            self._fields = (("content-security-policy", policy), *BESIDE, *_further(self.folder / HEADERS))
             self._read = looked
         return self._fields
 
@@ -239,8 +228,8 @@ def _policy(path: Path) -> str:
     try:
         told = jws.peek(path.read_bytes()).get("csp") if path.stat().st_size <= SETTINGS_MOST else None
     except (OSError, RemoteProtocolError):
-        return CSP
-    return told if isinstance(told, str) and _VALUE(told) else CSP
+        return csp(())
+    return told if isinstance(told, str) and _VALUE(told) else csp(())
 
 
 def _further(path: Path) -> Lines:

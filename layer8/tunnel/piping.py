@@ -331,7 +331,7 @@ class _Leg(Protocol):
         if not self.closed:
             self._write(data)
 
-    def close(self, code: int, *, linger: float = LINGER) -> None:
+    def close(self, code: int, *, linger: float | None = None) -> None:
         """Say the end, and end: at once where the other side has said it, too."""
         if self.closed:
             return
@@ -339,7 +339,7 @@ class _Leg(Protocol):
         self.closed = True
         self._resume()
         if self._timer is None and not self.gone:
-            self._timer = self._pipe.later(linger, self._leave)
+            self._timer = self._pipe.later(LINGER if linger is None else linger, self._leave)
 
     def abort(self) -> None:
         self.closed = True

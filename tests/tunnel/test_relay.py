@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
-from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import deferLater
@@ -32,6 +31,7 @@ class Client(Protocol):
     def __init__(self) -> None:
         self.heard = b""
         self.gone: Deferred[None] = Deferred()
+        self.clock: Any = None
         self.waiting: list[tuple[Callable[[bytes], bool], Deferred[bytes]]] = []
 
     def dataReceived(self, data: bytes) -> None:
@@ -52,7 +52,7 @@ class Client(Protocol):
         done: Deferred[bytes] = Deferred()
         self.waiting.append((wanted, done))
         self._look()
-        return done.addTimeout(10, reactor)
+        return done.addTimeout(10, self.clock)
 
     async def ask(self, text: bytes) -> tuple[int, dict[str, str], bytes]:
         """Send a request and give status, fields and body of its answer, of a known length or in chunks."""
@@ -105,11 +105,11 @@ def post(
 class Gateway:
     """A gateway that answers as it is told to, and keeps the heads and bodies that it hears."""
 
-    def __init__(self) -> None:
+    def __init__(self, reactor: Any) -> None:
         self.asked: list[Incoming] = []
         self.heads: list[bytes] = []
         self.bodies: list[bytes] = []
-        self.key = GatewayKey.make(int(time.time() // 3600))
+        self.key = GatewayKey.make(int(datetime.now(UTC).timestamp() // 3600))
         self.identity = ME
         self.document: bytes | None = None
         self.how: Callable[[Incoming, bytes], None] = lambda one, body: one.answer(
@@ -137,15 +137,20 @@ class Gateway:
         self.how(one, body)
 
     async def close(self) -> None:
-        await self.listener.stopListening()  # type: ignore[misc]
+        """Listen no more, and cut what there is."""
+        await maybeDeferred(self.listener.stopListening)
         self.server.abort()
 
 
 class RelayCase(TestCase):
     timeout = 20
+    kind: type[Gateway] = Gateway
 
     def setUp(self) -> None:
-        self.gateway = Gateway()
+        from twisted.internet import reactor
+
+        self.reactor: Any = reactor
+        self.gateway = self.kind(reactor)
         self.addCleanup(lambda: Deferred.fromCoroutine(self.gateway.close()))
         self.clients: list[Client] = []
         self.relay: Relay | None = None
@@ -158,7 +163,7 @@ class RelayCase(TestCase):
 
     def start(self, **more: Any) -> Relay:
         """Start the relay."""
-        relay = self.relay = alone(reactor, self.config(**more))
+        relay = self.relay = alone(self.reactor, self.config(**more))
         relay.startService()
         self.addCleanup(self.stop)
         return relay
@@ -170,8 +175,9 @@ class RelayCase(TestCase):
     async def client(self) -> Client:
         """Connect a page."""
         assert self.relay is not None
-        endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", self.relay.ports[0])
+        endpoint = TCP4ClientEndpoint(self.reactor, "127.0.0.1", self.relay.ports[0])
         client: Client = await connectProtocol(endpoint, Client())
+        client.clock = self.reactor
         self.addCleanup(client.transport.abortConnection)  # type: ignore[union-attr]
         return client
 
@@ -180,7 +186,7 @@ class RelayCase(TestCase):
         for _ in range(500):
             if wanted():
                 return
-            await deferLater(reactor, 0.01)
+            await deferLater(self.reactor, 0.01)
         self.fail("it does not come to that")
 
 
