@@ -40,6 +40,8 @@ INFORMATIONAL: Final = 4  # answers before the final one
 
 _WORDS = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+ [\x21-\x7e\x80-\xff]+").fullmatch
 
+_PEEK: Final = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
+
 Fields = Sequence[tuple[str, str]]
 
 
@@ -161,7 +163,7 @@ class Line(Wire):
         if not isinstance(sock, socket.socket):
             return True
         try:
-            sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            sock.recv(1, _PEEK)
         except BlockingIOError:
             return True
         except OSError:
