@@ -198,7 +198,9 @@ class _Exchange:
                 if effect.abort:
                     self._page.abort()
                 elif not self._status:
-                    self._line = None  # it goes back to the pool by itself
+                    if self._line is not None and not self._upload.complete:
+                        self._line.cut()
+                    self._line = None  # it has gone back to the pool by itself
                     self._page.finish()
                 self._over(str(self._status) if self._status else _OUTCOMES.get(effect.reason, "gateway"))
 
@@ -290,13 +292,13 @@ _OUTCOMES: Final = {"done": "answered", "timeout": "timeout", "limit": "limit"}
 class _Upload:
     """The page's side of an exchange: its body, of which at most BUFFER waits while the gateway is dialled."""
 
-    __slots__ = ("_ended", "_exchange", "_held", "_waiting", "length")
+    __slots__ = ("_exchange", "_held", "_waiting", "complete", "length")
 
     def __init__(self, exchange: _Exchange) -> None:
         self._exchange = exchange
         self._held = bytearray()
         self._waiting = False
-        self._ended = False
+        self.complete = False  # all of it has come
         self.length: int | None = None  # of the answer
 
     def wait(self, page: Incoming) -> None:
@@ -313,7 +315,7 @@ class _Upload:
         held, self._held = bytes(self._held), bytearray()
         if held:
             self._exchange.sent(held)
-        if self._ended:
+        if self.complete:
             self._exchange.whole()
         else:
             page.resume()
@@ -327,7 +329,7 @@ class _Upload:
             self._exchange.full()
 
     def ended(self) -> None:
-        self._ended = True
+        self.complete = True
         if not self._waiting:
             self._exchange.whole()
 
