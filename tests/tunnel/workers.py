@@ -12,7 +12,13 @@ from tests.interop.daemons import ROOT, Program, Scope, answers, folder, free_po
 from tests.tunnel.sealed import Page
 
 EXAMPLES = ROOT / "docs" / "examples" / "backends"
-TARGETS = {"django": "app:application", "flask": "app:app", "fastapi": "app:app"}
+TARGETS = {
+    "django": "app:application",
+    "flask": "app:app",
+    "fastapi": "app:app",
+    "tiny": "tests.tunnel.tiny:wsgi()",
+    "tiny-asgi": "tests.tunnel.tiny:asgi",
+}
 
 
 @define(eq=False)
@@ -43,13 +49,16 @@ class Backend:
         home = home or folder(scope)
         port, identity = free_port(), home / "id.pem"
         key = NodeKey.load_or_make(identity)
-        told = {"L8_STATE": str(home / "state"), "L8_IDENTITY_FILE": str(identity), "PYTHONPATH": str(ROOT)}
-        if kind == "fastapi" and not worker:
+        told = {"L8_IDENTITY_FILE": str(identity), "PYTHONPATH": str(ROOT)}
+        if not environ or "L8_DATABASE_FILE" not in environ:
+            told["L8_STATE"] = str(home / "state")
+        where = EXAMPLES / kind if kind in ("django", "flask", "fastapi") else ROOT
+        if kind in ("fastapi", "tiny-asgi") and not worker:
             words = ["-m", "uvicorn", "--port", str(port), "--log-level", "warning", "--workers", str(workers)]
-            words += ["--app-dir", str(EXAMPLES / kind), TARGETS[kind]]
+            words += ["--app-dir", str(where), *(["--factory"] if kind == "tiny-asgi" else []), TARGETS[kind]]
         else:
             words = ["-m", "gunicorn", "-b", f"127.0.0.1:{port}", "-w", str(workers), "--log-level", "warning"]
-            words += ["--chdir", str(EXAMPLES / kind), "--no-control-socket", *worker.split(), TARGETS[kind]]
+            words += ["--chdir", str(where), "--no-control-socket", *worker.split(), TARGETS[kind]]
         made = cls(kind, home, [sys.executable, *words], told | (environ or {}), scope, port, key)
         made.again()
         return made
