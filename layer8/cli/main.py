@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, str] = {
     "relays": "Show the nodes that it knows.",
     "send": "Send a line of text to a node.",
     "inbox": "Show the messages that have come.",
+    "verify": "Check a site's app and keys against what their makers have signed.",
     "status": "Show the daemons that run on this machine.",
     "bench": "Measure this machine's proxies side by side.",
 }

@@ -291,6 +291,12 @@ def leaks(policy: str, authorities: Iterable[str]) -> list[str]:
     return found + [f"the provider's host {one}" for one in sorted(named)]
 
 
+def strangers(policy: str, relays: Iterable[str]) -> list[str]:
+    """Name the sources that pages may connect to and that are neither themselves nor a relay."""
+    known = _directives(csp(relays))["connect-src"]
+    return sorted(_directives(policy).get("connect-src", set()) - known - {"'none'"})
+
+
 def host_of(authority: str) -> str:
     """Give the host, with its port, of an authority or URL."""
     text = authority.lower()
