@@ -27,6 +27,7 @@ from twisted.python.failure import Failure
 from layer8.core.errors import Layer8Error, LocalProtocolError, StorageError
 from layer8.core.session import Close, Effect, Send, Tell
 from layer8.net.timer import Timer
+from layer8.tunnel import wire
 from layer8.tunnel.bhttp import Fields, Informational, Response
 from layer8.tunnel.gateway import Gateway, Outcome, pad_event
 from layer8.tunnel.gateway_session import Begin, Body, Broken, Call, GatewayExchange, Leave, Remember, Reply, Whole
@@ -287,6 +288,7 @@ class Driven:
         now = self._gate.seconds()
         head = Response(status, fields)
         self._say(partial(self._session.respond, head, now, length=length, early=early))
+        self._flush_soon()
 
     def write(self, data: bytes) -> None:
         """Take a piece of its content."""
@@ -296,8 +298,7 @@ class Driven:
             self._events += data
         else:
             self._say(partial(self._session.write, data, self._gate.seconds()))
-        if self._flush is None and not self._over:
-            self._flush = self._gate.reactor.callLater(FLUSH, self._flush_now)
+        self._flush_soon()
 
     def finish(self, trailers: Fields = ()) -> None:
         """Take its end."""
@@ -330,6 +331,10 @@ class Driven:
             self._session.failed(self._gate.seconds())
         self._settle()
 
+    def _flush_soon(self) -> None:
+        if self._flush is None and not self._over:
+            self._flush = self._gate.reactor.callLater(FLUSH, self._flush_now)
+
     def _flush_now(self) -> None:
         self._flush = None
         if self._over:
@@ -356,7 +361,7 @@ class Driven:
                     self._do(effect)
         except Exception:  # a peer cannot cause one: it is a bug, and costs this exchange only
             self.log.failure("an exchange failed", event="gateway.bug")
-            self._front.cut()
+            self._cut()
             self._session.lost(self._gate.seconds())
             self._end()
         finally:
@@ -391,7 +396,7 @@ class Driven:
                 self._end()
             case Close(abort=abort) if not self._over:
                 if abort:
-                    self._front.cut()
+                    self._cut()
                     self._outcome = self._outcome or Outcome.FAILED
                 else:
                     if self._begun:
@@ -399,6 +404,13 @@ class Driven:
                     if self._called:
                         self._outcome = self._outcome or Outcome.ANSWERED
                 self._end()
+
+    def _cut(self) -> None:
+        """End it; where nothing was said yet with a word, for browsers ask again when they hear none."""
+        if self._begun:
+            self._front.cut()
+        else:
+            self._front.reply(502, wire.PROBLEM_TYPE, wire.problem(502))
 
     def _write(self, data: bytes) -> None:
         """Send a piece of the answer, or all of it."""

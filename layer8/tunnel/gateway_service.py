@@ -158,7 +158,7 @@ class GatewayServer(Service):
 
     def connections(self) -> int:
         """Count what is under way."""
-        return len(self.sidecar.gate.under_way) + self.sidecar.sockets
+        return len(self.sidecar.gate.under_way) + len(self.sidecar.sockets.open)
 
     @property
     def drain_s(self) -> float:

@@ -16,18 +16,22 @@ from __future__ import annotations
 from typing import Any, Final
 
 from twisted.internet.interfaces import IDelayedCall
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET, Request, Site
 from zope.interface import implementer
 
 from layer8.core.errors import Unavailable
+from layer8.net.http_client import Pool
 from layer8.tunnel.driving import Driven, Gate, Work
 from layer8.tunnel.gateway import Gateway, Outcome
 from layer8.tunnel.gateway_session import Call
-from layer8.tunnel.inner import ENCAPSULATED, Inner
+from layer8.tunnel.gateway_sockets import Sockets, Wire
+from layer8.tunnel.inner import ENCAPSULATED, NOBODY, Inner
+from layer8.tunnel.joined import connector
 from layer8.tunnel.keys import SET_TYPE
-from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, Settings
+from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH, Settings
 from layer8.tunnel.wire import KEYS_TYPE
 
 PIECE: Final = 64 * 1024  # bytes of a request that was kept, that are opened at a time
@@ -37,6 +41,7 @@ OURS: Final = (ENCAPSULATED, b"l8-token")  # fields that only we set
 
 _GATEWAY = GATEWAY_PATH.encode().lstrip(b"/")
 _KEYS = KEYS_PATH.encode().lstrip(b"/")
+_SOCKET = SOCKET_PATH.encode().lstrip(b"/")
 
 
 @implementer(IResource)
@@ -55,15 +60,22 @@ class L8Resource:
         self.gateway = gateway
         self.inner = inner
         self._reactor = reactor
-        self._site = Site(inner)
-        self._site.noisy = False
+        self._site = _Quiet(inner)
         self.gate = Gate(reactor, gateway, self._call)
+        pool = Pool(reactor, connector(reactor, self._site, NOBODY))
+        self.sockets = Sockets(self.gate, pool, (ENCAPSULATED.decode(), "?1"))
         self.gate.start()
 
     def close(self) -> None:
         """Cut what is under way, and let go of the keys."""
-        self.gate.stop()
+        self.stop()
         self.gateway.close()
+
+    def stop(self) -> None:
+        """Cut what is under way."""
+        self.sockets.stop()
+        self.gate.stop()
+        self.sockets.pool.abort()
 
     def site(self, **options: Any) -> Site:
         """Make a site with this at its root, which opens sealed requests as they come; `options` are Site's."""
@@ -83,7 +95,7 @@ class L8Resource:
     def getChildWithDefault(self, name: bytes, request: Request) -> IResource:
         """Find what answers a request that came in the clear, or the sealed one of a page."""
         path = b"/".join([name, *request.postpath])
-        if path in (_GATEWAY, _KEYS):
+        if path in (_GATEWAY, _KEYS, _SOCKET):
             return _Page(self)
         for field in OURS:
             request.requestHeaders.removeHeader(field)
@@ -122,11 +134,53 @@ class L8Resource:
         if path.endswith(_GATEWAY) and request.method == b"POST":
             _Kept(request, self.gate, self._reactor)
             return NOT_DONE_YET
+        if path.endswith(_SOCKET) and request.method == b"GET":
+            return self._enter(request)
         known = path.endswith((_KEYS, _GATEWAY))
         if known:
             request.setHeader(b"allow", b"GET, HEAD" if path.endswith(_KEYS) else b"GET, HEAD, POST")
         request.setResponseCode(405 if known else 403)
         return b""
+
+    def _enter(self, request: Request) -> Any:
+        """Let a relay's WebSocket in."""
+        found = request.requestHeaders.getAllRawHeaders()
+        fields = [(n.decode("latin-1").lower(), v.decode("latin-1")) for n, values in found for v in values]
+        if request.transport is None:  # HTTP/2
+            status: int | None = 400
+        else:
+            status = self.sockets.enter(fields, lambda wire: _hand_over(request, wire))
+        if status is None:
+            return NOT_DONE_YET
+        request.setResponseCode(status)
+        return b""
+
+
+def _hand_over(request: Request, wire: Wire) -> None:
+    """Give the connection of a request away, with what follows its head."""
+    channel: Any = request.channel
+    transport = channel.transport
+    channel.setTimeout(None)
+    transport.unregisterProducer()
+    channel.rawDataReceived = wire.dataReceived  # what is in its hands already
+    for one in channel.requests:
+        one.channel = None
+    channel.requests = []
+    if isinstance(transport, ProtocolWrapper):
+        transport.wrappedProtocol = wire
+    else:
+        transport.protocol = wire
+    wire.makeConnection(transport)
+    transport.resumeProducing()
+
+
+class _Quiet(Site):
+    """Where opened requests go; it writes no log."""
+
+    noisy = False
+
+    def log(self, request: object) -> None:
+        """Write nothing."""
 
 
 @implementer(IResource)

@@ -31,9 +31,10 @@ from layer8.tunnel.bhttp import Fields
 from layer8.tunnel.driving import Driven, Gate, Work
 from layer8.tunnel.gateway import Gateway, Outcome
 from layer8.tunnel.gateway_session import SAFE, Call
+from layer8.tunnel.gateway_sockets import Sockets
 from layer8.tunnel.keys import SET_TYPE
 from layer8.tunnel.limits import BUFFER
-from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH
+from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH
 from layer8.tunnel.wire import KEYS_TYPE
 
 ENCAPSULATED: Final = ("l8-encapsulated", "?1")
@@ -57,10 +58,10 @@ class Sidecar:
         self.gateway = gateway
         self.pool = pool
         self.retries = 0
-        self.sockets = 0
         self._told = told
         self._reached = True
         self.gate = Gate(reactor, gateway, self._call, told=partial(told, "keys"))
+        self.sockets = Sockets(self.gate, pool, ENCAPSULATED)
         self.server = Server(reactor, self.handle)
 
     def start(self) -> None:
@@ -69,6 +70,7 @@ class Sidecar:
 
     def stop(self) -> None:
         """Cut everything."""
+        self.sockets.stop()
         self.gate.stop()
         self.server.abort()
         self.pool.abort()
@@ -80,12 +82,13 @@ class Sidecar:
 
     async def drain(self) -> None:
         """Take nothing new on the connections that are open, and finish when nothing is under way."""
+        self.sockets.drain()
         await self.server.stop()
         await self.gate.idle()
 
     def resume(self) -> None:
         """Take requests again."""
-        self.server.stopping = False
+        self.server.stopping = self.sockets.stopping = False
 
     def reached(self) -> None:
         """Take that the backend answers."""
@@ -110,6 +113,10 @@ class Sidecar:
                 asked.to(driven)
         elif path in (GATEWAY_PATH, KEYS_PATH):
             self._keys(asked, path)
+        elif path == SOCKET_PATH:
+            status = self.sockets.enter(asked.fields, lambda wire: asked.hand_over(wire, b""))
+            if status is not None:
+                asked.answer(status)
         elif self.gateway.guards(asked.target):
             self.gateway.count(Outcome.DIRECT)
             asked.answer(403)

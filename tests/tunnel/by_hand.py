@@ -7,15 +7,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 from attrs import define, field, frozen
+from twisted.internet.task import deferLater
 
+from layer8.core.session import Send, Tell
 from layer8.crypto.hpke_context import Aead, Context, Private, sender
 from layer8.net.http_client import Answer, Pool, fetch
 from layer8.net.ways import connector
 from layer8.tunnel import bhttp, wire
 from layer8.tunnel.bhttp import END, Fields, Request, Response, Trailers
 from layer8.tunnel.client_session import dressed
+from layer8.tunnel.frames import PROTOCOL, Message
+from layer8.tunnel.gateway_sockets import Wire
 from layer8.tunnel.keys import KeySet
-from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH
+from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH
+from layer8.tunnel.socket_session import PageSocket
 from layer8.tunnel.wire import CHUNKED, KeyConfig, Media
 
 FINAL = b"final"
@@ -149,3 +154,93 @@ class Hand:
 
     def close(self) -> None:
         self.pool.abort()
+
+
+class Page:
+    """A page's socket, straight to a gateway."""
+
+    def __init__(self, hand: Hand, keys: KeySet, request: Request) -> None:
+        self.hand = hand
+        self.session = PageSocket(keys, request, hand.reactor.seconds())
+        self.wire: Wire | None = None
+        self.status = 0
+        self.told: list[Any] = []
+        self.ends: list[tuple[int, str]] = []
+        self._line: Any = None
+
+    async def open(self) -> Page:
+        """Shake hands with the gateway; `status` is other than 101 if it does not want to."""
+        self._line = await self.hand.pool.take()
+        fields = [
+            ("connection", "upgrade"),
+            ("upgrade", "websocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "AQIDBAUGBwgJCgsMDQ4PEC=="),
+            ("sec-websocket-protocol", PROTOCOL),
+        ]
+        self._line.request("GET", SOCKET_PATH, self.hand.host, fields, self)
+        await self.until(lambda: self.status)
+        return self
+
+    async def until(self, condition: Callable[[], Any], seconds: float = 5.0) -> Any:
+        end = self.hand.reactor.seconds() + seconds
+        while not (found := condition()):
+            if self.hand.reactor.seconds() > end:
+                raise AssertionError("nothing happened")
+            await deferLater(self.hand.reactor, 0.002, lambda: None)
+        return found
+
+    async def find(self, kind: type[Any], count: int = 1) -> list[Any]:
+        """Wait until so many of a kind were told."""
+        await self.until(lambda: len(self.all(kind)) >= count)
+        return self.all(kind)
+
+    def all(self, kind: type[Any]) -> list[Any]:
+        return [one for one in self.told if isinstance(one, kind)]
+
+    def say(self, message: Message) -> None:
+        self.session.send(message)
+        self.settle()
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        self.session.close(code, reason, self.hand.reactor.seconds())
+        self.settle()
+
+    def settle(self) -> None:
+        while effects := self.session.effects():
+            for effect in effects:
+                if isinstance(effect, Send) and self.wire is not None:
+                    self.wire.send(2, effect.data)
+                elif isinstance(effect, Tell):
+                    self.told.append(effect.what)
+
+    def heard(self, wire: Wire, opcode: int, data: bytes) -> None:
+        self.session.received(data, self.hand.reactor.seconds())
+        self.settle()
+
+    def ended(self, wire: Wire | None = None, code: int = 0, reason: str = "") -> None:
+        self.ends.append((code, reason))
+        self.session.lost(self.hand.reactor.seconds())
+        self.settle()
+
+    def crowded(self, wire: Wire, wanted: bool) -> None:
+        pass
+
+    def answered(self, status: int, fields: Any, length: int | None) -> None:
+        if status == 101:
+            self.wire = Wire(self, self.hand.reactor, client=True, most=65_535)
+            self._line.hand_over(self.wire)
+            self.settle()
+        self.status = status
+
+    def received(self, data: bytes) -> None:
+        pass
+
+    def lost(self) -> None:
+        self.status = self.status or -1
+
+    def full(self) -> None:
+        pass
+
+    def room(self) -> None:
+        pass

@@ -12,13 +12,16 @@ from twisted.trial.unittest import TestCase
 from layer8.crypto.keys import NodeKey
 from layer8.net.http_client import Pool, fetch
 from layer8.net.ways import connector
+from layer8.tunnel.bhttp import Request
+from layer8.tunnel.frames import Kind, Message
 from layer8.tunnel.gateway import Gateway
 from layer8.tunnel.resource import L8Resource
 from layer8.tunnel.settings import Settings
 from layer8.tunnel.sidecar import Sidecar
+from layer8.tunnel.socket_session import Closed, Opened, Refused
 from layer8.tunnel.wire import CHUNKED, SINGLE
 from tests.tunnel.backend import Backend, pattern
-from tests.tunnel.by_hand import Hand, asked
+from tests.tunnel.by_hand import Hand, Page, asked
 
 
 class Rig:
@@ -41,7 +44,7 @@ class Rig:
             factory: Any = self.sidecar.server
         else:
             self.resource = L8Resource(self.backend.resource, gateway=self.gateway, reactor=reactor)
-            self.stops.append(self.resource.gate.stop)
+            self.stops.append(self.resource.stop)
             if kind == "kept":
                 from twisted.web.server import Site
 
@@ -87,6 +90,44 @@ class GatewayTests:
         for media in (CHUNKED, SINGLE):
             told = await self.rig.hand.ask(asked(), media=media)
             self.assertEqual(json.loads(told.body)["method"], "GET")
+
+    async def page(self, path: bytes = b"/ws", fields: Any = ()) -> Page:
+        keys = await self.rig.hand.keys()
+        request = Request(b"GET", b"https", b"shop.test", path, ((b"origin", b"https://shop.test"), *fields))
+        return await Page(self.rig.hand, keys, request).open()
+
+    async def test_a_socket(self) -> None:
+        page = await self.page(fields=((b"sec-websocket-protocol", b"chat"), (b"cookie", b"a=1")))
+        [opened] = await page.find(Opened)
+        self.assertEqual(opened.protocol, "chat")
+        big = Message(Kind.BINARY, pattern(300_000))
+        for message in (Message(Kind.TEXT, "grüße".encode()), big, Message(Kind.BINARY, b"")):
+            page.say(message)
+        self.assertEqual(await page.find(Message, 3), [Message(Kind.TEXT, "grüße".encode()), big, Message(Kind.BINARY)])
+        page.say(Message(Kind.TEXT, b"close"))
+        [closed] = await page.find(Closed)
+        self.assertEqual(closed.code, 4001)
+        await page.until(lambda: self.rig.gateway.counts()["sockets"] == 0)
+
+    async def test_a_page_that_closes(self) -> None:
+        page = await self.page()
+        await page.find(Opened)
+        self.assertEqual(len(self.rig.backend.sockets), 1)
+        page.close(3001, "bye")
+        await page.until(lambda: not self.rig.backend.sockets)
+        await page.until(lambda: self.rig.gateway.counts()["sockets"] == 0)
+
+    async def test_no_such_socket(self) -> None:
+        page = await self.page(b"/echo")
+        [closed] = await page.find(Closed)
+        self.assertEqual(closed.code, 1014)
+        await page.until(lambda: self.rig.gateway.counts()["sockets"] == 0)
+
+    async def test_a_socket_to_somebody_else(self) -> None:
+        keys = await self.rig.hand.keys()
+        page = await Page(self.rig.hand, keys, Request(b"GET", b"https", b"other.test", b"/ws")).open()
+        [refused] = await page.find(Refused)
+        self.assertEqual(refused.status, 400)
 
 
 class SidecarTests(GatewayTests, TestCase):
