@@ -46,7 +46,10 @@ RED: Final = (0xD0, 0x30, 0x50)
 """The colour of the picture, 16 by 16."""
 
 _NO_CONTENT: Final = frozenset((204, 205, 304))
-_PAGE: Final = b'<!doctype html><html lang="en"><meta charset="utf-8"><title>backend</title><p id="p">page</p></html>'
+_PAGE: Final = (
+    b'<!doctype html><html lang="en"><meta charset="utf-8"><title>backend</title>'
+    b'<link rel="icon" href="data:,"><p id="p">page</p></html>'
+)
 
 
 def pattern(size: int, start: int = 0) -> bytes:
@@ -258,7 +261,8 @@ class _Root(Resource):
         request.setHeader("content-type", "text/event-stream")
         request.setHeader("cache-control", "no-store")
         last = (called.all("last-event-id") or ["0"])[0]
-        numbers = iter(range(int(last) + 1, int(_argument(request, "n", "10")) + 1))
+        first = int(last) + 1
+        numbers = iter(range(first, int(_argument(request, "n", "10")) + 1))
 
         def one() -> None:
             number = next(numbers, None)
@@ -266,12 +270,17 @@ class _Root(Resource):
                 calling.stop()
                 request.finish()
             else:
-                request.write(f"id: {number}\nevent: tick\ndata: {number}\n\n".encode())
+                begin = "retry: 50\n\n" if number == first else ""
+                request.write(f"{begin}id: {number}\nevent: tick\ndata: {number}\n\n".encode())
 
         calling = LoopingCall(one)
         calling.clock = self._backend.reactor
-        request.write(b"retry: 50\n\n")
-        request.notifyFinish().addErrback(lambda _: calling.running and calling.stop())
+
+        def left(_: object) -> None:
+            if calling.running:
+                calling.stop()
+
+        request.notifyFinish().addErrback(left)
         calling.start(float(_argument(request, "gap", "0.1")))
         return NOT_DONE_YET
 
@@ -307,7 +316,7 @@ class _Root(Resource):
                         "name": part.get_param("name", header="content-disposition"),  # type: ignore[union-attr]
                         "filename": part.get_filename(),  # type: ignore[union-attr]
                         "type": part.get_content_type(),  # type: ignore[union-attr]
-                        "size": len(data),  # type: ignore[arg-type]
+                        "size": len(data),
                         "sha256": hashlib.sha256(data).hexdigest(),  # type: ignore[arg-type]
                     }
                 )
@@ -331,7 +340,7 @@ class _Pushing:
 
     def __init__(self, request: Request, start: int, count: int) -> None:
         self._request, self._at, self._left = request, start, count
-        request.registerProducer(self, False)  # type: ignore[no-untyped-call]
+        request.registerProducer(self, False)
 
     def resumeProducing(self) -> None:
         size = min(self._left, 1 << 16)
@@ -349,7 +358,7 @@ class _Pushing:
 
 
 def _echo(backend: Backend) -> type[WebSocketServerProtocol]:
-    class Echo(WebSocketServerProtocol):  # type: ignore[misc]
+    class Echo(WebSocketServerProtocol):
         def onConnect(self, request: Any) -> str | None:
             return "chat" if "chat" in request.protocols else None
 
