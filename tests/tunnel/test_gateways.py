@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from layer8.crypto.keys import NodeKey
-from layer8.net.http_client import Pool, fetch
+from layer8.net.http_client import Pool
 from layer8.net.ways import connector
 from layer8.tunnel.bhttp import Request
 from layer8.tunnel.frames import Kind, Message
