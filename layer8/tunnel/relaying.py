@@ -29,7 +29,7 @@ from layer8.net.http_wire import BUFFER
 from layer8.tunnel import wire
 from layer8.tunnel.admission import Admission, Wait
 from layer8.tunnel.admission import Pass as Entered
-from layer8.tunnel.relay_session import CutGateway, Explain, Forward, Pass, RelayExchange, Reply, Route
+from layer8.tunnel.relay_session import COMMON, CutGateway, Explain, Forward, Pass, RelayExchange, Reply, Route
 
 SWEEP: Final = 1.0  # seconds between two looks at who is late
 FRAMING: Final = frozenset(("content-length", "transfer-encoding"))
@@ -118,9 +118,14 @@ class _Exchange:
             self._act()
 
     def cut(self) -> None:
+        """End it from our side; a page without an answer gets one, for browsers send again what has none at all."""
         self._session.lost(self._now())
         self._act()
-        self._page.abort()
+        if self._page.begun:
+            self._page.abort()
+        else:
+            fields = (*COMMON, ("content-type", wire.PROBLEM_TYPE))
+            self._page.answer(502, fields, wire.problem(502))
         self._over("cut")
 
     # The gateway's leg.

@@ -59,6 +59,7 @@ from layer8.tunnel.relaying import Relaying
 from layer8.tunnel.wire import PROBLEM_TYPE
 
 PATIENCE: Final = 30.0  # seconds for a connection by way of a proxy, which builds a circuit first
+FAREWELL: Final = 0.1  # seconds for the last words to those whose requests are cut at the end
 SETTLE: Final = 0.05  # seconds between two looks whether everybody has left
 
 
@@ -160,8 +161,12 @@ class Relay(Service):
     async def _stop(self) -> None:
         self._ground.metrics.remove(self.metrics)
         await self._close()
-        self.relaying.abort()
         self.piping.abort()
+        cut = len(self.relaying)
+        self.relaying.abort()
+        if cut:
+            self.server.stop()
+            await deferLater(self._reactor, FAREWELL, lambda: None)
         self.server.abort()
         await self.keeping.stop()
         for pool in (*self._pools.values(), *self._socket_pools.values()):
@@ -320,7 +325,7 @@ class Relay(Service):
         apps = {one.id: App(Path(one.app)) for one in config.gateway if one.app}
         ours = f"https://{config.name}"
         for one in config.gateway:
-            if not one.endpoint:
+            if not one.endpoint or config.role == "mirror":
                 continue
             bearer = self._bearer(one)
             found = way(one.endpoint)
