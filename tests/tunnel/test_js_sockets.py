@@ -1,12 +1,10 @@
-"""L8.WebSocket in Chromium and Firefox, against the gateway's own session: the numbers, the interface, every bad end."""
+"""L8.WebSocket in Chromium and Firefox, against the gateway's own session: numbers, interface, every bad end."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
-
-from twisted.internet import reactor
 
 from layer8.crypto.hpke_context import Private
 from layer8.testing.browser import Chromium, Firefox
@@ -66,7 +64,7 @@ class JsSocketTests(BrowserCase):
             self.assertEqual(source.count(f"const {name} = {usual};"), 1)
             source = source.replace(f"const {name} = {usual};", f"const {name} = {value};")
         self.stage.app_files["/probe.js"] = ("text/javascript", source.encode())
-        self.relay = SocketRelay(reactor)
+        self.relay = SocketRelay(self.stage.reactor)
         self.addCleanup(self.relay.close)
         await self.run_js(
             f"globalThis.made = (await import('/probe.js')).default; {HEX} {TALK} await made.connect(o)",
@@ -88,9 +86,11 @@ class JsSocketTests(BrowserCase):
         found = await self.run_js(
             KEYS
             + """
-            const shake = await inside.greet(unhex(nk.init_remote_static), unhex(nk.init_prologue), await pair(nk.init_ephemeral, mine));
+            const own = await pair(nk.init_ephemeral, mine);
+            const shake = await inside.greet(unhex(nk.init_remote_static), unhex(nk.init_prologue), own);
             const [first, second, ...rest] = nk.messages;
-            const told = [hex(await shake.write(unhex(first.payload))), hex(await shake.read(unhex(second.ciphertext)))];
+            const told = [hex(await shake.write(unhex(first.payload)))];
+            told.push(hex(await shake.read(unhex(second.ciphertext))));
             told.push(hex(shake.hash()));
             const [say, hear] = await shake.split();
             for (const [at, { payload, ciphertext }] of rest.entries())
@@ -205,7 +205,8 @@ class JsSocketTests(BrowserCase):
             const named = (then) => { try { then(); return null } catch (error) { return error.name } };
             const socket = new made.WebSocket("wss://shop.test/ws");
             const out = [made.WebSocket.OPEN, socket.CLOSED, socket instanceof EventTarget, socket.onopen];
-            out.push(named(() => socket.send("early")), named(() => socket.close(1001)), named(() => socket.close(1000, "x".repeat(124))));
+            out.push(named(() => socket.send("early")), named(() => socket.close(1001)));
+            out.push(named(() => socket.close(1000, "x".repeat(124))));
             out.push(socket.extensions, socket.binaryType);
             await new Promise((done) => socket.addEventListener("open", done, { once: true }));
             socket.send("x".repeat(1000));
@@ -320,6 +321,7 @@ class JsSocketFirefoxTests(JsSocketTests):
 KEYS = """
 const pair = async (secret, publicKey) => {
   const jwk = { kty: "OKP", crv: "X25519", d: inside.letters(unhex(secret)), x: inside.letters(unhex(publicKey)) };
-  return { privateKey: await crypto.subtle.importKey("jwk", jwk, "X25519", false, ["deriveBits"]), publicKey: unhex(publicKey) };
+  const privateKey = await crypto.subtle.importKey("jwk", jwk, "X25519", false, ["deriveBits"]);
+  return { privateKey, publicKey: unhex(publicKey) };
 };
 """
