@@ -507,7 +507,7 @@ def _common(scope: Scope, call: Call, headers: list[tuple[bytes, bytes]]) -> Sco
 def _quietly(work: Callable[[], None]) -> None:
     try:
         work()
-    except StorageError as error:
+    except (ConfigError, StorageError) as error:
         _log.error("the gateway's keys cannot be read or written: %s", error)
 
 

@@ -35,17 +35,19 @@ from layer8.crypto.keys import NodeKey
 from layer8.tunnel import wire
 from layer8.tunnel.bhttp import Fields
 from layer8.tunnel.gateway_session import RANDOM, GatewayExchange, Remember, Reply, Rules
-from layer8.tunnel.keys import CACHED, OFFERED, OPENED, GatewayKey, Schedule, own_hour, pin_text
+from layer8.tunnel.keys import CACHED, HOUR, OFFERED, OPENED, GatewayKey, Schedule, own_hour, pin_text
 from layer8.tunnel.keystore import KeyRow, KeyStore, MemoryKeys, alone
 from layer8.tunnel.limits import SOCKET_SESSIONS
 from layer8.tunnel.replay import Verdict
 from layer8.tunnel.replay_store import MemoryMarks, ReplayStore, TableMarks
 from layer8.tunnel.settings import Settings, read_bearers
+from layer8.tunnel.signed import read_signed, set_of
 from layer8.tunnel.socket_session import GatewaySocket
 from layer8.tunnel.wire import MEDIA
 
 IDENTITY: Final = "identity.pem"  # in a state folder
 UPKEEP: Final = 60.0  # seconds between two looks at what the other workers have done
+SIGNED_MOST: Final = 1 << 20  # bytes of a `signed_file`
 RELOAD: Final = 1.0  # seconds between two looks that requests have given cause for
 
 
@@ -111,6 +113,7 @@ class Gateway:
         self._counts: Counter[str] = Counter()
         self._counting = Lock()
         self._sockets = 0
+        self._signed: bytes | None = None
         self._bearers: frozenset[str] = frozenset()
         if settings.bearer_file is not None:
             self._bearers = read_bearers(read_private(settings.bearer_file).decode("ascii", "replace"))
@@ -227,6 +230,7 @@ class Gateway:
         with self._lock:
             wall = self._wall()
             self._due = wall + RELOAD
+            self._take_signed()
             self._read(wall)
             epoch = self._schedule.due(wall)
             if epoch is not None and self.identity is not None:
@@ -267,25 +271,27 @@ class Gateway:
         if document is None:
             if self.identity is None:
                 raise Unavailable("nobody has signed a set for today")
-            settings = self.settings
-            made = key.key_set(
-                settings.gateway,
-                settings.authorities,
-                chacha=settings.chacha,
-                chunked=settings.chunked,
-                following=settings.following,
-            )
-            document = self._documents[key.epoch] = made.sign(self.identity)
+            document = self._documents[key.epoch] = set_of(self.settings, key).sign(self.identity)
         return document
 
     def ohttp_keys(self) -> bytes:
         """Give the key configuration, KEYS_TYPE; raises `Unavailable`."""
         return self._current().config(chacha=self.settings.chacha).document()
 
+    @property
+    def ends(self) -> float | None:
+        """Give the time at which the last signed set ends, if the identity is elsewhere."""
+        if self.identity is not None:
+            return None
+        return max((epoch * HOUR + CACHED for epoch in self._documents), default=0)
+
     def keys(self) -> list[KeyState]:
         """Give the keys that still open something, newest first."""
         wall = self._wall()
-        current = self._schedule.current(wall)
+        try:
+            current = self._current()
+        except Unavailable:
+            current = None
         return [
             KeyState(
                 key.epoch,
@@ -337,10 +343,23 @@ class Gateway:
             return {**{outcome.value: self._counts[outcome] for outcome in Outcome}, "sockets": self._sockets}
 
     def _current(self) -> GatewayKey:
-        key = self._schedule.current(self._wall())
-        if key is None:
-            raise Unavailable("no key may be offered now")
-        return key
+        """Find the newest key that may be offered: that there is a set of, if the identity is elsewhere."""
+        wall = self._wall()
+        for key in self._schedule.live(wall):
+            if key.made <= wall < key.made + CACHED and (self.identity is not None or key.epoch in self._documents):
+                return key
+        raise Unavailable("no key may be offered now")
+
+    def _take_signed(self) -> None:
+        """Take the sets that were signed in advance, if there are new ones."""
+        path = self.settings.signed_file
+        if path is None:
+            return
+        data = read_private(path, most=SIGNED_MOST)
+        if data != self._signed:
+            for row in read_signed(data, self.settings):
+                self._keys.offer(row)
+            self._signed = data
 
     def _read(self, wall: float) -> None:
         """Take the table as it is; exchanges that have begun keep the keys that they have found."""

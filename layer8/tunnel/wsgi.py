@@ -355,7 +355,7 @@ def _upkeep(gateway: Gateway) -> None:
 def _quietly(work: Callable[[], None]) -> None:
     try:
         work()
-    except StorageError as error:
+    except (ConfigError, StorageError) as error:
         _log.error("the gateway's keys cannot be read or written: %s", error)
 
 

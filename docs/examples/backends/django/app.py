@@ -43,7 +43,7 @@ def note(request: HttpRequest, number: int) -> HttpResponse:
     """Read a note; `l8.encapsulated` says that it was asked for through the tunnel."""
     if number not in notes:
         return HttpResponse(status=404)
-    told = {"tunnel": request.environ["l8.encapsulated"], "address": request.META["REMOTE_ADDR"]}  # type: ignore[attr-defined]
+    told = {"tunnel": request.environ["l8.encapsulated"], "address": request.META["REMOTE_ADDR"]}
     return JsonResponse({"note": notes[number], **told})
 
 

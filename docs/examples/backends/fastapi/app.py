@@ -30,7 +30,7 @@ async def add(request: Request) -> dict[str, int]:
     """Write a note, from a form or JSON."""
     told = await (request.json() if "json" in request.headers.get("content-type", "") else request.form())
     number = len(notes) + 7
-    notes[number] = told["text"]
+    notes[number] = str(told["text"])
     return {"number": number}
 
 
@@ -90,7 +90,7 @@ async def me(request: Request) -> Response:
 
 
 app = L8Middleware(
-    api,  # type: ignore[arg-type]
+    api,
     gateway=os.environ.get("L8_GATEWAY", "shop"),
     authorities=[os.environ.get("L8_AUTHORITY", "shop.example")],
     state=os.environ.get("L8_STATE"),
