@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from twisted.trial.unittest import TestCase
 
 from layer8.testing.browser import Chromium
-from layer8.tunnel.client import L8Client, L8Error
+from layer8.tunnel.client import REDIRECTS, L8Client, L8Error
 from tests.tunnel.stage import Stage
 from tests.tunnel.table import ROWS, Row, answered, heard
 from tests.tunnel.test_js_table import ASK
@@ -28,9 +28,9 @@ class ClientTableTests(TestCase):
         if any(name.lower() == "content-type" for name, _ in row.fields):
             fields = list(row.fields)
         try:
-            follows = {"redirects": 0} if row.redirect == "error" else {}
+            follows = 0 if row.redirect == "error" else REDIRECTS
             data = content[0] if content else None
-            answer = await client.request(row.method, row.path, headers=fields, data=data, **follows)
+            answer = await client.request(row.method, row.path, headers=fields, data=data, redirects=follows)
             if row.redirect == "error" and 300 <= answer.status < 400:
                 return {"failed": True}
             found = await answer.content()

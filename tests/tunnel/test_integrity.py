@@ -88,7 +88,7 @@ class ManifestTests(SynchronousTestCase):
     def test_payloads(self) -> None:
         good = payload(ONE.sign(ME))
         Manifest.read(jws.sign(ME, "l8-app+jws", {**good, "more": 1}), [ME.node_id])
-        for change in (
+        changes: tuple[dict[str, Any], ...] = (
             {"v": 2},
             {"v": True},
             {"app": "No"},
@@ -113,7 +113,8 @@ class ManifestTests(SynchronousTestCase):
             {"wheel": {"sha256": "AA", "version": "1"}},
             {"issuer": None},
             {"publisher": "A"},
-        ):
+        )
+        for change in changes:
             data = jws.sign(ME, "l8-app+jws", {**good, **change})
             self.assertRaises(BadManifest, Manifest.read, data, [ME.node_id])
         for name in good:
