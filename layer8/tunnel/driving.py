@@ -192,6 +192,7 @@ class Driven:
         "_kind",
         "_outcome",
         "_over",
+        "_replied",
         "_resting",
         "_session",
         "_timer",
@@ -212,7 +213,7 @@ class Driven:
         self._outcome: Outcome | None = None
         self.mark = b""  # what the replay set knows it by, once it was asked
         self._kind = ""  # of the answer
-        self._begun = self._ending = False
+        self._begun = self._ending = self._replied = False
         self._busy = self._over = self._full = self._resting = self._called = False
         self._timer.set(session.deadline())
 
@@ -356,7 +357,8 @@ class Driven:
         try:
             while effects := self._session.effects():
                 last = effects[-1]
-                self._ending = isinstance(last, Close) and not last.abort
+                whole = sum(isinstance(effect, Send) for effect in effects) == 1
+                self._ending = whole and isinstance(last, Close) and not last.abort
                 for effect in effects:
                     self._do(effect)
         except Exception:  # a peer cannot cause one: it is a bug, and costs this exchange only
@@ -399,7 +401,7 @@ class Driven:
                     self._cut()
                     self._outcome = self._outcome or Outcome.FAILED
                 else:
-                    if self._begun:
+                    if self._begun and not self._replied:
                         self._front.finish()
                     if self._called:
                         self._outcome = self._outcome or Outcome.ANSWERED
@@ -410,6 +412,7 @@ class Driven:
         if self._begun:
             self._front.cut()
         else:
+            self._begun = self._replied = True
             self._front.reply(502, wire.PROBLEM_TYPE, wire.problem(502))
 
     def _write(self, data: bytes) -> None:
@@ -417,6 +420,7 @@ class Driven:
         if self._begun:
             self._front.write(data)
         elif self._ending:
+            self._begun = self._replied = True
             self._front.reply(200, self._kind, data)
         else:
             self._begun = True
