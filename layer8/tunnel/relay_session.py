@@ -44,6 +44,7 @@ Lines = tuple[tuple[str, str], ...]
 """Field names in lower case, with values."""
 
 COMMON: Final[Lines] = (("access-control-allow-origin", "*"), ("cache-control", "no-store"))
+EXPOSED: Final = ("access-control-expose-headers", "retry-after")  # or no page hears of it
 PREFLIGHT: Final[Lines] = (
     *COMMON,
     ("access-control-allow-methods", "POST"),
@@ -167,7 +168,7 @@ class RelayExchange:
     def turned_away(self, status: int, after: float, now: float) -> None:
         """Send the page away before anything went on: 429 or 503, and when it may come back (s)."""
         if self._at in (_At.HEAD, _At.DIALLING):
-            self._reply(status, wire.NOT_FORWARDED, (("retry-after", str(max(1, round(after)))),))
+            self._reply(status, wire.NOT_FORWARDED, (("retry-after", str(max(1, round(after)))), EXPOSED))
 
     def dialled(self, now: float) -> None:
         """Take the connection to the gateway."""
