@@ -125,6 +125,7 @@ myst_substitutions = {
     "knowledge_control": knowledge.markdown("control"),
     "knowledge_network": knowledge.markdown("network"),
     "knowledge_hidden": knowledge.markdown("hidden"),
+    "knowledge_tunnel": knowledge.markdown("tunnel"),
     "configuration": sections(),
     "events": events(),
     "options_expose": table(click_options("expose")),
@@ -138,7 +139,7 @@ myst_substitutions = {
     },
     **{
         f"options_layer8_{role}": table(twistd_options(role))
-        for role in ("relay", "tracker", "node", "dht", "rendezvous")
+        for role in ("relay", "tracker", "node", "dht", "rendezvous", "tunnel")
     },
     **{
         f"options_name_{name}": table(click_options("name", name))

@@ -26,7 +26,7 @@ from layer8.tunnel import jws, wire
 from layer8.tunnel.keys import SET_TYPE
 from layer8.tunnel.limits import KEYS_MAX
 from layer8.tunnel.relay_keys import KeyCopy
-from layer8.tunnel.relay_session import COMMON
+from layer8.tunnel.relay_session import COMMON, EXPOSED
 from layer8.tunnel.wire import KEYS_TYPE, PROBLEM_TYPE
 
 FETCH_TIME: Final = 30.0  # seconds for a key set, a circuit on the way included
@@ -265,7 +265,7 @@ class Keeping:
     def _give(self, page: Incoming, kept: Kept) -> None:
         document = kept.document
         if document is None:
-            self._say(page, 503, (("retry-after", "1"),), wire.NOT_FORWARDED)
+            self._say(page, 503, (("retry-after", "1"), EXPOSED), wire.NOT_FORWARDED)
         elif page.query == "raw":
             page.answer(200, (("content-type", KEYS_TYPE), *COMMON), raw_keys(document))
         elif page.query:

@@ -26,6 +26,7 @@ from layer8.rendezvous.operate import RendezvousRows
 from layer8.rendezvous.operate_names import NamesRows
 from layer8.socks.operate import SocksRows
 from layer8.tracker.operate import ListRows, TrackerRows
+from layer8.tunnel.operate import RelayRows as TunnelRows
 from tests.control.callers import caller
 from tests.names import ROOT
 
@@ -34,13 +35,14 @@ Rows = tuple[type[Any], ...]
 SHARED: Rows = (Node, Callers, Settings)
 PROXY: Rows = (AgentRows, OwnerRows, OperatorRows, BanRows, AgentCommands)
 HIDDEN: Rows = (AskingRows, HoldingRows, RendezvousRows, NamesRows)
+TUNNEL: Rows = (TunnelRows,)
 NETWORK: Rows = (RelayRows, InboxRows, SocksRows, TrackerRows, ListRows, *HIDDEN)
 
 
 def whole_table(*modules: Rows) -> Table:
     """Make a table of every row that these have, or any daemon has; its methods are never run."""
     table = Table(lambda: 0.0)
-    for module in (row for rows in (SHARED, *(modules or (PROXY, NETWORK))) for row in rows):
+    for module in (row for rows in (SHARED, *(modules or (PROXY, NETWORK, TUNNEL))) for row in rows):
         table.add(object.__new__(module))
     return table
 
@@ -58,7 +60,7 @@ class FrozenTests(SynchronousTestCase):
 
     def test_what_a_caller_discovers_fits_into_a_message(self) -> None:
         """All rows of a daemon at once where messages are long; module by module on the agent listener."""
-        for rows in (PROXY, NETWORK):
+        for rows in (PROXY, NETWORK, TUNNEL):
             described = json.dumps(document(whole_table(rows), caller("admin")), separators=(",", ":"))
             self.assertLess(len(described), ANSWER - 100)
         table = whole_table(PROXY)
