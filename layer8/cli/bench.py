@@ -25,7 +25,7 @@ def checkout(package: Path) -> Path:
 
 @click.group()
 def bench() -> None:
-    """Measure this machine's proxies, and networks of relays, side by side."""
+    """Measure this machine's proxies, networks of relays and tunnels, side by side."""
 
 
 @bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
@@ -96,6 +96,13 @@ def dht(options: tuple[str, ...]) -> None:
 def hidden(options: tuple[str, ...]) -> None:
     """Measure hidden services beside those of a private Tor network; --help lists the options."""
     _become("network", ("hidden", *options))
+
+
+@bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def tunnel(options: tuple[str, ...]) -> None:
+    """Measure the browser tunnel beside the same backends without it; --help lists the options."""
+    _become("tunnel", options)
 
 
 @bench.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
