@@ -36,22 +36,20 @@ TEXT: Final = 300
 """Characters of a content that are written down."""
 BODY: Final = 4 << 20
 """Bytes of a request that is taken."""
-ROW: Final = b"demo-row"
-"""A field by which the demo's gateway says whose request it is; it is not shown, since no backend has it."""
 
-Told = Callable[[Opened, int], None]
-"""Hears of a request, with the number of its row; later of the same one again, when it is answered."""
+Told = Callable[[Opened, bytes], None]
+"""Hears of a request, with the gateway's mark of it; later of the same one again, when it is answered."""
 
 
-def service(reactor: Any, told: Told) -> Site:
-    """Make the service."""
-    site = Site(_Service(reactor, told))
+def quiet(root: Any) -> Site:
+    """Make a site that logs nothing."""
+    site = Site(root)
     site.noisy = False
     site.log = lambda request: None  # type: ignore[method-assign]
     return site
 
 
-class _Service(Resource):
+class Service(Resource):
     """All of it."""
 
     isLeaf = True
@@ -72,12 +70,13 @@ class _Service(Resource):
         path = request.path.decode("latin-1")
         if path == "/chat":
             return self._sockets.render(request)
-        opened, row = _opened(request)
-        self._told(opened, row)
+        opened = _opened(request)
+        of = bytes(request.l8.mark) if hasattr(request, "l8") else b""
+        self._told(opened, of)
 
         def answered(_: object) -> None:
             opened.status, opened.size = int(request.code), request.sentLength
-            self._told(opened, row)
+            self._told(opened, of)
 
         request.notifyFinish().addBoth(answered)
         words = (request.method.decode(), *path.strip("/").split("/"))
@@ -148,40 +147,36 @@ def _chat(told: Told) -> type[WebSocketServerProtocol]:
         """Answers each line."""
 
         opened: Opened
-        row = 0
 
         def onConnect(self, request: Any) -> None:
-            fields = dict(request.headers)
-            self.row = _number(str(fields.pop(ROW.decode(), "")))
-            hidden = ("connection", "upgrade", "host")
-            shown = [
-                (name, value) for name, value in sorted(fields.items()) if name not in hidden and "sec-" not in name
-            ]
-            self.opened = Opened(
-                f"GET {request.path}", [("host", str(fields.get("host", ""))), *shown], str(request.peer).split(":")[1]
-            )
-            told(self.opened, self.row)
+            shown = sorted((str(name), str(value)) for name, value in request.headers.items())
+            self.opened = Opened(f"GET {request.path}", shown, _host(str(request.peer)))
+            told(self.opened, b"")
 
         def onMessage(self, payload: bytes, isBinary: bool) -> None:
             line = payload.decode("utf-8", "replace")
             answer = f"You said {line[::-1]!r}, backwards." if line else "?"
             self.opened.frames += [(True, line[:TEXT]), (False, answer[:TEXT])]
             self.sendMessage(answer.encode())  # type: ignore[no-untyped-call]
-            told(self.opened, self.row)
+            told(self.opened, b"")
 
     return Chat
 
 
-def _opened(request: Request) -> tuple[Opened, int]:
+def _opened(request: Request) -> Opened:
     fields = [
         (name.decode("latin-1").lower(), value.decode("latin-1"))
         for name, values in request.requestHeaders.getAllRawHeaders()
         for value in values
     ]
-    row = next((_number(value) for name, value in fields if name == ROW.decode()), 0)
-    shown = sorted((name, value) for name, value in fields if name != ROW.decode())
     client = str(getattr(request.getClientAddress(), "host", ""))
-    return Opened(f"{request.method.decode()} {request.uri.decode('latin-1')}", shown, client), row
+    return Opened(f"{request.method.decode()} {request.uri.decode('latin-1')}", sorted(fields), client)
+
+
+def _host(peer: str) -> str:
+    """Give the address in what Autobahn calls a peer, if there is one."""
+    kind, _, where = peer.partition(":")
+    return where.rpartition(":")[0] if kind.startswith("tcp") else ""
 
 
 def _number(text: str) -> int:

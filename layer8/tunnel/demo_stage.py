@@ -12,27 +12,27 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, cast
 
-from attrs import define, evolve, field
+from attrs import define, field
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
+from twisted.web.server import Request
 
 import layer8
 from layer8.config.tunnel import TunnelConfig, TunnelGatewayConfig
 from layer8.core.errors import Unavailable
-from layer8.net.http import Incoming
 from layer8.net.http_client import Pool
 from layer8.net.ways import connector
 from layer8.tunnel import demo_backend
 from layer8.tunnel.demo_front import Front, again
-from layer8.tunnel.demo_record import Opened, Recorder, Row
-from layer8.tunnel.driving import Driven, Work
+from layer8.tunnel.demo_record import Opened, Recorder
 from layer8.tunnel.gateway import Gateway
-from layer8.tunnel.gateway_session import Call, Remember
-from layer8.tunnel.replay import Verdict
+from layer8.tunnel.gateway_session import Remember
+from layer8.tunnel.replay import Verdict, mark
+from layer8.tunnel.resource import L8Resource
 from layer8.tunnel.service import alone
 from layer8.tunnel.settings import GATEWAY_PATH, Settings
-from layer8.tunnel.sidecar import Sidecar
+from layer8.tunnel.wire import ALGORITHMS, HEAD
 
 ID: Final = "demo"
 """The gateway's name; its app is at demo.localhost."""
@@ -48,34 +48,29 @@ class _Gateway(Gateway):
     """A gateway that says what its replay set has said."""
 
     recorder: Recorder
-    mark = b""
 
     def remember(self, asked: Remember) -> Verdict:
         """Ask, and write down."""
         verdict = super().remember(asked)
-        self.mark = asked.mark
         self.recorder.judged(asked.mark, verdict)
         return verdict
 
 
-class _Sidecar(Sidecar):
-    """A sidecar that says which request it passes on to its backend."""
+class _Guarded(L8Resource):
+    """A gateway in front of the backend that says what the relay has told it."""
 
     recorder: Recorder
-    _fields: list[tuple[str, str]]
 
-    def handle(self, asked: Incoming) -> None:
-        """Take a request of the relay's."""
-        self._fields = asked.fields
-        super().handle(asked)
-
-    def _call(self, call: Call, driven: Driven) -> Work:
-        gateway = cast(_Gateway, self.gateway)
-        row = self.recorder.find(gateway.mark)
-        if row is not None:
-            row.passed = self._fields
-            call = evolve(call, fields=(*call.fields, (demo_backend.ROW, b"%d" % row.n)))
-        return super()._call(call, driven)
+    def answer(self, request: Request) -> Any:
+        """Answer, and write down the fields of a sealed request."""
+        if request.method == b"POST" and request.content is not None:
+            head = request.content.read(HEAD)
+            request.content.seek(0)
+            row = self.recorder.find(mark(head[ALGORITHMS:]))
+            if row is not None:
+                found = request.requestHeaders.getAllRawHeaders()
+                row.passed = sorted((n.decode("latin-1").lower(), v.decode("latin-1")) for n, vs in found for v in vs)
+        return super().answer(request)
 
 
 @define(eq=False)
@@ -94,17 +89,13 @@ class Stage:
     async def open(self) -> None:
         """Start everything, the backend first."""
         reactor, recorder = self.reactor, self.recorder
-        backend = self._listen(demo_backend.service(reactor, self._told))
-        settings = Settings(gateway=ID, authorities=[AUTHORITY])
-        gateway = cast(_Gateway, _Gateway.open(settings))
+        gateway = cast(_Gateway, _Gateway.open(Settings(gateway=ID, authorities=[AUTHORITY])))
         gateway.recorder = recorder
-        self._closing.append(gateway.close)
         self.pin = gateway.pin
-        sidecar = _Sidecar(reactor, gateway, Pool(reactor, connector(reactor, f"tcp:127.0.0.1:{backend}")))
-        sidecar.recorder = recorder
-        sidecar.start()
-        self._closing.append(sidecar.stop)
-        way = f"tcp:127.0.0.1:{self._listen(sidecar.server)}"
+        guarded = _Guarded(demo_backend.Service(reactor, self._told), gateway=gateway, reactor=reactor)
+        guarded.recorder = recorder
+        self._closing.append(guarded.close)
+        way = f"tcp:127.0.0.1:{self._listen(demo_backend.quiet(guarded))}"
         pool = Pool(reactor, connector(reactor, way))
         self._closing.append(pool.abort)
         self._open_relay(way)
@@ -158,12 +149,11 @@ class Stage:
         self._ports.append(port)
         return cast(IPv4Address, port.getHost()).port
 
-    def _told(self, opened: Opened, number: int) -> None:
-        """Take what the backend has been asked, or that it has answered."""
-        rows = self.recorder.rows
-        row: Row | None = next((one for one in rows if number and one.n == number), None)
-        if row is None and opened.line == "GET /chat":
-            row = next((one for one in reversed(rows) if one.kind == "socket"), None)
+    def _told(self, opened: Opened, of: bytes) -> None:
+        """Take what the backend has been asked, or that it has answered; a socket has no mark, and is the last one."""
+        row = self.recorder.find(of)
+        if row is None:
+            row = next((one for one in reversed(self.recorder.rows) if one.kind == "socket"), None)
         if row is not None and row.opened is opened:
             self.recorder.tell(row)
         elif not opened.status:

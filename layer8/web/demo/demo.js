@@ -63,6 +63,7 @@ function redraw(ask) {
   const card = $(".you", ask.row.element);
   card.classList.remove("none");
   $("h3", card).textContent = ask.title;
+  brief(card, ask.got ? ask.got.words.split(":")[0] : "\u2026");
   const body = $(".body", card);
   body.replaceChildren();
   if (ask.said) body.append(make("p", {}, make("span", { className: "said", textContent: ask.said })));
@@ -88,8 +89,13 @@ function take(told) {
   if (row === undefined) {
     row = { told, element: $("#row").content.firstElementChild.cloneNode(true), ask: null };
     rows.set(told.n, row);
+    for (const one of document.querySelectorAll(".row:not(.kept)")) fold(one, true);
     $("#rows").prepend(row.element);
     $("#empty").hidden = true;
+    const { element } = row;
+    const button = $(".fold", element);
+    button.addEventListener("click", () => fold(element, !element.classList.contains("folded"), true));
+    element.addEventListener("click", (event) => event.target !== button && element.classList.contains("folded") && fold(element, false, true));
     row.element.classList.add("new");
     setTimeout(() => row.element.classList.remove("new"), 1500);
     while (rows.size > ROWS) {
@@ -107,6 +113,17 @@ function take(told) {
   drawRelay(row);
   drawBackend(row);
 }
+
+/** Show a row in one line, or whole; `kept`: as somebody has wished. */
+function fold(element, folded, kept = false) {
+  element.classList.toggle("folded", folded);
+  if (kept) element.classList.toggle("kept", !folded);
+  const button = $(".fold", element);
+  button.setAttribute("aria-expanded", String(!folded));
+  button.title = folded ? "Show all of it" : "Show it in one line";
+}
+
+const brief = (card, text) => ($(".brief", card).textContent = text);
 
 function drawYou(row) {
   if (row.ask !== null) return;
@@ -130,7 +147,7 @@ function hex(text, size, head) {
     const plain = line.map((one) => { const code = parseInt(one, 16); return code > 32 && code < 127 ? String.fromCharCode(code) : "\u00b7"; });
     const clear = Math.max(0, Math.min(line.length, head - at));
     if (clear) pre.append(make("b", { textContent: line.slice(0, clear).join(" ") }), clear < line.length ? " " : "");
-    pre.append(line.slice(clear).join(" ").padEnd((LINE - clear) * 3 - (clear && clear < LINE ? 0 : 1)), "  ", plain.join(""), "\n");
+    pre.append(line.slice(clear).join(" ").padEnd((LINE - clear) * 3 - (clear && clear < LINE ? 0 : 1)), make("span", { className: "plain", textContent: `  ${plain.join("")}` }), "\n");
   }
   const more = size - Math.min(all.length, LINE * SHOWN);
   if (more > 0) pre.append(`\u2026 and ${bytes(more)} more like these`);
@@ -143,18 +160,20 @@ function folded(title, pairs) {
   return make("details", {}, make("summary", { textContent: title }), list);
 }
 
+const keys = (told) => ["keys", "swapped"].includes(told.kind);
+
 function drawRelay({ told, element }) {
   const card = $(".relay", element);
   const { relay } = told;
-  const titles = { replayed: "Sends the same bytes again", bent: "Flips one bit, and passes it on", keys: "Keys of gateway \u201c" + relay.gateway + "\u201d", swapped: "Hands out a key of its own", socket: "A socket to gateway \u201c" + relay.gateway + "\u201d" };
-  $("h3", card).textContent = titles[told.kind] ?? `Something sealed, for gateway \u201c${relay.gateway}\u201d`;
-  const pairs = [["from", relay.peer, "code"], ["at", clock(relay.at)]];
-  const keys = ["keys", "swapped"].includes(told.kind);
-  if (!keys) {
+  const titles = { replayed: "Sends the same bytes again", bent: "Flips one bit, and passes it on", keys: "The gateway\u2019s keys", swapped: "Hands out a key of its own", socket: "A socket, sealed" };
+  $("h3", card).textContent = titles[told.kind] ?? "Something sealed";
+  const pairs = [["from", relay.peer, "code"], ["at", clock(relay.at)], [keys(told) ? "keys of" : "for", `gateway \u201c${relay.gateway}\u201d`]];
+  if (!keys(told)) {
     pairs.push(["up", bytes(relay.up.size)]);
     pairs.push(["down", relay.status ? `${bytes(relay.down.size)}${told.kind === "socket" ? "" : `, status ${relay.status}`}` : "\u2026"]);
   } else if (relay.status) pairs.push(["answered", `${bytes(relay.down.size)}, signed by ${told.kind === "keys" ? "the gateway" : "itself"}`]);
   fields($("dl", card), pairs);
+  brief(card, keys(told) ? relay.peer : `${relay.peer}, ${relay.up.size.toLocaleString("en")} \u2191 ${relay.down.size.toLocaleString("en")} \u2193`);
   const opened = new Set([...card.querySelectorAll("details[open] > summary")].map((one) => one.textContent));
   const body = $(".body", card);
   body.replaceChildren();
@@ -203,8 +222,10 @@ function drawBackend({ told, element }) {
     $("h3", card).textContent = UNSEEN[told.gateway] ?? UNSEEN[told.kind] ?? UNSEEN.wait;
     list.replaceChildren();
     body.replaceChildren();
+    brief(card, "");
     return;
   }
+  brief(card, `from ${backend.client || "nobody"}`);
   $("h3", card).textContent = backend.line;
   fields(list, [["from", who(backend.client), "plain"], ...backend.fields.map(([name, value]) => [name, value, "code"])]);
   body.replaceChildren();
@@ -347,7 +368,7 @@ async function replay() {
   );
 }
 
-async function keys() {
+async function swap() {
   await tell("keys", { on: true });
   let error = null;
   const before = await tell("counts");
@@ -422,7 +443,7 @@ function busy(button, deed) {
 $("#write").addEventListener("submit", busy($("#write button"), () => write()));
 $("#chat").addEventListener("submit", busy($("#chat button"), () => chat()));
 for (const [name, deed] of Object.entries({ read, picture, stream })) $(`#${name}`).addEventListener("click", busy($(`#${name}`), deed));
-for (const [name, deed] of Object.entries({ replay, keys, change, read: look })) {
+for (const [name, deed] of Object.entries({ replay, keys: swap, change, read: look })) {
   const button = $(`#deed-${name} button`);
   button.addEventListener("click", busy(button, deed));
 }
@@ -435,10 +456,10 @@ async function all() {
   await picture();
   await stream();
   if (!$("#chat").hidden) await chat().catch((error) => console.warn(error));
-  const deeds = [await replay(), await keys(), await change(), await look()];
+  const deeds = [await replay(), await swap(), await change(), await look()];
   const told = asks.map(({ title, target, said, got }) => ({ title, line: target, said: said ?? "", answer: got?.words ?? "", ms: got?.time ?? 0 }));
   return { deeds, asks: told, words: [...words] };
 }
 
-globalThis.demo = { all, write, read, picture, stream, chat, replay, keys, change, look };
+globalThis.demo = { all, write, read, picture, stream, chat, replay, swap, change, look };
 await L8.registerCitizenship({ ...CONFIG });
