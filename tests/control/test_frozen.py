@@ -27,6 +27,7 @@ from layer8.rendezvous.operate_names import NamesRows
 from layer8.socks.operate import SocksRows
 from layer8.tracker.operate import ListRows, TrackerRows
 from layer8.tunnel.operate import RelayRows as TunnelRows
+from layer8.tunnel.operate_gateway import GatewayRows
 from tests.control.callers import caller
 from tests.names import ROOT
 
@@ -35,7 +36,7 @@ Rows = tuple[type[Any], ...]
 SHARED: Rows = (Node, Callers, Settings)
 PROXY: Rows = (AgentRows, OwnerRows, OperatorRows, BanRows, AgentCommands)
 HIDDEN: Rows = (AskingRows, HoldingRows, RendezvousRows, NamesRows)
-TUNNEL: Rows = (TunnelRows,)
+TUNNEL: Rows = (TunnelRows, GatewayRows)
 NETWORK: Rows = (RelayRows, InboxRows, SocksRows, TrackerRows, ListRows, *HIDDEN)
 
 
