@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -57,27 +56,18 @@ class Site:
 def _way(secure: bool, host: str, port: int, via: str, ca: str) -> str:
     more = f":ca={quote(ca)}" if ca else ""
     kind, _, rest = via.partition(":")
-    name = "" if _is_address(host) else host
+    dialled = "127.0.0.1" if host == "localhost" or host.endswith(".localhost") else host  # nobody is asked (RFC 6761)
     if kind in ("socks5", "tor") and (not rest or _is_proxy(rest)):
         proxy = f":proxy={quote(rest)}" if rest else ""
-        return f"{kind}:{quote(host)}:{port}{proxy}" + (f":tls={quote(host)}" if secure else "")
+        return f"{kind}:{quote(dialled)}:{port}{proxy}" + (f":tls={quote(host)}" if secure else "")
     if via:
         named = secure and kind == "tls" and "name" not in split(via)[1]
         return via + (f":name={quote(host)}" if named else "") + (more if kind == "tls" else "")
     if secure:
-        return f"tls:{quote(host)}:{port}" + more
-    loopback = name == "localhost" or name.endswith(".localhost")
-    return f"tcp:{quote('127.0.0.1' if loopback else host)}:{port}"
+        return f"tls:{quote(dialled)}:{port}" + (f":name={quote(host)}" if dialled != host else "") + more
+    return f"tcp:{quote(dialled)}:{port}"
 
 
 def _is_proxy(rest: str) -> bool:
     host, _, port = rest.rpartition(":")
     return bool(host) and port.isdigit() and ":" not in host.strip("[]")
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
