@@ -32,9 +32,9 @@ from layer8.tunnel.target import told
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Event]]
-SendEvent = Callable[[Event], Awaitable[None]]
-Application = Callable[[Scope, Receive, SendEvent], Awaitable[None]]
+Receive = Callable[[], Awaitable[Any]]
+SendEvent = Callable[[Any], Awaitable[None]]
+Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 LOOK: Final = 5.0  # seconds between two looks at whether a socket's deadline has moved
 

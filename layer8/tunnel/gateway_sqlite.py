@@ -68,6 +68,11 @@ class _File:
                 raise
             connection.execute("COMMIT")
 
+    def execute(self, statement: str, words: tuple[bytes, ...]) -> int:
+        """Run one statement, as every request does; give how many rows it has changed. Raises `sqlite3.Error`."""
+        with self._lock:
+            return self._opened().execute(statement, words).rowcount
+
     def close(self) -> None:
         with self._lock:
             if self._connection is not None and self._process == os.getpid():
@@ -183,14 +188,12 @@ class SqliteTables:
 
     def insert(self, table: str, mark: bytes) -> bool | None:
         """Insert a mark."""
-        with self._file.use() as connection:
-            try:
-                done = connection.execute(f"INSERT OR IGNORE INTO {table} VALUES (?)", (mark,))
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode == sqlite3.SQLITE_ERROR and "no such table" in str(error):
-                    return None
-                raise
-            return done.rowcount == 1
+        try:
+            return self._file.execute(f"INSERT OR IGNORE INTO {table} VALUES (?)", (mark,)) == 1
+        except (sqlite3.Error, OSError) as error:
+            if isinstance(error, sqlite3.OperationalError) and "no such table" in str(error):
+                return None
+            raise StorageError(f"{self._path}: {error}") from error
 
     def begin(self, of: int) -> int:
         """Make a minute's table."""

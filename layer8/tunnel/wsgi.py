@@ -28,7 +28,7 @@ from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH, Setting
 
 Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
-StartResponse = Callable[..., Callable[[bytes], object]]
+StartResponse = Callable[..., Any]
 Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 SPOOL: Final = 1 << 20  # bytes of content of unknown length that wait in memory; more waits in a file

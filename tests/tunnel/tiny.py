@@ -44,4 +44,4 @@ def wsgi() -> L8Middleware:
 
 def asgi() -> AsgiMiddleware:
     """Make the ASGI application."""
-    return AsgiMiddleware(ahello, **_settings())  # type: ignore[arg-type]
+    return AsgiMiddleware(ahello, **_settings())
