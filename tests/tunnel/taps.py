@@ -33,6 +33,7 @@ class Tap:
     links: list[Link] = field(factory=list)
     meddle: Meddle | None = None
     open: bool = True  # or nobody is let in
+    source: str = ""  # the address to dial from, else that of whoever came
     port: int = field(default=0, init=False)
     _listening: Any = field(default=None, init=False)
 
@@ -121,7 +122,7 @@ class _Side(Protocol):
             if isinstance(target, str):
                 reactor.connectUNIX(target, far)
             else:
-                reactor.connectTCP("127.0.0.1", target, far, bindAddress=(self.link.peer[0], 0))
+                reactor.connectTCP("127.0.0.1", target, far, bindAddress=(self.tap.source or self.link.peer[0], 0))
         else:
             assert self.other is not None
             other: Any = self.other.transport
