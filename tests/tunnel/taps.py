@@ -26,7 +26,7 @@ class Link:
 
 @define(eq=False)
 class Tap:
-    """Listens on a port of loopback and joins whoever comes with `target`; dials from the address that they came from."""
+    """Listens on a port of loopback and joins who comes with `target`; dials from the address that they came from."""
 
     reactor: Any
     target: int | str  # a port of loopback or the path of a Unix socket
