@@ -48,12 +48,16 @@ class BrowserCase(TestCase):
         self.stage = await Stage.start(reactor, **stage)
         self.addCleanup(self.stage.close)
         self.stage.app_files["/probe.js"] = ("text/javascript", probe())
-        self.browser = await self.kind.start(reactor, hosts=self.stage.hosts)
+        self.browser = await self.kind.start(reactor, hosts=self.hosts())
         self.addCleanup(self.browser.close)
         self.page = await self.stage.page(self.browser)
         if inside:
             await self.page.evaluate(f"(async () => {{ await import('/probe.js'); {HEX} }})()")
         return self.page
+
+    def hosts(self) -> dict[str, str]:
+        """Give the names that the browser knows."""
+        return self.stage.hosts
 
     async def run_js(self, body: str, **values: Any) -> Any:
         """Run the body of an async function in the page, with these values as its names."""

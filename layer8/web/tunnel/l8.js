@@ -140,6 +140,8 @@ function unletters(value, size) {
   return out;
 }
 
+const LONG = "more than may be";
+
 /** What comes in pieces, read as if it were there: `pull` promises the next piece, null at the end. */
 class Input {
   #pull;
@@ -187,7 +189,7 @@ class Input {
 
   /** Give the rest; throws a TypeError if it is longer. */
   async rest(most) {
-    if (await this.#hold(most + 1)) throw new TypeError("more than may be");
+    if (await this.#hold(most + 1)) throw new TypeError(LONG);
     return this.bytes(this.#held.length);
   }
 
@@ -1121,6 +1123,7 @@ class Tunnel extends EventTarget {
   }
 
   async _answersFor(url) {
+    if (!/^https?:$/.test(url.protocol)) return false; // blob: has an origin too
     const { authority } = this._options;
     if (authority && origin(authority) === url.origin) return true;
     return (await this._keys()).authorities.some((one) => tried(() => origin(one)) === url.origin);
@@ -1186,7 +1189,9 @@ class Tunnel extends EventTarget {
     const answer = await outer(`${relay}/r/${this.gateway}/keys`, { ...PLAIN, signal });
     if (answer.status === 404) throw new L8Error("no-gateway");
     if (!answer.ok) throw new L8Error("unreachable", { message: `status ${answer.status}` });
-    return atMost(answer, KEYS_MAX + 1);
+    return atMost(answer, KEYS_MAX).catch((cause) => {
+      throw cause.message === LONG ? new L8Error("keys-form", { cause }) : cause;
+    });
   }
 
   /** Send one HEAD request for L8.measure; gives its times. */
@@ -1347,14 +1352,21 @@ const tunnels = new Set();
 let configured = null; // the promise of what the page itself says of its tunnels
 
 /** The tunnels of `<meta name="l8" content='{"relay": ..., "gateway": ..., "pin": ...}'>`: one object, or a list. */
-function configure() {
-  configured ??= (async () => {
-    const all = [...(globalThis.document?.querySelectorAll('meta[name="l8"]') ?? [])].flatMap((one) => tried(() => JSON.parse(one.content)) ?? [null]);
-    if (all.length === 0) configured = null; // it may still come
-    for (const one of all) tunnels.add(new Tunnel(checkOptions(one)));
-  })();
-  return configured;
+async function told() {
+  const all = [...(globalThis.document?.querySelectorAll('meta[name="l8"]') ?? [])].flatMap((one) => tried(() => JSON.parse(one.content)) ?? [null]);
+  for (const one of all.map(checkOptions)) tunnels.add(new Tunnel(one));
+  return all.length > 0;
 }
+
+/** Look once at what the page says; again if there was nothing yet. */
+const configure = () =>
+  (configured ??= told().then(
+    (found) => found || (configured = null),
+    (error) => {
+      configured = null;
+      throw error;
+    },
+  ));
 
 /** Find the tunnel for what `fetch` takes: `{tunnel, url}`. */
 async function pick(input) {
@@ -1385,8 +1397,13 @@ async function connect(options) {
   const checked = checkOptions(options);
   const old = [...tunnels].find((one) => one.gateway === checked.gateway);
   const same = old && JSON.stringify(old._options) === JSON.stringify(checked);
-  if (old && !same) await old.close();
   const tunnel = same ? old : new Tunnel(checked);
+  if (old && !same) {
+    const all = [...tunnels].map((one) => (one === old ? tunnel : one)); // it keeps its place: relative URLs go to the first
+    await old.close();
+    tunnels.clear();
+    for (const one of all) tunnels.add(one);
+  }
   tunnels.add(tunnel);
   const { authorities } = await tunnel._connect();
   if (checked.authority && !authorities.some((one) => tried(() => origin(one)) === origin(checked.authority))) {
@@ -1726,6 +1743,8 @@ class TunnelSocket extends EventTarget {
       if (data.length && (data.length < 2 || code < 1000 || code > 4999 || /^1(00[456]|01[5-9]|0[2-9]|[1-9])|^2/.test(code)))
         throw badFrame("a close frame with a code that is none");
       const reason = textOf(data.subarray(2));
+      if (!this.#opened) throw new L8Error("no-socket", { leg: "backend", message: `${code} ${reason}` });
+
       if (this.readyState < 2) this.#say(CLOSE, data);
       this.readyState = 2;
       this.#writing.then(() => this.#end(code, reason, true));
