@@ -211,6 +211,7 @@ class L8Client:
         self._relays = [_Relay(site, site.pool(reactor)) for site in self._chance.sample(sites, len(sites))]
         self._waiting: list[Deferred[None]] = []
         self._looking: Deferred[None] | None = None
+        self._doubted = False  # the gateway has said that it does not know the key
 
     @property
     def gateway(self) -> str:
@@ -357,6 +358,7 @@ class L8Client:
             if isinstance(found, Response):
                 return self._answer(ask, trip, found, place)
             if found.code == "keys":
+                self._doubted = True
                 self._keys.unknown(self._wall())
                 self._look()
             if found.resend is None or not isinstance(ask.body, bytes):
@@ -439,7 +441,7 @@ class L8Client:
         for _ in range(2):
             keys = self._keys.wanted(self._wall())
             self._look()
-            if keys is not None:
+            if keys is not None and not (self._doubted and self._looking is not None):
                 return keys
             while self._looking is not None:
                 await self._change()
@@ -475,6 +477,7 @@ class L8Client:
         self._keys.came(found, self._wall())
         self._keys.effects()
         self._looking = None
+        self._doubted = False
         self._tell()
 
     async def _document(self, relay: _Relay) -> bytes | None:
