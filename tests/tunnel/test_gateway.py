@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from attrs import fields
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import ConfigError, Unavailable
@@ -18,6 +19,7 @@ from layer8.tunnel.limits import SOCKET_SESSIONS
 from layer8.tunnel.replay import MARK, Verdict
 from layer8.tunnel.settings import Settings, read_bearers
 from layer8.tunnel.signed import sign_ahead
+from tests.names import ROOT
 
 WALL = 1_800_000_042.0
 IDENTITY = NodeKey.make()
@@ -307,3 +309,9 @@ class SettingsTests(SynchronousTestCase):
         everything = Settings(gateway="shop", authorities="shop.example", require="/")
         self.assertTrue(everything.guards("/") and everything.guards("/anything"))
         self.assertFalse(Settings(gateway="shop", authorities="shop.example").guards("/"))
+
+    def test_every_setting_is_in_the_manual(self) -> None:
+        text = (ROOT / "docs" / "tunnel-gateway.md").read_text().partition("\n## Settings\n")[2].partition("\n## ")[0]
+        for one in fields(Settings):
+            if one.init:
+                self.assertIn(f"`{one.name}`", text)
