@@ -172,7 +172,7 @@ class _Root(Resource):
         self._backend = backend
         factory = WebSocketServerFactory(protocols=["chat"])
         factory.protocol = _echo(backend)
-        factory.setProtocolOptions(maxMessagePayloadSize=1 << 20)
+        factory.setProtocolOptions(maxMessagePayloadSize=1 << 20, openHandshakeTimeout=0, closeHandshakeTimeout=0)
         self._sockets = WebSocketResource(factory)
 
     def render(self, request: Request) -> Any:

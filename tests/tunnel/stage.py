@@ -119,10 +119,8 @@ class End:
         if listening is not None:
             await maybeDeferred(listening.stopListening)
         served, self.served = self.served, None
-        if isinstance(served, Sidecar):
+        if served is not None:
             served.stop()
-        elif served is not None:
-            served.gate.stop()
 
     def rotate(self, *, drop: bool = False) -> None:
         """Make a new key, out of turn."""
