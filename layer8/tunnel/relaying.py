@@ -33,6 +33,7 @@ from layer8.tunnel.relay_session import COMMON, CutGateway, Explain, Forward, Pa
 
 SWEEP: Final = 1.0  # seconds between two looks at who is late
 FRAMING: Final = frozenset(("content-length", "transfer-encoding"))
+LOOKED_AT: Final = frozenset((b"content-type", b"content-length", b"incremental"))  # of a page's fields
 
 Fields = Sequence[tuple[str, str]]
 
@@ -108,7 +109,10 @@ class _Exchange:
 
     def begin(self) -> None:
         page = self._page
-        self._session.asked(page.method, page.target, page.fields, self._now())
+        looked_at = [
+            (name.decode("ascii"), value.decode("latin-1")) for name, _, value in page.head.fields if name in LOOKED_AT
+        ]
+        self._session.asked(page.method, page.target, looked_at, self._now())
         self._act()
 
     def look(self, now: float) -> None:
@@ -145,7 +149,8 @@ class _Exchange:
         self._session.moved(len(data), self._now())
         if self._page.open and self._page.begun:
             self._page.write(data)
-        self._act()
+        if self._session.deadline() is None:
+            self._act()
 
     def ended(self) -> None:
         if self._explaining is not None:
@@ -172,7 +177,8 @@ class _Exchange:
         if line is not None:
             self._session.moved(len(data), self._now())
             line.write(data)
-            self._act()
+            if self._session.deadline() is None:
+                self._act()
 
     def whole(self) -> None:
         if self._line is not None:
@@ -239,6 +245,9 @@ class _Exchange:
             return
         self._entered = entered
         taking = relaying.pools[gateway].take()
+        if taking.called and isinstance(taking.result, Line):
+            self._taken(taking.result)
+            return
         self._taking = taking
         taking.addCallbacks(self._taken, self._untaken).addErrback(self._failed)
         if self._taking is not None:
