@@ -135,7 +135,7 @@ myst_substitutions = {
     },
     **{
         f"options_{name}": table(click_options(name))
-        for name in ("up", "socks", "tunnel", "hide", "circuits", "relays", "send", "inbox")
+        for name in ("up", "socks", "tunnel", "hide", "circuits", "relays", "send", "inbox", "verify")
     },
     **{
         f"options_layer8_{role}": table(twistd_options(role))

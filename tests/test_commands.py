@@ -118,7 +118,7 @@ class ReadTests(SynchronousTestCase):
         made = conf()
         known: dict[str, set[str]] = {}
         for command in (
-            *("expose", "up", "socks", "tunnel", "hide", "circuits", "relays", "send", "inbox"),
+            *("expose", "up", "socks", "tunnel", "hide", "circuits", "relays", "send", "inbox", "verify"),
             *(f"proxy {name}" for name in made.layer8_command.get_command(None, "proxy").commands),
         ):
             known[f"layer8 {command}"] = self.options(made.click_options(*command.split()))

@@ -46,7 +46,7 @@ RELAYS_MOST: Final = 16
 _KIND: Final = "l8-app+jws"
 _HASH: Final = 32  # bytes
 _NAME: Final = re.compile(r"[a-z0-9-]{1,63}").fullmatch
-_FILE: Final = re.compile(r"(/[A-Za-z0-9_~@!$&'()*+,;=.-]+)+").fullmatch
+_FILE: Final = re.compile(r"(/[A-Za-z0-9_~@!$&'()+*,;=.-]+)+").fullmatch
 _BASE: Final = re.compile(r"https?://[a-z0-9.:\[\]-]+", re.IGNORECASE).fullmatch
 _MEMBERS: Final = {"v", "app", "publisher", "version", "files", "csp", "gateways", "issuer", "prev"}
 

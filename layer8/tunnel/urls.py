@@ -15,8 +15,8 @@ _ABSOLUTE: Final = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*):(.*)", re.DOTALL).full
 _HOST: Final = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]*))?").fullmatch
 _DROPPED: Final = re.compile(r"[\t\n\r]").sub
 _DOT: Final = re.compile(r"%2e", re.IGNORECASE).sub
-_PATH: Final = "!$%&'()*+,/:;=@[]~"
-_QUERY: Final = "!$%&()*+,/:;=?@[]~|^`{}\\"
+_PATH: Final = "!$%&'()+*,/:;=@[]~"
+_QUERY: Final = "!$%&()+*,/:;=?@[]~|^`{}\\"
 
 
 @frozen
