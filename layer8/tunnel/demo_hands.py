@@ -78,12 +78,14 @@ async def by_browser(reactor: Any, stage: Stage, kind: Any) -> Played:
         )
 
 
-async def by_client(reactor: Any, stage: Stage) -> Played:
-    """Do the same with the Python client, but for the chat."""
+async def by_client(reactor: Any, stage: Stage, *, briefly: bool = False) -> Played:
+    """Do the same with the Python client, but for the chat; `briefly` with a note only."""
     played = Played("the Python client", words=[NOTE])
     hands = _Hands(reactor, stage, played)
     async with hands.client() as client:
-        await hands.ask(client)
+        await hands.write(client)
+        if not briefly:
+            await hands.ask(client)
         await hands.replay()
         await hands.keys()
         await hands.change(client)
@@ -118,12 +120,14 @@ class _Hands:
         self.played.asks.append(Ask(title, line, said, str(answer.status), spent))
         return content
 
-    async def ask(self, client: L8Client) -> None:
+    async def write(self, client: L8Client) -> None:
         wrote = await self.one(
             "You write a note", "POST /notes", NOTE, lambda: client.post("/notes", json={"text": NOTE})
         )
         self.note = str(json.loads(wrote)["path"])
         await self.one("You read your note", f"GET {self.note}", "", lambda: client.get(self.note))
+
+    async def ask(self, client: L8Client) -> None:
         picture, edge = secrets.token_bytes(12_000), secrets.token_hex(16)
         form = (
             f'--{edge}\r\nContent-Disposition: form-data; name="picture"; filename="holiday.png"\r\n'
@@ -138,7 +142,7 @@ class _Hands:
             lambda: client.post("/pictures", body, headers=kind),
         )
         place = str(json.loads(wrote)["path"])
-        await self.one("You get it back", f"GET {place}", "", lambda: client.get(place))
+        await self.one("Your page shows it", f"GET {place}", "", lambda: client.get(place))
         await self.one("You watch a stream", "GET /stream", "", lambda: client.get("/stream"))
 
     async def replay(self) -> None:
@@ -165,6 +169,7 @@ class _Hands:
             await client.get(self.note)
         except Layer8Error as error:
             code = str(getattr(error, "code", ""))
+        self.played.asks.append(Ask("You read it, and the relay changes a byte", f"GET {self.note}", "", code, 0.0))
         after = await self.stage.front.do("counts", {})
         good = code == "unopened" and after["calls"] == before["calls"] and after["changed"] > before["changed"]
         self.deed("change", good, "The gateway noticed, and so your page did.", "Nobody noticed!")

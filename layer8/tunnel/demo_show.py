@@ -63,7 +63,7 @@ def _you(row: Row, ask: Ask | None) -> str:
             "replayed": "(not you)",
         }.get(row.kind, "")
     said = f"\n“{ask.said}”" if ask.said else ""
-    return f"{ask.title}{said}\n{ask.answer.partition(':')[0]} after {ask.ms:.0f} ms"
+    return f"{ask.title}{said}\n{ask.answer.partition(':')[0]}{f' after {ask.ms:.0f} ms' if ask.ms else ''}"
 
 
 def _relay(row: Row) -> str:
@@ -88,7 +88,7 @@ def _backend(row: Row) -> str:
         )
     said = f"\n“{row.opened.text}”" if row.opened.text else ""
     talk = "".join(f"\n{'heard' if up else 'said'} “{line}”" for up, line in row.opened.frames)
-    return f"{row.opened.line}{said}{talk}\nfrom nobody"
+    return f"{row.opened.line}{said}{talk}\nfrom {row.opened.client or 'nobody'}"
 
 
 def show(console: Any, recorder: Recorder, played: Played, verdict: Verdict) -> None:

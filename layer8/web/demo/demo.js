@@ -91,7 +91,7 @@ function take(told) {
     rows.set(told.n, row);
     for (const one of document.querySelectorAll(".row:not(.kept)")) fold(one, true);
     $("#rows").prepend(row.element);
-    $("#empty").hidden = true;
+    if (!keys(told)) $("#empty").hidden = true;
     const { element } = row;
     const button = $(".fold", element);
     button.addEventListener("click", () => fold(element, !element.classList.contains("folded"), true));
@@ -147,7 +147,7 @@ function hex(text, size, head) {
     const plain = line.map((one) => { const code = parseInt(one, 16); return code > 32 && code < 127 ? String.fromCharCode(code) : "\u00b7"; });
     const clear = Math.max(0, Math.min(line.length, head - at));
     if (clear) pre.append(make("b", { textContent: line.slice(0, clear).join(" ") }), clear < line.length ? " " : "");
-    pre.append(line.slice(clear).join(" ").padEnd((LINE - clear) * 3 - (clear && clear < LINE ? 0 : 1)), make("span", { className: "plain", textContent: `  ${plain.join("")}` }), "\n");
+    pre.append(line.slice(clear).join(" ").padEnd((LINE - clear) * 3 - 1), make("span", { className: "plain", textContent: `  ${plain.join("")}` }), "\n");
   }
   const more = size - Math.min(all.length, LINE * SHOWN);
   if (more > 0) pre.append(`\u2026 and ${bytes(more)} more like these`);
@@ -286,11 +286,36 @@ async function picture() {
   const body = new FormData();
   body.append("picture", file);
   const place = await ask("You upload a picture", "POST", "/pictures", { body }, `holiday.png, ${bytes(file.size)}`, async (answer) => (await answer.json()).path);
-  await ask("Your page shows it, as a plain <img>", "GET", place, {}, "", async (answer, add) => {
-    const image = make("img", { alt: "the picture, as it came back", src: URL.createObjectURL(await answer.blob()) });
+  await shown(place);
+}
+
+let worker = null; // promises whether a service worker gets /pictures/ through the tunnel
+
+/** Show a picture: by a plain <img src>, which the service worker answers; without one by a blob. */
+async function shown(place) {
+  worker ??= L8.serviceWorker({ paths: ["/pictures/"] }).then(() => true, (error) => console.warn(error));
+  const image = make("img", { alt: "the picture, as it came back" });
+  if (!(await worker)) {
+    await ask("Your page shows it", "GET", place, {}, "", async (answer, add) => {
+      image.src = URL.createObjectURL(await answer.blob());
+      await image.decode();
+      add(image);
+    });
+    return;
+  }
+  const one = { title: "Your page shows it, as a plain <img>", target: `GET ${place}`, said: "", row: null, nodes: [image] };
+  const began = performance.now();
+  asks.push(one);
+  image.src = place;
+  try {
     await image.decode();
-    add(image);
-  });
+    one.got = { good: true, words: "with a picture", time: performance.now() - began };
+  } catch (error) {
+    one.got = { good: false, words: "it is no picture", time: performance.now() - began };
+    throw error;
+  } finally {
+    redraw(one);
+  }
 }
 
 async function stream() {
