@@ -76,18 +76,19 @@ class RequirementsTests(SynchronousTestCase):
     def wanted(self) -> set[str]:
         proxy = {f"P{number}" for number in range(1, 38)}
         network = {f"G{number}" for number in (*range(1, 62), 80)}
-        return proxy | network | {f"C{number}" for number in (*range(1, 13), *range(16, 20), 21)}
+        tunnel = {f"L{number}" for number in (*range(1, 11), *range(12, 37))}
+        return proxy | network | tunnel | {f"C{number}" for number in (*range(1, 13), *range(16, 20), 21)}
 
     def test_every_requirement_has_its_row(self) -> None:
-        listed = [row[0] for row in rows(page("requirements")) if re.fullmatch(r"[PCG]\d+", row[0])]
+        listed = [row[0] for row in rows(page("requirements")) if re.fullmatch(r"[PCGL]\d+", row[0])]
         self.assertEqual(sorted(listed), sorted(self.wanted()))
 
     def test_every_named_test_exists(self) -> None:
-        shown = [row for row in rows(page("requirements")) if re.fullmatch(r"[PCG]\d+", row[0])]
+        shown = [row for row in rows(page("requirements")) if re.fullmatch(r"[PCGL]\d+", row[0])]
         self.assertNotEqual(shown, [])
         for ident, _, cell in shown:
             names = re.findall(r"`((?:\w+\.)*test_\w+(?:\.\w+)*)`", cell)
-            others = set(re.findall(r"\b[PCG]\d+\b", cell)) if cell.startswith("as ") else set()
+            others = set(re.findall(r"\b[PCGL]\d+\b", cell)) if cell.startswith("as ") else set()
             self.assertTrue(names or others & self.wanted() or "not shown yet" in cell, f"{ident} names nothing")
             for name in names:
                 self.assertTrue(find_test(f"tests.{name}"), f"{ident}: there is no tests.{name}")
