@@ -1,30 +1,52 @@
-"""The smallest backends: they say which process has answered."""
+"""The smallest backends: they say which process has answered, give bytes, and take them."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 from layer8.tunnel.asgi import L8Middleware as AsgiMiddleware
 from layer8.tunnel.wsgi import L8Middleware
 
+PIECE = 65_536
 
-def hello(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+
+def hello(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     """Answer by WSGI."""
+    path = environ["PATH_INFO"]
+    if path.startswith("/bytes/"):
+        start_response("200 OK", [("Content-Type", "application/octet-stream")])
+        return (bytes(PIECE) for _ in range(int(path[7:]) // PIECE))
     body = b"%d" % os.getpid()
+    if path == "/sink":
+        size, digest = 0, hashlib.sha256()
+        while data := environ["wsgi.input"].read(PIECE):
+            size += len(data)
+            digest.update(data)
+        body = f"{size} {digest.hexdigest()}".encode()
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))])
     return [body]
 
 
-async def ahello(
-    scope: dict[str, Any],
-    receive: Callable[[], Awaitable[dict[str, Any]]],
-    send: Callable[[dict[str, Any]], Awaitable[None]],
-) -> None:
+async def ahello(scope: Any, receive: Any, send: Any) -> None:
     """Answer by ASGI."""
+    path, body = scope["path"], b"%d" % os.getpid()
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
-    await send({"type": "http.response.body", "body": b"%d" % os.getpid()})
+    if path.startswith("/bytes/"):
+        for _ in range(int(path[7:]) // PIECE):
+            await send({"type": "http.response.body", "body": bytes(PIECE), "more_body": True})
+        body = b""
+    elif path == "/sink":
+        size, digest, more = 0, hashlib.sha256(), True
+        while more:
+            event = await receive()
+            size += len(event["body"])
+            digest.update(event["body"])
+            more = event["more_body"]
+        body = f"{size} {digest.hexdigest()}".encode()
+    await send({"type": "http.response.body", "body": body})
 
 
 def _settings() -> dict[str, Any]:

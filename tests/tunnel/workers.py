@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import sys
 from pathlib import Path
 
 from attrs import define, field
 
 from layer8.crypto.keys import NodeKey
-from tests.interop.daemons import ROOT, Program, Scope, answers, folder, free_port
-from tests.tunnel.sealed import Page
+from layer8.tunnel.settings import KEYS_PATH
+from tests.interop.daemons import ROOT, Program, Scope, folder, free_port
+from tests.tunnel.sealed import LIMIT_S, Page
 
 EXAMPLES = ROOT / "docs" / "examples" / "backends"
 TARGETS = {
@@ -66,8 +68,19 @@ class Backend:
     def again(self) -> None:
         """Start (again)."""
         self.program = Program.start(
-            self.scope, self.kind, self.words, self.home, self.environ, lambda program: answers(self.port)
+            self.scope, self.kind, self.words, self.home, self.environ, lambda program: self._ready()
         )
+
+    def _ready(self) -> bool:
+        """Say whether a worker answers: the port is open before there is one."""
+        link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_S)
+        try:
+            link.request("GET", KEYS_PATH)
+            return link.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            link.close()
 
     def page(self) -> Page:
         """Give a page that has the gateway's keys."""
