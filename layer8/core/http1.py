@@ -100,6 +100,8 @@ class Request:
     @property
     def path(self) -> bytes:
         """The target in origin form (or `*`)."""
+        if self.target.startswith(b"/"):
+            return self.target
         absolute = _ABSOLUTE(self.target)
         if absolute is None:
             return self.target
@@ -347,13 +349,19 @@ class Reader(Generic[Head]):
 
     def content(self) -> Head | bytes | End | None:
         """Give the same as `next`, but of bodies only what they carry, without what frames it."""
-        while self._place is not _At.HEAD and self._place is not _At.OVER:
-            start, place = self._at, self._place
+        place = self._place
+        if place is _At.HEAD:
+            return self._head()
+        while place is not _At.OVER:
+            start = self._at
             if start == len(self._kept) or not self._step():
                 return None
             if place in _COUNTED or place is _At.UNTIL:
                 return self._cut(start)
-        return self.next()
+            place = self._place
+        self._place = _At.HEAD
+        self._seen = self._at
+        return END
 
     def _head(self) -> Head | None:
         kept, start = self._kept, self._at

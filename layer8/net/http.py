@@ -354,7 +354,7 @@ class _Connection(Wire):
         self._running = True
         reader = self._reader
         try:
-            while not self._deaf:
+            while not (self._discarding or self.closing):
                 exchange = self._exchange
                 if exchange is None:
                     if self.last or self.closing or self.crowded:
@@ -377,17 +377,12 @@ class _Connection(Wire):
             self._malformed(flaw)
         finally:
             self._running = False
-        if self._deaf:
+        if self._discarding or self.closing:
             return
         if self._held or reader.held > BUFFER:
             self.rest()
         elif self.resting:
             self.wake()
-
-    @property
-    def _deaf(self) -> bool:
-        """Whether nothing that comes is looked at."""
-        return self.gone or self.closing or self._discarding
 
     def _asked(self, head: Request) -> None:
         self._requests += 1

@@ -98,7 +98,7 @@ class Wire(protocol.Protocol):
         self.heard = 0
         self.sent = 0
         self.gone = False
-        self.closing = False  # nothing that comes is looked at any more
+        self.closing = False  # it is gone or ends: nothing that comes is looked at any more
         self.crowded = False  # more than BUFFER waits to be sent
         self.resting = False  # nothing is read
         self._out: list[bytes] = []
@@ -185,7 +185,7 @@ class Wire(protocol.Protocol):
     def leave(self, successor: protocol.Protocol) -> None:
         """Hand the connection to another protocol; nothing of it is ours any more."""
         self.flush()
-        self.gone = True
+        self.gone = self.closing = True
         transport = self.transport
         transport.unregisterProducer()
         if self.resting:
@@ -202,7 +202,7 @@ class Wire(protocol.Protocol):
             unsent = self.waiting
             self.sent -= unsent
             self.tally.sent -= unsent
-            self.gone = True
+            self.gone = self.closing = True
         self._out = []
 
     def count(self, data: bytes) -> None:

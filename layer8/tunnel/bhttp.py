@@ -133,6 +133,13 @@ def read_varint(data: bytes | bytearray, at: int = 0) -> tuple[int, int] | None:
     return number & ((1 << (8 * (end - at) - 2)) - 1), end
 
 
+def _short(first: int, second: int) -> int:
+    """Give the number that two bytes write; raises `IndexError` for the first of a longer one."""
+    if first > 127:
+        raise IndexError
+    return (first & 63) << 8 | second
+
+
 class _At(Enum):
     FRAMING = auto()
     TEXTS = auto()  # method, scheme, authority, path
@@ -187,6 +194,8 @@ class Reader:
             self._left -= len(data)
             return [bytes(data)]
         self._data += data
+        if self._at is _At.FRAMING and self._request:
+            self._read_at_once()
         try:
             while self._step(events):
                 pass
@@ -210,6 +219,65 @@ class Reader:
         if at is _At.CONTENT and self._known:
             self._tell(events, 0)
         return [*events, END]
+
+    def _read_at_once(self) -> None:
+        """Read the head of a request of known length if it is all there, as it nearly always is, and in order.
+
+        Anything else is left as it is, for the steps: they wait, and say what is wrong.
+        """
+        data = bytes(self._data)
+        most = len(data)
+        texts: list[bytes] = []
+        fields: list[tuple[bytes, bytes]] = []
+        at = 1
+        try:
+            if data[0]:
+                return
+            for _, longest, _ in _CONTROL:
+                size = data[at]
+                at += 1
+                if size > 63:
+                    size = _short(size, data[at])
+                    at += 1
+                start, at = at, at + size
+                text = data[start:at]
+                if size > longest or at > most or _VISIBLE(text) is None:
+                    return
+                texts.append(text)
+            size = data[at]
+            at += 1
+            if size > 63:
+                size = _short(size, data[at])
+                at += 1
+            end = at + size
+            if end > most or _METHOD(texts[0]) is None:
+                return
+            while at < end:
+                size = data[at]
+                at += 1
+                if size > 63:
+                    size = _short(size, data[at])
+                    at += 1
+                start, at = at, at + size
+                name = data[start:at].lower()
+                size = data[at]
+                at += 1
+                if size > 63:
+                    size = _short(size, data[at])
+                    at += 1
+                start, at = at, at + size
+                value = data[start:at]
+                if at > end or _NAME(name) is None or _VALUE(value) is None:
+                    return
+                fields.append((name, value))
+        except IndexError:
+            return
+        if len(fields) > MAX_FIELDS:
+            return
+        del self._data[:at]
+        self._texts, self._heads = texts, tuple(fields)
+        self._known = True
+        self._at = _At.CONTENT
 
     def _step(self, events: list[Event]) -> bool:
         at = self._at

@@ -26,6 +26,7 @@ HOP: Final = frozenset(
 SPOKEN_FOR: Final = frozenset((b"forwarded", b"via", b"x-real-ip", b"l8-encapsulated", b"l8-token"))
 SPOKEN_FOR_PREFIX: Final = b"x-forwarded-"
 
+_REFUSED: Final = frozenset((b"expect", b"upgrade"))
 _UNHEARD: Final = HOP | SPOKEN_FOR | {b"content-length", b"host"}
 
 _AUTHORITY = re.compile(
@@ -37,6 +38,8 @@ _DOUBTFUL = re.compile(
     r"|%c[01]%[89ab][0-9a-f]|%e0%[89][0-9a-f]|%f0%8[0-9a-f]",  # longer forms of letters than UTF-8 has
     re.IGNORECASE,
 ).search
+# Letters that nobody reads in two ways, and no dot at the beginning of a segment: nothing is there to be resolved.
+_PLAIN = re.compile(r"(?:/[\w~!$&'()*+,=:@-][\w.~!$&'()*+,=:@-]*)+/?", re.ASCII).fullmatch
 _DOT = re.compile(r"%2e", re.IGNORECASE).sub
 _SEPARATOR = re.compile(r"%2f|%5c|[\\/]", re.IGNORECASE).split
 
@@ -83,9 +86,12 @@ def find(request: Request, allowed: Allowed) -> Target:
     """Check the head of an opened request; raises `Malformed`."""
     if request.method == b"CONNECT":
         raise Malformed("a tunnel is no target", 400)
-    hosts = [value for name, value in request.fields if name == b"host"]
-    if any(name in (b"expect", b"upgrade") for name, _ in request.fields) or len(hosts) > 1:
-        raise Malformed("a request that expects, upgrades, or names two hosts")
+    hosts: list[bytes] = []
+    for name, value in request.fields:
+        if name == b"host":
+            hosts.append(value)
+        if name in _REFUSED or len(hosts) > 1:
+            raise Malformed("a request that expects, upgrades, or names two hosts")
     authority = (request.authority or b"".join(hosts)).decode("ascii", "replace").lower()
     if hosts and hosts[0].decode("ascii", "replace").lower() != authority:
         raise Malformed("a request that names two hosts")
@@ -103,6 +109,8 @@ def normal(path: str) -> str:
     """Resolve the dots of a path; raises `Malformed` for one that climbs above its root, or that leaves doubt."""
     if len(path) > MAX_PATH:
         raise Malformed(f"over the limit MAX_PATH of {MAX_PATH}", 414)
+    if path == "/" or _PLAIN(path) is not None:
+        return path
     if not path.startswith("/") or path.startswith("//") or not path.isascii() or not path.isprintable():
         raise Malformed("a path that begins with other than one slash, or has strange letters")
     if " " in path or "\\" in path or _DOUBTFUL(path) is not None:
@@ -129,17 +137,19 @@ def normal(path: str) -> str:
 
 def told(fields: Fields) -> Fields:
     """Give the fields that the backend hears: none of a connection, none that speaks for us, no second length."""
-    gone = _UNHEARD | _named(fields)
-    return tuple((name, value) for name, value in fields if name not in gone and not name.startswith(SPOKEN_FOR_PREFIX))
+    gone = _with_named(_UNHEARD, fields)
+    return tuple([one for one in fields if one[0] not in gone and not one[0].startswith(SPOKEN_FOR_PREFIX)])
 
 
 def answered(fields: Fields) -> Fields:
     """Give the fields of a backend's answer that go to the page: none of a connection."""
-    gone = HOP | _named(fields)
-    return tuple((name, value) for name, value in fields if name not in gone)
+    gone = _with_named(HOP, fields)
+    return tuple([one for one in fields if one[0] not in gone])
 
 
-def _named(fields: Fields) -> frozenset[bytes]:
-    """Give the fields that Connection says belong to it."""
-    options = [value for name, value in fields if name == b"connection"]
-    return frozenset(one.strip().lower() for value in options for one in value.split(b","))
+def _with_named(gone: frozenset[bytes], fields: Fields) -> frozenset[bytes]:
+    """Add the fields that Connection says belong to it."""
+    for name, value in fields:
+        if name == b"connection":
+            gone |= {one.strip().lower() for one in value.split(b",")}
+    return gone

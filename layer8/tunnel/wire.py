@@ -159,15 +159,19 @@ class Head:
         """Read HEAD bytes; raises `Refusal` for algorithms that no configuration of ours has offered."""
         if len(data) != HEAD:
             raise Refusal("a sealed request without its head")
-        kem, kdf, number = (int.from_bytes(data[at : at + 2], "big") for at in (1, 3, 5))
-        if kem != KEM or kdf != KDF or number not in Aead._value2member_map_:
+        aead = _BY_ALGORITHMS.get(bytes(data[1:ALGORITHMS]))
+        if aead is None:
             raise Refusal("a sealed request of other algorithms", 400, OHTTP_KEY)
-        return cls(data[0], Aead(number), bytes(data[ALGORITHMS:]))
+        return cls(data[0], aead, bytes(data[ALGORITHMS:]))
 
 
 def algorithms(key_id: int, aead: Aead) -> bytes:
     """Give the first ALGORITHMS bytes of a head."""
-    return bytes((key_id,)) + b"".join(number.to_bytes(2, "big") for number in (KEM, KDF, aead))
+    return bytes((key_id,)) + _ALGORITHMS[aead]
+
+
+_ALGORITHMS: Final = {aead: b"".join(number.to_bytes(2, "big") for number in (KEM, KDF, aead)) for aead in Aead}
+_BY_ALGORITHMS: Final = {written: aead for aead, written in _ALGORITHMS.items()}
 
 
 def info(media: Media, key_id: int, aead: Aead) -> bytes:
