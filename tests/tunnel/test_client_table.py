@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from layer8.testing.browser import Chromium
@@ -76,3 +78,38 @@ class ClientTableTests(TestCase):
             print(json.dumps(one)[:1500], "\n")
         await client.close()
         self.assertEqual([one[0] for one in wrong], [])
+
+    async def test_nobody_sees_that_it_is_no_page(self) -> None:
+        """Inside the same fields in the same order, outside the same lengths, as `L8.fetch` has them."""
+        from twisted.internet import reactor
+
+        stage = await Stage.start(reactor)
+        self.addCleanup(stage.close)
+        browser = await Chromium.start(reactor, hosts=stage.hosts)
+        self.addCleanup(browser.close)
+        page = await stage.page(browser)
+        await page.evaluate(f"L8.connect({json.dumps(stage.connect())}).then(() => 1)")
+        client = L8Client(reactor, **stage.connect())
+        self.addCleanup(lambda: Deferred.fromCoroutine(client.close()))
+        calls = stage.gateways["shop"].backend.calls
+
+        def seen() -> tuple[Any, Any]:
+            [called] = calls
+            fields = [pair for pair in called.fields if pair[0] != "date"]
+            sizes = re.findall(rb"content-length: *(\d+)", stage.front[0].up, re.IGNORECASE)
+            calls.clear()
+            stage.front[0].clear()
+            return (called.method, called.uri, fields, called.size), [int(size) for size in sizes if int(size)]
+
+        for number, row in enumerate((ROWS[0], *(row for row in ROWS if row.path == "/echo" and row.fields))):
+            calls.clear()
+            stage.front[0].clear()
+            given = json.dumps([{"path": row.path, "init": row.init()}])
+            [told] = await page.evaluate(f"(async (ask, rows) => {{ {ASK} }})(L8.fetch, {given})")
+            self.assertEqual(told["status"], 200)
+            by_page = seen()
+            self.assertNotIn("failed", await self.asked(client, row))
+            by_client = seen()
+            self.assertEqual(by_client[0], by_page[0], row.name)
+            if number:  # the first has asked for the keys before
+                self.assertEqual(by_client[1], by_page[1], row.name)
