@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisconnection
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
 
+from layer8.config.tunnel import TunnelConfig, TunnelGatewayConfig
 from layer8.net.http import Deaf, Incoming
 from layer8.tunnel import admission, relay_session, relaying
 from layer8.tunnel.relay_session import BODY_MOST
+from layer8.tunnel.service import Relay, alone
 from layer8.tunnel.wire import CHUNKED, NOT_FORWARDED, problem
-from tests.tunnel.test_relay import SEALED, RelayCase, post
+from tests.tunnel.test_relay import SEALED, Client, RelayCase, post
 
 SPOOFS = (
     "x-forwarded-host: evil.test",
@@ -409,3 +419,98 @@ class PressureTests(HardCase):
         await self.settle(lambda: bool(self.gateway.bodies))
         status, fields, body = await (await self.client()).ask(post())
         self.assertEqual((status, body, fields["retry-after"]), (503, problem(503, NOT_FORWARDED), "1"))
+
+    async def test_every_connection_to_a_gateway_is_in_use(self) -> None:
+        self.gateway.how = lambda one, body: None
+        relay = self.start()
+        await self.settle(lambda: bool(relay.keeping.kept["shop"].document))
+        pool = relay._pools["shop"]
+        pool.most, pool.queue = 1, 0.05
+        (await self.client()).transport.write(post())  # type: ignore[union-attr]
+        await self.settle(lambda: bool(self.gateway.bodies))
+        status, _, body = await (await self.client()).ask(post())
+        self.assertEqual((status, body), (503, problem(503, NOT_FORWARDED)))
+
+
+class DialTests(HardCase):
+    """While a gateway is dialled."""
+
+    async def begin(self, patience: float, size: int) -> tuple[Client, Deferred[Any], Any]:
+        """Begin an exchange whose dial does not come to an end."""
+        self.patch(relaying, "SWEEP", 0.05)
+        relay = self.start()
+        route = relay.relaying.routes["shop"]
+        relay.relaying.routes = {"shop": evolve(route, patience=patience)}
+        dial: Deferred[Any] = Deferred()
+        relay.relaying.pools = {"shop": SimpleNamespace(take=lambda: dial)}  # type: ignore[dict-item]
+        client = await self.client()
+        client.transport.write(post(bytes(size)))  # type: ignore[union-attr]
+        await self.settle(lambda: len(relay.relaying) == 1)
+        (exchange,) = relay.relaying._live
+        return client, dial, exchange
+
+    async def test_at_most_a_buffer_waits(self) -> None:
+        client, dial, exchange = await self.begin(0.3, 1 << 20)
+        cancelled: list[Failure] = []
+        dial.addErrback(cancelled.append)
+        await self.settle(lambda: len(exchange._upload._held) >= 65_536)
+        self.assertLess(len(exchange._upload._held), 2 * 65_536 + (1 << 16))
+        status, _, body = await client.answer()
+        self.assertEqual((status, body), (503, problem(503, NOT_FORWARDED)))
+        self.assertEqual(self.posts(), [])
+        self.assertEqual(len(self.relay.relaying), 0)  # type: ignore[union-attr]
+
+    async def test_a_page_that_goes_meanwhile(self) -> None:
+        client, dial, exchange = await self.begin(10, 60)
+        given_up: list[bool] = []
+        dial._canceller = lambda _: given_up.append(True)  # type: ignore[assignment]
+        self.assertTrue(exchange._page.open)
+        client.transport.abortConnection()  # type: ignore[union-attr]
+        await self.settle(lambda: bool(given_up))
+        self.assertEqual(self.posts(), [])
+
+
+class NoiseTests(SynchronousTestCase):
+    """Whatever comes is answered or cut, and leaves nothing."""
+
+    def relay(self) -> Relay:
+        gateway = TunnelGatewayConfig(id="shop", endpoint="tcp:127.0.0.1:1")
+        return alone(MemoryReactorClock(), TunnelConfig(gateway=(gateway,)))  # type: ignore[no-untyped-call]
+
+    def feed(self, relay: Relay, data: bytes) -> bytes:
+        wire = relay.server.buildProtocol(None)
+        assert wire is not None
+        transport = StringTransportWithDisconnection()  # type: ignore[no-untyped-call]
+        transport.protocol = wire
+        wire.makeConnection(transport)
+        wire.dataReceived(data)
+        said = transport.value()
+        wire.connectionLost(Failure(ConnectionDone()))  # type: ignore[no-untyped-call]
+        self.assertEqual((len(relay.relaying), len(relay.piping), len(relay.server)), (0, 0, 0))
+        self.assertEqual(relay.admission.in_flight("shop"), 0)
+        relay.relaying.abort()
+        return bytes(said)
+
+    @given(st.binary(max_size=300))
+    def test_any_noise(self, data: bytes) -> None:
+        self.feed(self.relay(), data)
+        self.feed(self.relay(), data + b"\r\n\r\n")
+
+    @given(
+        st.sampled_from(("POST", "GET", "OPTIONS", "HEAD", "PUT", "CONNECT")),
+        st.sampled_from(("/r/shop", "/r/shop/keys", "/ws/shop", "/l8/sri.json", "/", "*")) | st.text(max_size=20),
+        st.lists(
+            st.tuples(
+                st.sampled_from(("content-type", "content-length", "incremental", "upgrade", "connection", "host")),
+                st.sampled_from(("message/ohttp-req", "60", "?1", "websocket", "upgrade", "a", ""))
+                | st.text(max_size=9),
+            ),
+            max_size=6,
+        ),
+        st.binary(max_size=80),
+    )
+    def test_any_request(self, method: str, target: str, fields: list[tuple[str, str]], body: bytes) -> None:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
+        head = f"{method} {target} HTTP/1.1\r\nhost: relay.test\r\n{lines}\r\n"
+        said = self.feed(self.relay(), head.encode("utf-8", "surrogatepass") + body)
+        self.assertIn(said[:9], (b"", b"HTTP/1.1 "))

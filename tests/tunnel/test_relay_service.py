@@ -54,6 +54,12 @@ class KeyTests(RelayCase):
         self.start()
         self.assertEqual((await (await self.client()).ask(get("/r/shop/keys")))[0], 503)
 
+    async def test_more_than_a_key_set(self) -> None:
+        self.gateway.document = self.gateway.keys().ljust(65_537)
+        relay = self.start(of={"identity": ()})
+        self.assertEqual((await (await self.client()).ask(get("/r/shop/keys")))[0], 503)
+        self.assertEqual(relay.keeping.kept["shop"].tried, 1)
+
     async def test_pages_check_what_the_relay_cannot(self) -> None:
         self.gateway.identity = NodeKey.make()
         self.start(of={"identity": ()})
