@@ -48,7 +48,7 @@ from layer8.tunnel.wire import MEDIA
 IDENTITY: Final = "identity.pem"  # in a state folder
 UPKEEP: Final = 60.0  # seconds between two looks at what the other workers have done
 SIGNED_MOST: Final = 1 << 20  # bytes of a `signed_file`
-RELOAD: Final = 1.0  # seconds between two looks that requests have given cause for
+RELOAD: Final = 1.0  # seconds between two looks that requests under one id have given cause for
 
 
 def seconds() -> float:
@@ -109,7 +109,9 @@ class Gateway:
         self._schedule = Schedule(own_hour(settings.gateway))  # replaced, never changed
         self._loaded: dict[bytes, GatewayKey] = {}  # private keys by their bytes: loading one takes long
         self._documents: dict[int, bytes] = {}  # signed sets by epoch
-        self._looked = self._due = 0.0
+        self._missed: dict[int, float] = {}  # when a request last named a key that was not here
+        self._reads = 0
+        self._due = 0.0
         self._counts: Counter[str] = Counter()
         self._counting = Lock()
         self._sockets = 0
@@ -212,18 +214,30 @@ class Gateway:
             self._sockets -= 1
 
     def lacks(self, key_id: int) -> bool:
-        """Say whether to `reload`, since another worker may have made the key that a request begins with."""
+        """Say whether to `reload`, since another worker may have made the key that a request begins with.
+
+        It says so once in RELOAD seconds for each of the 256 ids that there can be, so nobody can keep us reading.
+        """
         wall = self._wall()
-        return self._schedule.find(key_id, wall) is None and not 0 <= wall - self._looked < RELOAD
+        if self._schedule.find(key_id, wall) is not None:
+            return False
+        if self._lock.locked():  # somebody is looking; wait for it with `reload`
+            return True
+        if 0 <= wall - self._missed.get(key_id, 0.0) < RELOAD:
+            return False
+        self._missed[key_id] = wall
+        return True
 
     def due(self) -> bool:
         """Say whether it is time for `upkeep`."""
         return self._wall() >= self._due
 
     def reload(self) -> None:
-        """Read the keys again; raises `StorageError`."""
+        """Read the keys again; raises `StorageError`. Who asks while others wait for the same is served with them."""
+        before = self._reads
         with self._lock:
-            self._read(self._wall())
+            if self._reads == before:
+                self._read()
 
     def upkeep(self) -> None:
         """Read, make and delete what it is time for; raises `StorageError`, and is due again soon after that."""
@@ -231,11 +245,11 @@ class Gateway:
             wall = self._wall()
             self._due = wall + RELOAD
             self._take_signed()
-            self._read(wall)
+            self._read()
             epoch = self._schedule.due(wall)
             if epoch is not None and self.identity is not None:
                 self._keys.offer(KeyRow.of(GatewayKey.make(epoch)))
-                self._read(wall)
+                self._read()
             for dead in self._schedule.dead(wall):
                 self._keys.drop(dead)
                 self._marks.forget(dead)
@@ -251,7 +265,7 @@ class Gateway:
             raise Unavailable("the identity key is not here, so nobody can sign a new set")
         with self._lock:
             wall = self._wall()
-            self._read(wall)
+            self._read()
             epoch = self._schedule.emergency(wall)
             if epoch is None:
                 raise Unavailable("this hour has its key already, and an id is never used twice")
@@ -261,7 +275,7 @@ class Gateway:
                 self._keys.drop(*old)
                 for one in old:
                     self._marks.forget(one)
-            self._read(wall)
+            self._read()
             return epoch
 
     def keys_document(self) -> bytes:
@@ -361,9 +375,9 @@ class Gateway:
                 self._keys.offer(row)
             self._signed = data
 
-    def _read(self, wall: float) -> None:
+    def _read(self) -> None:
         """Take the table as it is; exchanges that have begun keep the keys that they have found."""
-        self._looked = wall
+        self._reads += 1
         rows = self._keys.rows()
         loaded: dict[bytes, GatewayKey] = {}
         schedule = Schedule(own_hour(self.id))

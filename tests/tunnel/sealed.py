@@ -90,6 +90,7 @@ class Page:
 
     port: int
     pin: bytes
+    gateway: str = "shop"
     keys: KeySet = field(init=False)
     cookies: dict[str, str] = field(factory=dict)
 
@@ -100,7 +101,7 @@ class Page:
         status, _, body = self.plain("GET", KEYS_PATH)
         assert status == 200, body
         self.keys = KeySet.read(body, [self.pin])
-        self.keys.check("shop", today())
+        self.keys.check(self.gateway, today())
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=LIMIT_S)

@@ -23,7 +23,7 @@ from tests.tunnel.workers import Backend
 MIB = 1 << 20
 STREAM = 64 * MIB
 GROWTH = 16 * MIB
-ASKED = 300
+ASKED = 160
 LANES = 4
 
 

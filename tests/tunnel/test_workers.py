@@ -12,14 +12,16 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.crypto.hpke_context import Private
 from layer8.crypto.keyfile import write_private
+from layer8.crypto.keys import NodeKey
 from layer8.tunnel import bhttp, wire
 from layer8.tunnel.bhttp import Request, Response
 from layer8.tunnel.client_session import dressed
-from layer8.tunnel.keys import KeySet
-from layer8.tunnel.settings import GATEWAY_PATH
+from layer8.tunnel.gateway import Gateway
+from layer8.tunnel.keys import HOUR, KeySet, own_hour
+from layer8.tunnel.settings import GATEWAY_PATH, Settings
 from layer8.tunnel.wire import CHUNKED
 from tests.proxy.postgres import no_postgres, shared
-from tests.tunnel.sealed import AUTHORITY, today
+from tests.tunnel.sealed import AUTHORITY, Page, today
 from tests.tunnel.workers import Backend
 
 REQUESTS = 10_000
@@ -108,6 +110,28 @@ class Suite:
 
 class SqliteTests(Suite, SynchronousTestCase):
     """With SQLite, WSGI."""
+
+    def test_emergency(self) -> None:
+        """An operator makes a key in a shell: no worker is started anew, and none refuses a request under it."""
+        here = int(today() // HOUR)
+        name = next(f"shop-{n}" for n in range(99) if (own_hour(f"shop-{n}") - here) % 24 not in (0, 1, 23))
+        home = Path(self.mktemp()).resolve()
+        identity = NodeKey.load_or_make(home / "id.pem")
+        told = Settings(gateway=name, authorities=AUTHORITY, state=home / "state", identity=identity)
+        Gateway.open(told, wall=lambda: today() - HOUR).close()  # its key is an hour old
+        backend = Backend.start(self, self.kind, workers=4, environ={"L8_GATEWAY": name}, home=home)
+        page = Page(backend.port, identity.node_id, name)
+        self.assertEqual(page.keys.epoch, here - 1)
+        shell = Gateway.open(told)
+        self.addCleanup(shell.close)
+        shell.rotate()
+        keys = KeySet.read(shell.keys_document(), [identity.node_id])
+        with ThreadPoolExecutor(THREADS) as threads:
+            for known in (keys, page.keys):
+                made = [Sealed(known) for _ in range(200)]
+                bodies = list(threads.map(lambda one: raw(backend.port, one.data), made))
+                statuses = Counter(one.open(body)[0] for one, body in zip(made, bodies, strict=True))
+                self.assertEqual(statuses, {200: 200})
 
 
 class AsgiSqliteTests(Suite, SynchronousTestCase):

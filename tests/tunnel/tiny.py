@@ -51,7 +51,7 @@ async def ahello(scope: Any, receive: Any, send: Any) -> None:
 
 def _settings() -> dict[str, Any]:
     return {
-        "gateway": "shop",
+        "gateway": os.environ.get("L8_GATEWAY", "shop"),
         "authorities": ["shop.example"],
         "state": os.environ.get("L8_STATE"),
         "identity_file": os.environ.get("L8_IDENTITY_FILE"),
