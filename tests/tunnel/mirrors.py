@@ -10,6 +10,7 @@ from typing import Any
 from attrs import define, field
 from twisted.internet.defer import maybeDeferred
 from twisted.web.resource import Resource
+from twisted.web.static import Data
 
 import layer8
 from layer8.config.tunnel import TunnelConfig, TunnelGatewayConfig
@@ -51,6 +52,7 @@ class Mirrors:
     async def start(self) -> None:
         """Start everything; the app is at `url`, and its copy at `copy`."""
         root = Resource()
+        root.putChild(b"word", Data(b"from the backend", "text/plain"))
         self.gateway = L8Resource(
             root, reactor=self.reactor, gateway="notes", authorities=["notes.test"], identity=self.identity
         )

@@ -123,6 +123,19 @@ class AppTests(TestCase):
         page.write_bytes(before.replace(mark, mark + b"A"))
         self.assertEqual(await self.state(mirrors), {**SIGNED, "l8": "undefined"})
 
+    async def test_one_line(self) -> None:
+        """L1: the page says whom to ask for what, and nothing else; relays and pins are in the manifest."""
+        mirrors = await self.open()
+        line = 'document.getElementById("out").textContent = await (await L8.fetch("/word")).text();\n'
+        (mirrors.folders[0] / "js/main.js").write_text(line)
+        mirrors.build()
+        page = await self.browser.page(f"{mirrors.url}/")
+        for _ in range(20):
+            found = await page.evaluate(STATE)
+            if found["out"] != "nothing":
+                break
+        self.assertEqual(found, {**SIGNED, "out": "from the backend"})
+
     async def test_no_way_to_the_provider(self) -> None:
         """A careless page, or one that was told to, tries what browsers have; the provider hears nothing."""
         from twisted.internet import reactor as running
