@@ -81,8 +81,9 @@ def root() -> Any:
             return b"%d" % size
 
     top = Resource()
-    for path, leaf in ((SMALL, Small()), (DOWN.strip("/"), Down()), (UP, Up()), (PAGE, Page())):
-        top.putChild(path.strip("/").encode(), leaf)
+    kinds: dict[str, Any] = {SMALL: Small, DOWN: Down, UP: Up, PAGE: Page}
+    for path, kind in kinds.items():
+        top.putChild(path.strip("/").encode(), kind())
     return top
 
 

@@ -81,7 +81,7 @@ class Stand:
             roles["layer8-inside"] = {"gateway": self._inside()}
         for name in FRAMEWORKS:
             if name in wanted or f"layer8-{name}" in wanted:
-                self._try(name, lambda name=name: self._gunicorn(name, roles))  # type: ignore[misc]
+                self._try(name, lambda name=name: self._gunicorn(name, roles))
         if roles:
             relay = self._relay()
             for name, found in roles.items():
@@ -89,7 +89,7 @@ class Stand:
                 target.learn()
                 self.ways[name] = Way(name, target, roles={"relay": relay, **found})
         for way in list(self.ways.values()):
-            self._try(way.name, lambda way=way: self.check(way))  # type: ignore[misc]
+            self._try(way.name, lambda way=way: self.check(way))
 
     def check(self, way: Way) -> tuple[int, int]:
         """Ask once, and see that the answer is the backend's; how many bytes the tunnel adds, up and down."""

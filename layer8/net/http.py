@@ -336,12 +336,11 @@ class _Connection(Wire):
 
     def dataReceived(self, data: bytes) -> None:
         self.count(data)
-        if self.closing:
-            return
         if self._discarding:
             self._mark -= len(data)
             if self._mark < 0:
                 self.abort()
+        if self.closing:
             return
         self._reader.feed(data)
         with CORK:
@@ -354,10 +353,10 @@ class _Connection(Wire):
         self._running = True
         reader = self._reader
         try:
-            while not (self._discarding or self.closing):
+            while not self.closing:
                 exchange = self._exchange
                 if exchange is None:
-                    if self.last or self.closing or self.crowded:
+                    if self.last or self.crowded:
                         break
                 elif self._held or exchange.asked or exchange._listener is None:
                     break
@@ -377,7 +376,7 @@ class _Connection(Wire):
             self._malformed(flaw)
         finally:
             self._running = False
-        if self._discarding or self.closing:
+        if self.closing:
             return
         if self._held or reader.held > BUFFER:
             self.rest()
@@ -471,6 +470,7 @@ class _Connection(Wire):
         self._exchange = None
         self.wake()
         if self._direct and hasattr(self.transport, "loseWriteConnection"):
+            self.closing = True
             self.transport.unregisterProducer()
             self.transport.loseWriteConnection()
         else:
@@ -540,10 +540,10 @@ class _Connection(Wire):
         """Cut who is slow."""
         moved = 0
         exchange = self._exchange
-        if self.closing:
-            state, limit, moved = "closing", IDLE_TIME, self.sent - self.waiting
-        elif self._discarding:
+        if self._discarding:
             state, limit = "linger", LINGER
+        elif self.closing:
+            state, limit, moved = "closing", IDLE_TIME, self.sent - self.waiting
         elif exchange is None:
             fresh = self.idle and self._requests
             state, limit = ("idle", KEEP_TIME) if fresh else ("head", HEAD_TIME)
