@@ -164,6 +164,9 @@ class _Exchange:
             return
         if serving.call is not None and serving.end is None:
             await self._serve(asyncio.ensure_future(self._call(serving.call)))
+        while serving.end is None and not self._over:  # the answer may end when the request has
+            await self._pull()
+            serving.body.clear()
         await self._flush()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(IDLE_TIME):

@@ -104,6 +104,7 @@ class _Exchange:
         self._input: IO[bytes] = environ["wsgi.input"]
         self._left = _outer_length(environ)  # bytes of the sealed request, None if its end will show
         self._first = True
+        self._over = False  # no more of it will come
         self._status = ""
         self._headers: list[tuple[str, str]] = []
         self._begun = False
@@ -145,6 +146,7 @@ class _Exchange:
             self._settle()
             return
         data = self._read()
+        self._over = not data or self._left == 0
         now = monotonic()
         if data is None:
             self._serving.lost(now)
@@ -194,6 +196,9 @@ class _Exchange:
             if close is not None:
                 close()
         serving.sort()
+        while serving.end is None and not self._over:  # the answer may end when the request has
+            self.pull()
+            serving.body.clear()
         if sealed := serving.sealed():
             yield sealed
 
