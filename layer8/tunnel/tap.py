@@ -22,5 +22,5 @@ def makeService(options: DaemonOptions) -> IService:
         frame = Frame(reactor, "tunnel", options, os.environ)
         relay = Relay(frame, options.config.tunnel)
         frame.run(relay, relay)
-        reactor.callWhenRunning(settle)  # type: ignore[attr-defined]
+        reactor.callWhenRunning(settle)
         return frame.process

@@ -18,13 +18,14 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from layer8.crypto import hpke_context
-from layer8.crypto.hpke_context import Aead
+from layer8.crypto.hpke_context import Aead, Private
+from layer8.net.http_client import fetch
 from layer8.tunnel import bhttp, wire
 from layer8.tunnel.bhttp import Request, Response
 from layer8.tunnel.client_session import dressed
 from layer8.tunnel.keys import KeySet, read_pin
 from layer8.tunnel.outgoing import Outgoing
-from layer8.tunnel.wire import CHUNKED, SINGLE
+from layer8.tunnel.wire import CHUNKED, SINGLE, KeyConfig
 from tests.interop.tunnels import Tunnel
 from tests.resilience.rig import memory
 from tests.tunnel import by_hand
@@ -77,7 +78,7 @@ class ViewCase(TestCase):
         """Make a client with nothing of its own, by way of the relay."""
         hand = Hand(self.reactor, self.front.port, (read_pin(self.tunnel.pin),), "/r/shop", "relay.test")
         self.addCleanup(hand.close)
-        answer = await by_hand.fetch(hand.pool, "GET", "/r/shop/keys", "relay.test", most=65_536)
+        answer = await fetch(hand.pool, "GET", "/r/shop/keys", "relay.test", most=65_536)
         hand.config = KeySet.read(answer.body, hand.pins).config
         return hand
 
@@ -230,9 +231,9 @@ class SizeTests(SynchronousTestCase):
 
     def sealed(self, message: Request | Response, content: bytes) -> int:
         """Give how many bytes go out for a message."""
-        key = by_hand.Private.make()
-        config = by_hand.KeyConfig(1, key.public)
-        sealer, _ = wire.seal_request(CHUNKED, config, Aead.AES_128_GCM, by_hand.Private.make())
+        key = Private.make()
+        config = KeyConfig(1, key.public)
+        sealer, _ = wire.seal_request(CHUNKED, config, Aead.AES_128_GCM, Private.make())
         out = Outgoing(sealer, message, length=len(content), pad=True)
         return len(out.write(content)) + len(out.finish())
 
@@ -266,9 +267,9 @@ class SizeTests(SynchronousTestCase):
 
     def test_one_piece_costs_what_the_page_says(self) -> None:
         asked = dressed(Request(b"GET", b"https", b"a.test", b"/", ()), "https://a.test", 1e9)
-        key = by_hand.Private.make()
-        config = by_hand.KeyConfig(1, key.public)
+        key = Private.make()
+        config = KeyConfig(1, key.public)
         for media, cost in ((CHUNKED, 56), (SINGLE, 55)):
-            sealer, _ = wire.seal_request(media, config, Aead.AES_128_GCM, by_hand.Private.make())
+            sealer, _ = wire.seal_request(media, config, Aead.AES_128_GCM, Private.make())
             out = Outgoing(sealer, asked, length=0, pad=True)
             self.assertEqual(len(out.write(b"")) + len(out.finish()), 512 + cost)

@@ -47,7 +47,8 @@ def frame(opcode: int, data: bytes, *, fin: bool = True, mask: bytes = MASK, fir
 def through(data: bytes, *, masked: bool = True, cuts: Sequence[int] = ()) -> tuple[bytes, list[Control]]:
     """Feed it in pieces; give what goes on and the control frames."""
     one = Passage(masked=masked)
-    out, controls = b"", []
+    out = b""
+    controls: list[Control] = []
     for start, end in zip((0, *cuts), (*cuts, len(data)), strict=True):
         went, more = one.feed(data[start:end])
         out += went

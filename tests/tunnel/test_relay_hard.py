@@ -463,7 +463,7 @@ class DialTests(HardCase):
     async def test_a_page_that_goes_meanwhile(self) -> None:
         client, dial, exchange = await self.begin(10, 60)
         given_up: list[bool] = []
-        dial._canceller = lambda _: given_up.append(True)  # type: ignore[assignment]
+        dial._canceller = lambda _: given_up.append(True)
         self.assertTrue(exchange._page.open)
         client.transport.abortConnection()  # type: ignore[union-attr]
         await self.settle(lambda: bool(given_up))
@@ -475,17 +475,17 @@ class NoiseTests(SynchronousTestCase):
 
     def relay(self) -> Relay:
         gateway = TunnelGatewayConfig(id="shop", endpoint="tcp:127.0.0.1:1")
-        return alone(MemoryReactorClock(), TunnelConfig(gateway=(gateway,)))  # type: ignore[no-untyped-call]
+        return alone(MemoryReactorClock(), TunnelConfig(gateway=(gateway,)))
 
     def feed(self, relay: Relay, data: bytes) -> bytes:
         wire = relay.server.buildProtocol(None)
         assert wire is not None
-        transport = StringTransportWithDisconnection()  # type: ignore[no-untyped-call]
+        transport = StringTransportWithDisconnection()
         transport.protocol = wire
         wire.makeConnection(transport)
         wire.dataReceived(data)
         said = transport.value()
-        wire.connectionLost(Failure(ConnectionDone()))  # type: ignore[no-untyped-call]
+        wire.connectionLost(Failure(ConnectionDone()))
         self.assertEqual((len(relay.relaying), len(relay.piping), len(relay.server)), (0, 0, 0))
         self.assertEqual(relay.admission.in_flight("shop"), 0)
         relay.relaying.abort()

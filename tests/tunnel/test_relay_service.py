@@ -258,9 +258,10 @@ class RoleTests(RelayCase):
         self.assertGreater(relay.stats().bytes.gateway_out, before.gateway_out)
         token.write_text("two words")
         wrong = evolve(Config(), tunnel=fresh)
-        error = await self.assertFailure(Deferred.fromCoroutine(relay.apply(wrong)), ConfigError)
-        self.assertIn("a token has", str(error))
-        self.assertNotIn("two words", str(error))
+        with self.assertRaises(ConfigError) as caught:
+            await relay.apply(wrong)
+        self.assertIn("a token has", str(caught.exception))
+        self.assertNotIn("two words", str(caught.exception))
         self.assertEqual((await client.ask(post()))[0], 200)
         await relay.apply(evolve(Config(), tunnel=evolve(fresh, gateway=())))
         self.assertEqual((await client.ask(post()))[0], 404)

@@ -10,9 +10,9 @@ from twisted.internet.task import Clock
 from layer8.net.http import Incoming
 from layer8.tunnel import admission, passage, piping
 from layer8.tunnel.admission import Admission
-from layer8.tunnel.passage import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
+from layer8.tunnel.passage import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, Control, Passage
 from layer8.tunnel.piping import SWEEP, Piping
-from tests.tunnel.test_passage import Control, Passage, frame
+from tests.tunnel.test_passage import frame
 from tests.tunnel.test_relay import Client, Gateway, RelayCase
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
