@@ -100,9 +100,9 @@ class Tunnel:
             self.scope, "backend", words, self.home, None, lambda _: answers(self.backend_port)
         )
 
-    def add_relay(self, endpoint: str = "") -> Part:
-        """Start a relay."""
-        port = free_port()
+    def add_relay(self, endpoint: str = "", port: int = 0) -> Part:
+        """Start a relay, at a port that somebody may know already."""
+        port = port or free_port()
         self.relay_ports.append(port)
         where = endpoint or f"tcp:127.0.0.1:{self.gateway_port}"
         text = (
