@@ -1,8 +1,8 @@
 """The backends that are measured with and without the tunnel: `python -m bench.tunnel_backend PORT [STATE]`.
 
 That is a trivial twisted.web server; with a folder for its keys the gateway is in it (`L8Resource`). `flask` and
-`django` make the same for gunicorn, with the gateway in front if L8_STATE names a folder. A gateway is called as its
-folder is.
+`django` are for gunicorn, with the gateway in front if L8_STATE names a folder; what they answer with is what such
+programs do: a page of notes out of SQLite, by a template. A gateway is called as its folder is.
 """
 
 from __future__ import annotations
@@ -103,39 +103,85 @@ def serve(port: int, state: str = "") -> None:
     loop.run()
 
 
+NOTES: Final = 20
+TABLE: Final = "CREATE TABLE note (id INTEGER PRIMARY KEY, title TEXT, text TEXT)"
+TEMPLATE: Final = """<!doctype html><title>Notes</title><h1>Notes</h1><ul>
+{% for note in notes %}<li id="n{{ note.id }}"><b>{{ note.title }}</b> {{ note.text }}</li>
+{% endfor %}</ul>"""
+
+
+def _notes() -> list[tuple[int, str, str]]:
+    return [(number, f"Note {number}", f"Buy {number} & more") for number in range(1, NOTES + 1)]
+
+
 def flask() -> Any:
     """Make the Flask application."""
-    from flask import Flask
+    import sqlite3
+
+    from flask import Flask, render_template_string
 
     app = Flask(__name__)
+    connection = sqlite3.connect(":memory:", check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    connection.execute(TABLE)
+    connection.executemany("INSERT INTO note VALUES (?, ?, ?)", _notes())
 
     @app.get(SMALL)
-    def small() -> bytes:
-        return TEXT
+    def small() -> str:
+        notes = connection.execute("SELECT * FROM note ORDER BY id").fetchall()
+        return render_template_string(TEMPLATE, notes=notes)
 
     return _guarded(app)
 
 
 def django() -> Any:
-    """Make the Django application, with the middleware of a new project that a page without a session passes."""
+    """Make the Django application, with the middleware of a new project."""
+    import django as package
     from django.conf import settings as configured
 
     configured.configure(
         SECRET_KEY="bench",
         ALLOWED_HOSTS=["*"],
         ROOT_URLCONF=__name__,
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions"],
+        TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates"}],
         MIDDLEWARE=[
             "django.middleware.security.SecurityMiddleware",
+            "django.contrib.sessions.middleware.SessionMiddleware",
             "django.middleware.common.CommonMiddleware",
             "django.middleware.csrf.CsrfViewMiddleware",
+            "django.contrib.auth.middleware.AuthenticationMiddleware",
             "django.middleware.clickjacking.XFrameOptionsMiddleware",
         ],
+        DEFAULT_AUTO_FIELD="django.db.models.AutoField",
     )
+    package.setup()
     from django.core.wsgi import get_wsgi_application
+    from django.db import connection, models
     from django.http import HttpResponse
+    from django.template import engines
     from django.urls import path
 
-    globals()["urlpatterns"] = [path(SMALL.strip("/"), lambda request: HttpResponse(TEXT, content_type="text/plain"))]
+    made: Any = type(
+        "Note",
+        (models.Model,),
+        {
+            "__module__": __name__,
+            "Meta": type("Meta", (), {"app_label": "bench", "db_table": "note"}),
+            "title": models.TextField(),
+            "text": models.TextField(),
+        },
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(TABLE)
+        cursor.executemany("INSERT INTO note VALUES (%s, %s, %s)", _notes())
+    template = engines["django"].from_string(TEMPLATE)
+
+    def small(request: Any) -> Any:
+        return HttpResponse(template.render({"notes": made.objects.order_by("id")}, request))
+
+    globals()["urlpatterns"] = [path(SMALL.strip("/"), small)]
     return _guarded(get_wsgi_application())
 
 
