@@ -23,6 +23,12 @@ const CAGE =
 const ASKED = ["content-type", "range", "if-range"];
 const ACCEPT = { document: "text/html,*/*;q=0.8", image: "image/*,*/*;q=0.8", style: "text/css,*/*;q=0.1" };
 const BROWSERS = /^(?:accept-language|device-memory|dnt|downlink|dpr|ect|priority|referer|rtt|save-data|sec-.*|upgrade-insecure-requests|user-agent|viewport-width)$/;
+const BESIDE = {
+  "cross-origin-opener-policy": "same-origin-allow-popups",
+  "referrer-policy": "no-referrer",
+  "x-content-type-options": "nosniff",
+  "x-dns-prefetch-control": "off",
+};
 const ANSWERED = "accept-ranges cache-control content-disposition content-length content-range content-type etag last-modified".split(" ");
 
 const TEXT = { css: "text/css", htm: "text/html", html: "text/html", js: "text/javascript", mjs: "text/javascript", ts: "text/plain", txt: "text/plain" };
@@ -61,7 +67,9 @@ async function readManifest(source, signers) {
   const { payload, pin } = await readJws(bytes, "l8-app+jws", signers);
   const told = json(payload);
   const files = told.files !== null && typeof told.files === "object" && Object.values(told.files);
-  const good = told.v === 1 && told.publisher === pin && Number.isSafeInteger(told.version) && files && files.every((one) => typeof one?.sha256 === "string");
+  const right = files && files.every((one) => typeof one?.sha256 === "string") && typeof told.csp === "string";
+  const good = told.v === 1 && told.publisher === pin && Number.isSafeInteger(told.version) && right;
+
   if (!good) throw new TypeError("a manifest of another form");
   return { source, told, hash: letters(await sha256(bytes)) };
 }
@@ -121,7 +129,9 @@ async function witness(path, expected, got, why, other = null) {
   const entry = { time: new Date().toISOString(), url: new URL(path, location.href).href, why, expected, got, manifests: [known?.source ?? null, other] };
   await appStore(async (kept) => {
     const store = kept.objectStore("evidence");
-    const keys = await settled(store.getAllKeys());
+    const [all, keys] = await Promise.all([settled(store.getAll()), settled(store.getAllKeys())]);
+    if (all.some((one) => one.url === entry.url && one.got === got && one.expected === expected)) return;
+
     for (const key of keys.slice(0, Math.max(0, keys.length + 1 - EVIDENCE))) store.delete(key);
     await settled(store.add(entry));
   });
@@ -129,7 +139,7 @@ async function witness(path, expected, got, why, other = null) {
 }
 
 const refused = (status, why) =>
-  new Response(`${why}\n`, { status, headers: { "content-type": "text/plain; charset=utf-8", "content-security-policy": CAGE, "x-content-type-options": "nosniff" } });
+  new Response(`${why}\n`, { status, headers: { ...BESIDE, "content-type": "text/plain; charset=utf-8", "content-security-policy": CAGE } });
 
 // ---- The app's own files ----
 
@@ -147,8 +157,8 @@ async function own(path, name) {
   }
   const ending = /\.(\w+)$/.exec(name)?.[1].toLowerCase();
   const type = TEXT[ending] ? `${TEXT[ending]}; charset=utf-8` : (TYPES[ending] ?? "application/octet-stream");
-  const headers = { "content-type": type, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer" };
-  if (known.told.csp) headers["content-security-policy"] = known.told.csp;
+  const headers = new Headers({ ...BESIDE, "content-type": type, "content-security-policy": known.told.csp });
+  for (const [field, value] of answer.headers) if (field.startsWith("integrity-policy")) headers.set(field, value);
   return new Response(bytes, { headers });
 }
 
@@ -180,7 +190,7 @@ async function through(request, target) {
       answer.body?.cancel();
       return Response.redirect(answer.url.replace(first, location.origin), 303);
     }
-    const kept = new Headers({ "content-security-policy": CAGE, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer" });
+    const kept = new Headers({ ...BESIDE, "content-security-policy": CAGE });
     for (const name of ANSWERED) if (answer.headers.has(name)) kept.set(name, answer.headers.get(name));
     return new Response(answer.body, { status: answer.status, statusText: answer.statusText, headers: kept });
   } catch (error) {

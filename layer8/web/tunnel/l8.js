@@ -61,7 +61,9 @@ const CODES = {
   "no-socket": ["gateway", "the gateway opens no socket there", "look whether the address is right"],
   "no-events": ["backend", "no stream of events", "answer 200 with the type text/event-stream"],
   "no-file": ["backend", "there is no such file", "look whether the address is right"],
-  "no-worker": ["page", "the service worker does not start", "serve l8-sw.js and l8.js from the page's own origin, with Service-Worker-Allowed where it is not at the top"],
+  manifest: ["page", "the app's manifest is not what its publisher has signed", "do not go on; L8.evidence() may say more"],
+  "no-worker": ["page",
+ "the service worker does not start", "serve l8-sw.js and l8.js from the page's own origin, with Service-Worker-Allowed where it is not at the top"],
   unsupported: ["page", "this browser lacks what the tunnel needs", "use https or localhost, and a browser with X25519 and Ed25519"],
 };
 const AGAIN = new Set(["keys", "busy", "lost", "slow", "cut", "unreachable"]);
@@ -429,35 +431,40 @@ async function sealRequest(media, keyId, publicKey, ephemeral) {
   };
 }
 
+/** Let go of a buffer at once: uploads make them faster than they are collected. */
+const free = (bytes) => bytes.buffer.transfer?.(0);
+
 /** Seal whole chunks. */
 async function chunks(sequence, plain) {
-  const out = [];
-  for (let at = 0; at < plain.length; at += CHUNK) out.push(sequence.seal(plain.subarray(at, at + CHUNK)));
-  return join(...(await Promise.all(out)).flatMap((sealed) => [varint(sealed.length), sealed]));
+  const made = [];
+  for (let at = 0; at < plain.length; at += CHUNK) made.push(sequence.seal(plain.subarray(at, at + CHUNK)));
+  const sealed = await Promise.all(made);
+  const out = join(...sealed.flatMap((one) => [varint(one.length), one]));
+  sealed.forEach(free);
+  return out;
 }
 
-/** Seal pieces of plaintext; gives the sealed bytes as they come. */
+/** Seal pieces of plaintext, which are let go; gives the sealed bytes as they come. */
 async function* seal(media, { prefix, sequence }, pieces, pad) {
   yield prefix;
   let held = NOTHING;
   let size = 0;
+  const most = media.chunked ? MAX_MESSAGE : MAX_SINGLE;
   for await (const piece of pieces) {
-    held = held.length ? join(held, piece) : piece;
+    const all = join(held, piece);
     size += piece.length;
-    if (size > (media.chunked ? MAX_MESSAGE : MAX_SINGLE)) throw new L8Error("too-large", { leg: "page" });
-    if (!media.chunked) continue;
-    const full = Math.floor((held.length - 1) / CHUNK) * CHUNK; // the last chunk waits: it may be the final one
-    if (full > 0) yield await chunks(sequence, held.subarray(0, full));
-    held = held.subarray(Math.max(full, 0));
+    free(piece);
+    if (size > most) throw new L8Error("too-large", { leg: "page" });
+    const full = media.chunked ? Math.max(Math.floor((all.length - 1) / CHUNK) * CHUNK, 0) : 0; // the last may be the final one
+    if (full > 0) yield await chunks(sequence, all.subarray(0, full));
+    held = all.slice(full);
+    free(all);
   }
-  held = join(held, new Uint8Array(pad ? padded(size) - size : 0));
-  if (media.chunked && held.length > CHUNK) {
-    const full = Math.floor((held.length - 1) / CHUNK) * CHUNK;
-    yield await chunks(sequence, held.subarray(0, full));
-    held = held.subarray(full);
-  }
+  held = join(held, new Uint8Array(pad ? Math.min(padded(size), most) - size : 0));
+  const full = media.chunked ? Math.floor((held.length - 1) / CHUNK) * CHUNK : 0;
+  if (full > 0) yield await chunks(sequence, held.subarray(0, full));
   if (media.chunked) yield number(0, 1);
-  yield await sequence.seal(held, media.chunked ? FINAL : NOTHING);
+  yield await sequence.seal(held.subarray(full), media.chunked ? FINAL : NOTHING);
 }
 
 /** Give a `pull` of the plaintext of an answer whose sealed bytes come from an Input. */
@@ -788,8 +795,8 @@ async function* plaintext(head, body, onprogress) {
   for (let at = 0; at < total; ) {
     const part = new Uint8Array(await body.slice(at, at + PART).arrayBuffer());
     if (part.length === 0) throw wrong("the body has gone");
-    yield part;
     at += part.length;
+    yield part;
     onprogress?.(at, total);
   }
   yield number(0, 1); // no trailers
@@ -802,17 +809,18 @@ async function packed(pieces, size) {
     for await (const piece of pieces) parts.push(piece);
     return join(...parts);
   }
-  const stream = new ReadableStream(
-    {
-      async pull(controller) {
-        const { value, done } = await pieces.next();
-        if (done) controller.close();
-        else controller.enqueue(value);
-      },
-    },
-    { highWaterMark: 0 },
-  );
-  return new Response(stream).blob();
+  const failure = {};
+  const pull = async (controller) => {
+    try {
+      const { value, done } = await pieces.next();
+      if (done) controller.close();
+      else controller.enqueue(value);
+    } catch (error) {
+      failure.error = error;
+      throw error;
+    }
+  };
+  return telling(new Response(new ReadableStream({ pull }, { highWaterMark: 0 })).blob(), failure);
 }
 
 /** A URL's path with its query, an empty one too. */
@@ -1351,11 +1359,43 @@ const decoder = new TextDecoder();
 const tunnels = new Set();
 let configured = null; // the promise of what the page itself says of its tunnels
 
-/** The tunnels of `<meta name="l8" content='{"relay": ..., "gateway": ..., "pin": ...}'>`: one object, or a list. */
+/**
+ * The tunnels of `<meta name="l8" content='{"relay": ..., "gateway": ..., "pin": ...}'>`, one object or a list; if none has a pin, those
+ * of the app's manifest, with what the page says beside it.
+ */
 async function told() {
-  const all = [...(globalThis.document?.querySelectorAll('meta[name="l8"]') ?? [])].flatMap((one) => tried(() => JSON.parse(one.content)) ?? [null]);
+  let all = [...(globalThis.document?.querySelectorAll('meta[name="l8"]') ?? [])].flatMap((one) => tried(() => JSON.parse(one.content)) ?? [null]);
+  if (all.every((one) => one && one.pin === undefined)) {
+    const fits = (row) => all.filter(({ gateway }) => gateway === undefined || gateway === row.gateway);
+    const rows = await listed();
+    if (rows.length || all.every(({ relay }) => relay === undefined)) all = rows.map(
+(row) => Object.assign({}, row, ...fits(row)));
+  }
   for (const one of all.map(checkOptions)) tunnels.add(new Tunnel(one));
   return all.length > 0;
+}
+
+/** The gateways of the app's manifest; what the service worker knows of its publisher counts. */
+async function listed() {
+  let bytes;
+  try {
+    const way = { cache: "no-store", credentials: "omit", redirect: "error" };
+    const answer = await outer(new URL("/.well-known/l8/manifest.json", location.href), way);
+    if (!answer.ok) return [];
+    bytes = await atMost(answer, 2 ** 20);
+  } catch {
+    return []; // there is none
+  }
+  try {
+    const kept = await appStore((store) => settled(store.objectStore("state").get("manifest"))).catch(() => null);
+    const { publisher, next } = kept?.told ?? json(text(unletters(json(text(bytes)).payload)));
+    const found = json((await readJws(bytes, "l8-app+jws", kept && next ? [publisher, next] : [publisher])).payload);
+    if (found.version < kept?.told.version) throw new RangeError("older than the one before");
+    const row = ([gateway, { relays, authorities, identities }]) => ({ relay: relays, gateway, authority: authorities[0], pin: identities });
+    return Object.entries(found.gateways).map(row);
+  } catch (cause) {
+    throw new L8Error("manifest", { cause });
+  }
 }
 
 /** Look once at what the page says; again if there was nothing yet. */
