@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 
 from layer8.core.errors import Layer8Error, LocalProtocolError, StorageError
 from layer8.core.session import Close, Effect, Send, Tell
-from layer8.net.timer import Timer
+from layer8.net.http_wire import CORK
 from layer8.tunnel import wire
 from layer8.tunnel.bhttp import Fields, Informational, Response
 from layer8.tunnel.gateway import Gateway, Outcome, pad_event
@@ -35,7 +35,7 @@ from layer8.tunnel.replay import Verdict
 
 T = TypeVar("T")
 FLUSH: Final = 0.004  # seconds that a part of a chunk waits for more
-UPKEEP_STEP: Final = 5.0  # seconds between two looks whether there is upkeep to do
+SWEEP: Final = 1.0  # seconds between two looks at who is silent, and whether there is upkeep to do
 
 
 class Front(Protocol):
@@ -113,13 +113,16 @@ class Gate:
         self.threads = threads or threads_of(reactor)
         self.under_way: set[Driven] = set()
         self._told = told
-        self._loop = LoopingCall(self._upkeep)
+        self._loop = LoopingCall(self._look_around)
         self._loop.clock = reactor
         self._idle: list[Deferred[None]] = []
+        self._flushing: set[Driven] = set()  # those with a part of a chunk that waits
+        self._flush_call: IDelayedCall | None = None
+        self._keeping = False
 
     def start(self) -> None:
         """Keep the keys from now on."""
-        self._loop.start(UPKEEP_STEP, now=False)
+        self._loop.start(SWEEP, now=False)
 
     def stop(self) -> None:
         """Keep nothing, and cut what is under way."""
@@ -127,6 +130,9 @@ class Gate:
             self._loop.stop()
         for one in list(self.under_way):
             one.cut()
+        if self._flush_call is not None:
+            self._flush_call.cancel()
+            self._flush_call = None
 
     def idle(self) -> Deferred[None]:
         """Give a deferred that fires when nothing is under way."""
@@ -152,6 +158,7 @@ class Gate:
     def over(self, driven: Driven, outcome: Outcome | None) -> None:
         """Take the end of an exchange."""
         self.under_way.discard(driven)
+        self._flushing.discard(driven)
         if outcome is not None:
             self.gateway.count(outcome)
         self._look()
@@ -162,15 +169,36 @@ class Gate:
             for done in waiting:
                 done.callback(None)
 
-    def _upkeep(self) -> Deferred[None] | None:
-        if not self.gateway.due():
-            return None
-        done: Deferred[None] = self.threads(self.gateway.upkeep)
-        done.addCallbacks(lambda _: self._told(True, ""), self._upkeep_failed)
-        return done
+    def flush_soon(self, driven: Driven) -> None:
+        """Let out what an exchange has, in FLUSH at the latest."""
+        if self._flush_call is None:
+            self._flush_call = self.reactor.callLater(FLUSH, self._flush)
+        self._flushing.add(driven)
 
-    def _upkeep_failed(self, failure: Failure) -> None:
-        failure.trap(Layer8Error)
+    def _flush(self) -> None:
+        self._flush_call = None
+        waiting, self._flushing = self._flushing, set()
+        with CORK:
+            for driven in waiting:
+                driven.flush()
+
+    def _look_around(self) -> None:
+        now = self.seconds()
+        with CORK:
+            for driven in list(self.under_way):
+                driven.look(now)
+        if not self._keeping and self.gateway.due():
+            self._keeping = True
+            self.threads(self.gateway.upkeep).addCallbacks(self._kept, self._not_kept)
+
+    def _kept(self, _: object) -> None:
+        self._keeping = False
+        self._told(True, "")
+
+    def _not_kept(self, failure: Failure) -> None:
+        self._keeping = False
+        if not failure.check(Layer8Error):
+            self.log.failure("the upkeep of keys failed", failure, event="gateway.bug")
         self._told(False, str(failure.value))
 
 
@@ -184,7 +212,6 @@ class Driven:
         "_called",
         "_ending",
         "_events",
-        "_flush",
         "_front",
         "_full",
         "_gate",
@@ -195,7 +222,6 @@ class Driven:
         "_replied",
         "_resting",
         "_session",
-        "_timer",
         "_work",
         "mark",
     )
@@ -205,9 +231,7 @@ class Driven:
         self._session = session
         self._front = front
         self._gate = gate
-        self._timer = Timer(gate.reactor, gate.seconds, self._due)
         self._work: Work | None = None
-        self._flush: IDelayedCall | None = None
         self._events: bytearray | None = None  # of an event stream that is padded: what waits to leave
         self._held: list[bytes] | None = []  # what waits for the key that it names; None once that was looked for
         self._outcome: Outcome | None = None
@@ -215,7 +239,6 @@ class Driven:
         self._kind = ""  # of the answer
         self._begun = self._ending = self._replied = False
         self._busy = self._over = self._full = self._resting = self._called = False
-        self._timer.set(session.deadline())
 
     # What the front says.
 
@@ -289,7 +312,7 @@ class Driven:
         now = self._gate.seconds()
         head = Response(status, fields)
         self._say(partial(self._session.respond, head, now, length=length, early=early))
-        self._flush_soon()
+        self._gate.flush_soon(self)
 
     def write(self, data: bytes) -> None:
         """Take a piece of its content."""
@@ -299,7 +322,7 @@ class Driven:
             self._events += data
         else:
             self._say(partial(self._session.write, data, self._gate.seconds()))
-        self._flush_soon()
+        self._gate.flush_soon(self)
 
     def finish(self, trailers: Fields = ()) -> None:
         """Take its end."""
@@ -332,12 +355,8 @@ class Driven:
             self._session.failed(self._gate.seconds())
         self._settle()
 
-    def _flush_soon(self) -> None:
-        if self._flush is None and not self._over:
-            self._flush = self._gate.reactor.callLater(FLUSH, self._flush_now)
-
-    def _flush_now(self) -> None:
-        self._flush = None
+    def flush(self) -> None:
+        """Let out what waits for more."""
         if self._over:
             return
         if self._events is not None:
@@ -346,9 +365,12 @@ class Driven:
             self._say(partial(self._session.write, ready, self._gate.seconds()))
         self._say(partial(self._session.flush, self._gate.seconds()))
 
-    def _due(self) -> None:
-        self._session.wake(self._gate.seconds())
-        self._settle()
+    def look(self, now: float) -> None:
+        """Give up whom nobody hears from."""
+        deadline = self._session.deadline()
+        if deadline is not None and now >= deadline:
+            self._session.wake(now)
+            self._settle()
 
     def _settle(self) -> None:
         if self._busy:
@@ -369,7 +391,6 @@ class Driven:
         finally:
             self._busy = False
         if not self._over:
-            self._timer.set(self._session.deadline())
             self._read_or_rest()
 
     def _do(self, effect: Effect) -> None:
@@ -462,10 +483,6 @@ class Driven:
         if self._over:
             return
         self._over = True
-        self._timer.stop()
-        if self._flush is not None and self._flush.active():
-            self._flush.cancel()
-        self._flush = None
         work, self._work = self._work, None
         if work is not None:
             work.leave()

@@ -187,6 +187,7 @@ class Upstream:
         "_driven",
         "_full",
         "_held",
+        "_last",
         "_line",
         "_over",
         "_resting",
@@ -204,7 +205,8 @@ class Upstream:
         self._line: Line | None = None
         self._taking: Deferred[Line] | None = None
         self._held: list[bytes] = []  # content that waits for the connection
-        self._size = 0  # of it
+        self._size = 0  # of all content so far
+        self._last = b""  # of content of known length: said when the request is whole, so that no other passes for one
         self._over = self._asked = self._answered = self._whole = self._full = self._resting = False
         self._again = call.request.method in SAFE  # it may be asked again
         self._take()
@@ -248,6 +250,7 @@ class Upstream:
         for piece in held:
             line.write(piece)
         if self._whole:
+            line.write(self._last)
             line.finish()
         if self._resting:
             line.pause()
@@ -267,11 +270,13 @@ class Upstream:
         self._again = False
         if self._over:
             return
+        self._size += len(data)
+        if self._size == self._call.length:
+            data, self._last = data[:-1], data[-1:]
         if self._asked and self._line is not None:
             self._line.write(data)
             return
         self._held.append(data)
-        self._size += len(data)
         if self._line is not None:
             self._ready()
         elif self._size > BUFFER and not self._full:
@@ -282,6 +287,7 @@ class Upstream:
         """Take its end."""
         self._whole = True
         if self._asked and self._line is not None and not self._over:
+            self._line.write(self._last)
             self._line.finish()
         else:
             self._ready()

@@ -141,6 +141,26 @@ class HostileTests:
         self.assertEqual([call for call in self.rig.backend.calls if self.kind != "sidecar"], [])
         await until(self.rig.reactor, lambda: not self.rig.gate.under_way)
 
+    async def test_a_request_that_waits_for_its_last_chunk(self) -> None:
+        """All of its content is there, and its length is known; yet the backend gets no whole request."""
+        content = bytes(40_000)
+        text = bhttp.write(asked(b"POST", b"/upload"), content).ljust(65_536, b"\0")
+        sealed = begin(self.config)
+        pieces = [text[at : at + 16_384] for at in range(0, len(text), 16_384)]
+        body = sealed.head + b"".join(sealed.chunk(piece) for piece in pieces[:-1])
+        last = sealed.chunk(pieces[-1], last=True)
+        head = b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n"
+        raw = await self.raw(
+            head % (GATEWAY_PATH.encode(), CHUNKED.request.encode(), len(body) + len(last)), body, last[:-1]
+        )
+        await deferLater(self.rig.reactor, 0.3, lambda: None)
+        self.assertEqual(self.rig.backend.calls, [])
+        raw.transport.write(last[-1:])
+        await until(self.rig.reactor, lambda: raw.data and not self.rig.gate.under_way)
+        self.assertEqual([call.size for call in self.rig.backend.calls], [40_000])
+        raw.transport.abortConnection()
+        await until(self.rig.reactor, lambda: raw.ended)
+
     async def test_binary_http(self) -> None:
         def line(name: bytes, value: bytes) -> bytes:
             return varint(len(name)) + name + varint(len(value)) + value
