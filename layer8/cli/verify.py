@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -52,7 +53,10 @@ def verify(url: str, vias: tuple[str, ...], publisher: str | None, ca: str, as_j
             reactor, origin, now=now, vias=vias, publisher=pinned, seen=seen, ca=ca, step=_step(as_json)
         )
 
-    report = on_reactor(main)
+    try:
+        report = on_reactor(main)
+    finally:
+        _step(as_json)("")
     good = all(one.verdict.value != "bad" for one in report.checks)
     if good and report.manifest is not None:
         _keep(kept, report)
@@ -65,11 +69,11 @@ def verify(url: str, vias: tuple[str, ...], publisher: str | None, ca: str, as_j
 
 
 def _step(as_json: bool) -> Any:
-    terminal = click.get_text_stream("stderr").isatty() and not as_json
+    terminal = sys.stderr.isatty() and not as_json
 
     def step(what: str) -> None:
         if terminal:
-            click.echo(f"\r\x1b[2Klooking at {what}", nl=False, err=True)
+            click.echo(f"\r\x1b[2K{f'looking at {what}' if what else ''}", nl=False, err=True)
 
     return step
 

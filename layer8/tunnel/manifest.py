@@ -42,6 +42,7 @@ from layer8.tunnel.integrity import HEADERS, OLD, PATH, AppGateway, BadManifest,
 from layer8.tunnel.keys import gateway_id, pin_text, read_pin
 
 FILE_MOST: Final = 64 << 20  # bytes of one file of an app
+SITE_MOST: Final = 128 << 20  # bytes of all of them
 WHEEL: Final = ("l8.js", "l8-sw.js")
 """What an app takes from the wheel, at /l8/VERSION/."""
 
@@ -139,6 +140,8 @@ def build(folder: Path, app: App, key: NodeKey, *, digest: bytes = b"") -> Manif
 def _build(folder: Path, app: App, key: NodeKey, digest: bytes) -> Manifest:
     names = _walk(folder)
     data = {name: (folder / name[1:]).read_bytes() for name in names}
+    if sum(map(len, data.values())) > SITE_MOST:
+        raise ConfigError(f"{folder}: holds more than {SITE_MOST} bytes, which nobody checks")
     if "/index.html" not in data:
         raise ConfigError(f"{folder}: an app begins with index.html")
 

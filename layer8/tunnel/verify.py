@@ -8,17 +8,17 @@ from typing import Any, Final
 from attrs import define, field, frozen
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore, gatherResults
 
-from layer8.core.errors import ConfigError, Layer8Error, LimitExceeded, TimedOut
+from layer8.core.errors import ConfigError, Layer8Error, LimitExceeded, RemoteProtocolError, TimedOut
 from layer8.net.http_client import Pool, fetch
 from layer8.net.site import Site
 from layer8.tunnel.checks import WAICT_FIELD, WEBCAT_PATH, Check, Got, Keys, Seen, View, checks
 from layer8.tunnel.integrity import MANIFEST_MOST, OLD, PATH, BadManifest, Manifest, waict
 from layer8.tunnel.limits import KEYS_MAX
-from layer8.tunnel.manifest import FILE_MOST, from_wheel
+from layer8.tunnel.manifest import FILE_MOST, SITE_MOST, from_wheel
 
 AT_ONCE: Final = 8  # requests to one place
 PATIENCE: Final = 60.0  # seconds for one file; a way through a network builds circuits first
-MORE: Final = 64 * 1024  # bytes that a swapped file may be longer and still be looked into
+MORE: Final = 16 * 1024  # bytes that a swapped file may be longer and still be looked into
 HISTORY: Final = 256  # earlier manifests that are asked for
 
 Step = Callable[[str], None]
@@ -81,6 +81,8 @@ async def verify(
 ) -> Report:
     """Look at everything and say what is so. Raises `ConfigError` for what cannot be asked at all.
 
+    Raises `RemoteProtocolError` for a manifest of more files than anybody looks at.
+
     `vias` are further places, as `net.site` has them; `now` is seconds since 1970.
     """
     places = [_place(reactor, url, via, ca) for via in ("", *vias)]
@@ -126,6 +128,8 @@ async def _files(reactor: Any, place: _Place, made: Manifest | None) -> dict[str
     if made is None:
         return {"/": await place.get(reactor, "/", FILE_MOST)}
     sizes = {path: min(file.size, FILE_MOST) + MORE for path, file in made.files.items()}
+    if sum(file.size for file in made.files.values()) > SITE_MOST:
+        raise RemoteProtocolError(f"{place.site.url}: the manifest speaks of more than {SITE_MOST} bytes of files")
     sizes |= {"/": sizes.get("/index.html", FILE_MOST), WEBCAT_PATH: MANIFEST_MOST}
     found = await _each(list(sizes), lambda path: place.get(reactor, path, sizes[path]))
     got = dict(zip(sizes, found, strict=True))

@@ -11,7 +11,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from layer8.tunnel.client import L8Client
+from layer8.crypto.keyfile import write_private
+from layer8.crypto.x509 import self_signed
+from layer8.tunnel.client import L8Client, L8Error
 from layer8.tunnel.verify import verify
 from tests.interop.hideout import Hide
 from tests.interop.test_demo_tour import demo
@@ -115,6 +117,23 @@ class RestartTests(TunnelCase):
         self.assertGreater(count, 20)
         heard = [line for line in tunnel.backend.said().splitlines() if line.startswith("POST")]
         self.assertEqual(len(heard), count + 1)
+
+
+class TlsTests(TunnelCase):
+    async def test_a_relay_with_a_certificate(self) -> None:
+        """It is known by its name, and by an authority that the caller names."""
+        tunnel = await deferToThread(Tunnel.start, self, relays=0)
+        key, chain = self_signed("relay.localhost")
+        write_private(tunnel.home / "key.pem", key)
+        ca = tunnel.home / "chain.pem"
+        ca.write_bytes(chain)
+        await deferToThread(tunnel.add_relay, certificate=ca)
+        [port] = tunnel.relay_ports
+        await self.ask(self.client(tunnel, relay=f"https://relay.localhost:{port}", ca=str(ca)), "x" * 100_000)
+        for host, believed in (("relay", ""), ("other", str(ca))):
+            client = self.client(tunnel, relay=f"https://{host}.localhost:{port}", ca=believed)
+            error: Any = await self.assertFailure(Deferred.fromCoroutine(client.get("/x")), L8Error)
+            self.assertEqual(error.code, "unreachable")
 
 
 class VerifyTests(TunnelCase):

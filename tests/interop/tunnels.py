@@ -100,13 +100,17 @@ class Tunnel:
             self.scope, "backend", words, self.home, None, lambda _: answers(self.backend_port)
         )
 
-    def add_relay(self, endpoint: str = "", port: int = 0) -> Part:
-        """Start a relay, at a port that somebody may know already."""
+    def add_relay(self, endpoint: str = "", port: int = 0, *, certificate: Path | None = None) -> Part:
+        """Start a relay, at a port that somebody may know already; with a `certificate`, its key beside it, by TLS."""
         port = port or free_port()
         self.relay_ports.append(port)
         where = endpoint or f"tcp:127.0.0.1:{self.gateway_port}"
+        kind, files = "tcp", ""
+        if certificate is not None:
+            key = certificate.with_name("key.pem")
+            kind, files = "tls", f'tls_cert_file = "{certificate}"\ntls_key_file = "{key}"\n'
         text = (
-            f'[tunnel]\nlisten = ["tcp:{port}:interface=127.0.0.1"]\n[[tunnel.gateway]]\nid = "shop"\n'
+            f'[tunnel]\nlisten = ["{kind}:{port}:interface=127.0.0.1"]\n{files}[[tunnel.gateway]]\nid = "shop"\n'
             f'endpoint = "{where}"\nhost = "shop.test"\nidentity = ["{self.pin}"]\n'
         )
         relay = self._part("tunnel", (port,), text)

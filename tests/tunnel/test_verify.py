@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from attrs import evolve
+from twisted.internet.defer import Deferred
 from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import TestCase
 
 import layer8
-from layer8.core.errors import ConfigError
+from layer8.core.errors import ConfigError, RemoteProtocolError
 from layer8.crypto.keys import NodeKey
 from layer8.tunnel.checks import Seen, Verdict
-from layer8.tunnel.integrity import AppGateway, Manifest
+from layer8.tunnel.integrity import AppGateway, File, Manifest
 from layer8.tunnel.keys import GatewayKey, KeySet, pin_text
+from layer8.tunnel.manifest import SITE_MOST
 from layer8.tunnel.verify import Report, check_url
 from tests.tunnel.mirrors import Mirrors
 
@@ -227,6 +229,17 @@ class SwapTests(VerifyCase):
         await self.found("waict", "webcat")
         (folder / ".well-known/webcat/manifest.json").write_text("[]")
         await self.found("waict", "webcat")
+
+    async def test_a_manifest_of_too_much(self) -> None:
+        """It costs whoever looks nothing."""
+        mirrors = await self.start()
+        made = Manifest.first((mirrors.folders[0] / MANIFEST).read_bytes())
+        files = {**made.files, "/big": File(bytes(32), SITE_MOST)}
+        (mirrors.folders[0] / MANIFEST).write_bytes(evolve(made, files=files).sign(mirrors.publisher))
+        await self.assertFailure(Deferred.fromCoroutine(mirrors.look()), RemoteProtocolError)
+        (mirrors.folders[0] / "js/word.js").write_bytes(bytes(200_000))
+        (mirrors.folders[0] / MANIFEST).write_bytes(made.sign(mirrors.publisher))
+        self.assertIn("/js/word.js is another file", (await self.found("files", "integrity"))["files"])
 
     async def test_a_mirror_that_is_gone(self) -> None:
         mirrors = await self.start()
