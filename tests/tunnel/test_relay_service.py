@@ -17,14 +17,19 @@ from layer8.config.tree import Config
 from layer8.config.tunnel import TunnelGatewayConfig
 from layer8.core.errors import ConfigError, Unavailable
 from layer8.crypto.keys import NodeKey
+from layer8.crypto.x509 import Identity, self_signed
 from layer8.net.http import Incoming
+from layer8.net.http_client import Pool, fetch
+from layer8.net.listen import serve
+from layer8.net.tls import TlsServer
+from layer8.net.ways import connector
 from layer8.tunnel import jws, keeping
 from layer8.tunnel.integrity import BESIDE, csp
 from layer8.tunnel.keys import GatewayKey
-from layer8.tunnel.service import alone
+from layer8.tunnel.service import Relay, _Alone, alone
 from layer8.tunnel.wire import CHUNKED, OHTTP_KEY, PROBLEM_TYPE, problem
 from tests.control.callers import caller
-from tests.tunnel.test_relay import HOST, RelayCase, post
+from tests.tunnel.test_relay import HOST, SEALED, RelayCase, post
 
 
 def get(path: str, host: str = "relay.test", more: str = "", method: str = "GET") -> bytes:
@@ -297,6 +302,49 @@ class RoleTests(RelayCase):
         await self.settle(lambda: bool(self.gateway.bodies))
         await relay.stopService()
         self.assertEqual((await client.answer())[0], 502)
+
+
+class TlsTests(RelayCase):
+    async def test_both_legs(self) -> None:
+        """Pages come by TLS and the gateway is reached by TLS, under certificates that are checked."""
+        folder = Path(self.mktemp()).resolve()
+        folder.mkdir()
+        pairs = {name: self_signed(name) for name in ("relay.test", "gate.test", "fresh.test")}
+        for name, (_, chain) in pairs.items():
+            (folder / f"{name}.pem").write_bytes(chain)
+        tls = TlsServer(Identity.from_pem(*pairs["gate.test"]), ("http/1.1",))
+        (port,) = serve(self.reactor, "tcp:0:interface=127.0.0.1", "", self.gateway.server, tls=tls)
+        self.addCleanup(port.stopListening)
+        number = port.getHost().port  # type: ignore[attr-defined]
+        way = f"tls:127.0.0.1:{number}:name=gate.test:ca={folder}/gate.test.pem"
+        config = evolve(self.config(of={"endpoint": way}), listen=("tls:0:interface=127.0.0.1",), name="relay.test")
+        shown = ["relay.test"]
+
+        class Ground(_Alone):
+            def identity(self, name: str = "", cert_file: str = "", key_file: str = "") -> Identity:
+                return Identity.from_pem(*pairs[shown[0]])
+
+        relay = self.relay = Relay(Ground(self.reactor), config)
+        relay.startService()
+        self.addCleanup(self.stop)
+
+        async def ask(name: str) -> int:
+            way = f"tls:127.0.0.1:{relay.ports[0]}:name={name}:ca={folder}/{name}.pem"
+            pool = Pool(self.reactor, connector(self.reactor, way))
+            self.addCleanup(pool.abort)
+            kind = [("content-type", CHUNKED.request)]
+            return (await fetch(pool, "POST", "/r/shop", name, kind, SEALED, most=1 << 16)).status
+
+        self.assertEqual(await ask("relay.test"), 200)
+        self.assertEqual(self.gateway.bodies, [SEALED])
+        shown[0] = "fresh.test"
+        await relay.apply(evolve(Config(), tunnel=config))
+        self.assertEqual(await ask("fresh.test"), 200)
+        await self.assertFailure(Deferred.fromCoroutine(ask("relay.test")), Unavailable)
+        wrong = self.config(of={"endpoint": f"tls:127.0.0.1:{number}:name=gate.test:ca={folder}/relay.test.pem"})
+        await relay.apply(evolve(Config(), tunnel=evolve(wrong, listen=config.listen)))
+        self.assertEqual(await ask("fresh.test"), 502)
+        self.assertEqual(self.gateway.bodies, [SEALED] * 2)
 
 
 class ToldTests(RelayCase):
