@@ -42,8 +42,8 @@ HEAD_TIME: Final = 10.0  # seconds for a request's head, from its first byte
 KEEP_TIME: Final = 75.0  # seconds without a request, after which a connection is closed
 IDLE_TIME: Final = 60.0  # seconds in which IDLE_TIME * SLOWEST bytes of a body have to move
 SLOWEST: Final = 64  # bytes per second
-LINGER: Final = 2.0  # seconds, and
-LINGER_BYTES: Final = 256 * 1024  # bytes, for which a request is thrown away whose answer is there already
+LINGER: Final = 5.0  # seconds, and
+LINGER_BYTES: Final = 16 << 20  # bytes, for which a request is thrown away whose answer is there already
 CONNECTIONS: Final = 16_384  # at once
 SWEEP: Final = 1.0  # seconds between two looks at who is slow
 

@@ -149,7 +149,9 @@ class Wire(protocol.Protocol):
     def waiting(self) -> int:
         """Bytes that were handed to the transport and have not left, as far as it tells."""
         transport = self.transport
-        if not self._direct or transport is None:
+        if not self._direct:
+            transport = getattr(transport, "transport", None)  # what is under the TLS
+        if not isinstance(transport, FileDescriptor):
             return 0
         left: int = len(transport.dataBuffer) - transport.offset + transport._tempDataLen
         return left
@@ -199,7 +201,7 @@ class Wire(protocol.Protocol):
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
         """Take the end of the connection; what did not leave any more is not counted."""
         if not self.gone:
-            unsent = self.waiting
+            unsent = self.waiting if self._direct else 0
             self.sent -= unsent
             self.tally.sent -= unsent
             self.gone = self.closing = True

@@ -20,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from layer8.core.errors import LimitExceeded, LocalProtocolError, Unavailable
 from layer8.crypto.x509 import Identity, self_signed
+from layer8.net import http
 from layer8.net.http import LINGER_BYTES, Incoming, Server
 from layer8.net.http_client import INFORMATIONAL, QUEUE, UNUSED, Fields, Line, Pool, fetch
 from layer8.net.http_wire import BUFFER
@@ -285,7 +286,7 @@ class StreamTests(Case):
     async def test_an_early_answer_arrives_although_more_is_being_sent(self) -> None:
         """413 comes through to who is still sending; the connection then ends, however much was sent."""
         pool = self.pool(f"tcp:127.0.0.1:{self.serve(lambda exchange: exchange.answer(413))}")
-        for size in (LINGER_BYTES // 2, 64 * LINGER_BYTES):
+        for size in (LINGER_BYTES // 2, 3 * LINGER_BYTES):
             line = await pool.take()
             heard = Heard()
             line.request("POST", "/", "a.test", (), heard, size)
@@ -293,9 +294,23 @@ class StreamTests(Case):
                 line.write(bytes(BUFFER))
                 await pause(0)
             self.assertEqual((await heard.done, heard.status), ("ended", 413))
+            self.assertLess(self.server.tally.heard, 2 * LINGER_BYTES)
             line.cut()
         await pause(0.1)
         self.assertEqual(pool.idle, 0)
+
+    async def test_who_goes_on_talking_after_an_early_answer_is_cut(self) -> None:
+        self.patch(http, "LINGER", 0.5)
+        pool = self.pool(f"tcp:127.0.0.1:{self.serve(lambda exchange: exchange.answer(404))}")
+        line = await pool.take()
+        heard = Heard()
+        line.request("POST", "/", "a.test", (), heard, None)
+        begun = clock().seconds()
+        while not heard.done.called or len(self.server):
+            line.write(b"x")
+            await pause(0.02)
+        self.assertLess(clock().seconds() - begun, 8)
+        self.assertEqual(heard.status, 404)
 
     async def test_server_that_ends_is_found_out_before_anything_is_sent(self) -> None:
         pool = self.pool(f"tcp:127.0.0.1:{self.serve(echo)}")
