@@ -15,7 +15,7 @@ from tests.interop.daemons import RUN
 from tests.tunnel.sealed import Failed, Page, sealed
 from tests.tunnel.workers import Backend
 
-_started: dict[str, Backend] = {}
+_started: dict[tuple[str, str], Backend] = {}
 
 
 def multipart(**files: bytes) -> tuple[bytes, tuple[tuple[bytes, bytes], ...]]:
@@ -36,9 +36,10 @@ class Suite:
     csrf = False
 
     def setUp(self) -> None:
-        if self.kind not in _started:
-            _started[self.kind] = Backend.start(RUN, self.kind, workers=self.workers, worker=self.worker)
-        self.page = _started[self.kind].page()
+        what = self.kind, self.worker
+        if what not in _started:
+            _started[what] = Backend.start(RUN, self.kind, workers=self.workers, worker=self.worker)
+        self.page = _started[what].page()
 
     def token(self: Any) -> tuple[tuple[bytes, bytes], ...]:
         """Give what Django asks for against forged requests, out of its own form."""
@@ -158,3 +159,27 @@ class FastApiTests(Suite, SynchronousTestCase):
     """FastAPI under uvicorn."""
 
     kind = "fastapi"
+
+
+class DjangoAsgiTests(Suite, SynchronousTestCase):
+    """Django's ASGI under uvicorn."""
+
+    kind = "django-asgi"
+    csrf = True
+
+    def test_upload_of_unknown_length(self) -> None:
+        """Django reads no form without a length under ASGI, sealed or not; other content it takes."""
+        data = os.urandom(300_000)
+        kind = ((b"content-type", b"application/octet-stream"), *self.token())
+        self.assertEqual(self.page.ask("POST", "/echo", iter((data[:100], data[100:])), fields=kind).body, data)
+
+    def test_events_come_as_they_happen(self) -> None:
+        """Django itself collects what a plain generator gives, under ASGI."""
+        self.assertEqual(self.page.ask("GET", "/events?n=5&gap=0").body.count(b"data: tick"), 5)
+
+
+class FastApiGunicornTests(Suite, SynchronousTestCase):
+    """FastAPI under gunicorn's own ASGI worker."""
+
+    kind = "fastapi"
+    worker = "-k asgi"

@@ -24,7 +24,6 @@ from tests.proxy.postgres import no_postgres, shared
 from tests.tunnel.sealed import AUTHORITY, Page, today
 from tests.tunnel.workers import Backend
 
-REQUESTS = 10_000
 TWICE = 10  # every tenth is recorded and sent again
 THREADS = 8
 
@@ -70,6 +69,7 @@ class Suite:
     """Ten thousand requests, every tenth of them twice."""
 
     kind = "tiny"
+    requests = 10_000
 
     def setUp(self: Any) -> None:
         self.backend = Backend.start(self, self.kind, workers=4, environ=self.environ())
@@ -84,9 +84,9 @@ class Suite:
             return [request.open(raw(self.backend.port, request.data)) for _ in range(1 if number % TWICE else 2)]
 
         with ThreadPoolExecutor(THREADS) as threads:
-            told = list(threads.map(one, range(REQUESTS)))
-        self.assertEqual(Counter(said[0][0] for said in told), {200: REQUESTS})
-        self.assertEqual(Counter(status for said in told for status, _ in said[1:]), {425: REQUESTS // TWICE})
+            told = list(threads.map(one, range(self.requests)))
+        self.assertEqual(Counter(said[0][0] for said in told), {200: self.requests})
+        self.assertEqual(Counter(status for said in told for status, _ in said[1:]), {425: self.requests // TWICE})
         self.assertEqual(len({body for (_, body), *_ in told}), 4, "four processes have answered")
 
     def test_many_at_once(self: Any) -> None:
@@ -138,6 +138,7 @@ class AsgiSqliteTests(Suite, SynchronousTestCase):
     """With SQLite, ASGI."""
 
     kind = "tiny-asgi"
+    requests = 2000
 
 
 class PostgresTests(Suite, SynchronousTestCase):

@@ -16,6 +16,7 @@ from tests.tunnel.sealed import LIMIT_S, Page
 EXAMPLES = ROOT / "docs" / "examples" / "backends"
 TARGETS = {
     "django": "app:application",
+    "django-asgi": "app:asgi",
     "flask": "app:app",
     "fastapi": "app:app",
     "tiny": "tests.tunnel.tiny:wsgi()",
@@ -54,8 +55,8 @@ class Backend:
         told = {"L8_IDENTITY_FILE": str(identity), "PYTHONPATH": str(ROOT)}
         if not environ or "L8_DATABASE_FILE" not in environ:
             told["L8_STATE"] = str(home / "state")
-        where = EXAMPLES / kind if kind in ("django", "flask", "fastapi") else ROOT
-        if kind in ("fastapi", "tiny-asgi") and not worker:
+        where = ROOT if kind.startswith("tiny") else EXAMPLES / kind.removesuffix("-asgi")
+        if kind in ("fastapi", "django-asgi", "tiny-asgi") and not worker:
             words = ["-m", "uvicorn", "--port", str(port), "--log-level", "warning", "--workers", str(workers)]
             words += ["--app-dir", str(where), *(["--factory"] if kind == "tiny-asgi" else []), TARGETS[kind]]
         else:

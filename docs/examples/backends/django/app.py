@@ -1,4 +1,4 @@
-"""Notes behind the tunnel, with Django in one file: `gunicorn app:application` in this folder, with L8_STATE set.
+"""Notes behind the tunnel, with Django in one file: `gunicorn app:application` or `uvicorn app:asgi`.
 
 Nothing but the last lines knows of the tunnel: uploads, CSRF and logins are Django's own.
 """
@@ -11,12 +11,16 @@ from typing import Any
 
 import django
 from django.conf import settings
+from django.core.asgi import get_asgi_application
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse, StreamingHttpResponse
 from django.middleware.csrf import get_token
 from django.urls import path
 
-from layer8.tunnel.wsgi import L8Middleware
+from layer8.tunnel import asgi as asgi_gateway
+from layer8.tunnel import wsgi as wsgi_gateway
+from layer8.tunnel.gateway import Gateway
+from layer8.tunnel.settings import Settings
 
 AUTHORITY = os.environ.get("L8_AUTHORITY", "shop.example")
 
@@ -43,8 +47,10 @@ def note(request: HttpRequest, number: int) -> HttpResponse:
     """Read a note; `l8.encapsulated` says that it was asked for through the tunnel."""
     if number not in notes:
         return HttpResponse(status=404)
-    told = {"tunnel": request.environ["l8.encapsulated"], "address": request.META["REMOTE_ADDR"]}
-    return JsonResponse({"note": notes[number], **told})
+    scope = getattr(request, "environ", None) or request.scope  # of WSGI, or of ASGI
+    return JsonResponse(
+        {"note": notes[number], "tunnel": scope["l8.encapsulated"], "address": request.META.get("REMOTE_ADDR")}
+    )
 
 
 def form(request: HttpRequest) -> HttpResponse:
@@ -101,12 +107,15 @@ urlpatterns = [
     path("me", me),
 ]
 
-application = L8Middleware(
-    get_wsgi_application(),
-    gateway=os.environ.get("L8_GATEWAY", "shop"),
-    authorities=[AUTHORITY],
-    state=os.environ.get("L8_STATE"),
-    identity_file=os.environ.get("L8_IDENTITY_FILE"),
-    database_file=os.environ.get("L8_DATABASE_FILE"),
-    require=["/me"],
+gateway = Gateway.open(
+    Settings(
+        gateway=os.environ.get("L8_GATEWAY", "shop"),
+        authorities=[AUTHORITY],
+        state=os.environ.get("L8_STATE"),
+        identity_file=os.environ.get("L8_IDENTITY_FILE"),
+        database_file=os.environ.get("L8_DATABASE_FILE"),
+        require=["/me"],
+    )
 )
+application = wsgi_gateway.L8Middleware(get_wsgi_application(), gateway)
+asgi = asgi_gateway.L8Middleware(get_asgi_application(), gateway)
