@@ -113,8 +113,6 @@ class Scripts:
             ("x-content-type-options", "nosniff"),
         )
         for name in SCRIPTS:
-            if not folder.joinpath(name).is_file():
-                continue
             body = folder.joinpath(name).read_bytes()
             hashes[name] = "sha384-" + b64encode(sha384(body).digest()).decode()
             kind = KINDS[name.rpartition(".")[2]]

@@ -231,6 +231,7 @@ class _Pipe(Deaf):
         up.say(_yes(self._key))
         page.hand_over(up, b"")
         line.hand_over(down)
+        up.counts = down.counts = True
 
     def ended(self) -> None:
         """Take the end of an answer that was no yes."""
@@ -317,6 +318,7 @@ class _Leg(Protocol):
         self._early: list[bytes] = []
         self._timer: IDelayedCall | None = None
         self._crowded = False
+        self.counts = False  # what comes with the connection is counted already
         self.closed = False  # nothing more is sent
         self.gone = False
 
@@ -347,7 +349,8 @@ class _Leg(Protocol):
             self.transport.abortConnection()
 
     def dataReceived(self, data: bytes) -> None:
-        self._tally.heard += len(data)
+        if self.counts:
+            self._tally.heard += len(data)
         if self.gone:
             return
         self._pipe.heard()

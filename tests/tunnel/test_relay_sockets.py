@@ -102,6 +102,23 @@ class PipeTests(PipeCase):
         self.assertEqual((relay.stats().open_sockets, relay.stats().connections), (1, 0))
         self.assertEqual([row.sockets for row in relay.rows()], [1])
 
+    async def test_bytes_are_counted_at_the_sockets(self) -> None:
+        relay = self.start()
+        await self.settle(lambda: bool(relay.keeping.kept["shop"].document))
+        before = relay.stats().bytes
+        self.gateway.early = frame(BINARY, b"early", mask=b"")
+        client = await self.open(frame(BINARY, b"hello"))
+        await client.until(lambda data: len(data) >= 7 + 6)
+        head = (
+            "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
+            f"sec-websocket-accept: {passage.accept(KEY)}\r\nsec-websocket-protocol: l8.noise.v1\r\n\r\n"
+        )
+        told, end = relay.stats().bytes, self.gateway.ends[0]
+        self.assertEqual(told.page_in - before.page_in, len(SHAKE) + 11)
+        self.assertEqual(told.page_out - before.page_out, len(head) + 7 + 6)
+        self.assertEqual(told.gateway_in - before.gateway_in, len(end.first) + 6)
+        self.assertEqual(told.gateway_out - before.gateway_out, len(self.gateway.heads[-1]) + 11)
+
     async def test_nothing_of_the_handshake_goes_on(self) -> None:
         self.start()
         await self.open()
