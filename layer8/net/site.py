@@ -9,7 +9,7 @@ from attrs import frozen
 
 from layer8.config.endpoint import quote, split, way
 from layer8.core.errors import ConfigError
-from layer8.net.http_client import Pool
+from layer8.net.http_client import QUEUE, Pool
 from layer8.net.ways import connector
 
 _PORTS = {"http": 80, "https": 443}
@@ -48,9 +48,9 @@ class Site:
         path = parts.path.rstrip("/")
         return cls(f"{parts.scheme}://{parts.netloc.lower()}{path}", parts.scheme, parts.netloc.lower(), path, found)
 
-    def pool(self, reactor: Any) -> Pool:
+    def pool(self, reactor: Any, *, queue: float = QUEUE) -> Pool:
         """Give connections to it; raises `ConfigError` for a file of authorities that cannot be read."""
-        return Pool(reactor, connector(reactor, self.way))
+        return Pool(reactor, connector(reactor, self.way), queue=queue)
 
 
 def _way(secure: bool, host: str, port: int, via: str, ca: str) -> str:

@@ -48,6 +48,8 @@ from layer8.tunnel.urls import Url
 
 REDIRECTS: Final = 20
 KEYS_TIME: Final = 10.0  # seconds for a relay to give the keys
+VIA_TIME: Final = 30.0  # seconds more by way of a proxy, which builds a circuit first
+QUEUE_TIME: Final = 600.0  # seconds that a request waits for others of this client, if there are more than go at once
 
 CODES: Final[Mapping[str, str]] = {
     **client_session.CODES,
@@ -208,7 +210,10 @@ class L8Client:
         self._compress = compress
         self._timeout = timeout
         sites = [Site.of(one, via=via, ca=ca) for one in relays]
-        self._relays = [_Relay(site, site.pool(reactor)) for site in self._chance.sample(sites, len(sites))]
+        self._slower = VIA_TIME if via else 0.0
+        self._relays = [
+            _Relay(site, site.pool(reactor, queue=QUEUE_TIME)) for site in self._chance.sample(sites, len(sites))
+        ]
         self._waiting: list[Deferred[None]] = []
         self._looking: Deferred[None] | None = None
         self._doubted = False  # the gateway has said that it does not know the key
@@ -407,7 +412,8 @@ class L8Client:
         why = ""
         for relay in list(self._relays):
             dial = relay.pool.take()
-            dial.addTimeout(DIAL_TIME, self._reactor, _late)
+            busy = relay.pool.open >= relay.pool.most
+            dial.addTimeout(QUEUE_TIME if busy else DIAL_TIME + self._slower, self._reactor, _late)
             try:
                 line = await dial
             except Unavailable as error:
@@ -484,7 +490,7 @@ class L8Client:
         site = relay.site
         path = f"{site.path}/r/{self.gateway}/keys"
         asked = Deferred.fromCoroutine(fetch(relay.pool, "GET", path, site.authority, most=KEYS_MAX))
-        asked.addTimeout(KEYS_TIME, self._reactor, _late)
+        asked.addTimeout(KEYS_TIME + self._slower, self._reactor, _late)
         try:
             answer = await asked
         except CancelledError:

@@ -24,6 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 class Echo(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body leave together
     def do_GET(self):
         size = int(self.headers.get("content-length") or 0)
         told = {"method": self.command, "uri": self.path, "body": self.rfile.read(size).decode("latin-1"),

@@ -12,6 +12,7 @@ from twisted.trial.unittest import TestCase
 
 from layer8.core.errors import ConfigError
 from layer8.crypto.keys import NodeKey
+from layer8.net.http_client import POOL
 from layer8.tunnel.client import CODES, L8Client, L8Error
 from layer8.tunnel.jar import Jar
 from layer8.tunnel.keys import pin_text
@@ -196,13 +197,16 @@ class AskingTests(ClientCase):
         await shop.get("/cookies/set?a=1&b=2")
         self.assertEqual(await (await shop.get("/cookies")).json(), {"cookie": ["a=1; b=2"]})
         self.assertEqual(await (await mall.get("/cookies")).json(), {"cookie": []})
+        answer = await shop.get("/fields")
+        self.assertEqual(len([name for name, _ in answer.headers if name == "set-cookie"]), 3)
         for tap in self.stage.front:
             self.assertNotIn(b"ookie", tap.up + tap.down)
         self.assertEqual(await (await self.another().get("/cookies")).json(), {"cookie": []})
         assert shop.jar is not None
         kept = json.dumps(shop.jar.dump())
         again = self.another(session=Jar.load(json.loads(kept)))
-        self.assertEqual(await (await again.get("/cookies")).json(), {"cookie": ["a=1; b=2"]})
+        told = await (await again.get("/cookies")).json()
+        self.assertEqual(told, {"cookie": ["a=1; b=2; one=one; two=two; three=three"]})
 
     async def test_many_at_once(self) -> None:
         client = await self.client()
@@ -213,6 +217,18 @@ class AskingTests(ClientCase):
 
         found = await gatherResults([Deferred.fromCoroutine(one(number)) for number in range(60)])
         self.assertEqual(found, list(range(60)))
+
+    async def test_more_than_go_at_once(self) -> None:
+        """The rest wait their turn."""
+        client = await self.client()
+
+        async def one() -> int:
+            answer = await client.get("/slow?s=1.2")
+            await answer.content()
+            return answer.status
+
+        found = await gatherResults([Deferred.fromCoroutine(one()) for _ in range(POOL + 20)])
+        self.assertEqual(set(found), {200})
 
 
 class FailureTests(ClientCase):
