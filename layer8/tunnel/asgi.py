@@ -162,6 +162,9 @@ class _Exchange:
             status, kind, body = serving.gateway.refused(serving.reply)
             await _answer(self._send, status, kind, body)
             return
+        if serving.call is not None and not serving.call.length and serving.call.length is not None:
+            while not serving.whole and serving.end is None:  # without content there is nothing else to wait by
+                await self._pull()
         if serving.call is not None and serving.end is None:
             await self._serve(asyncio.ensure_future(self._call(serving.call)))
         while serving.end is None and not self._over:  # the answer may end when the request has
@@ -325,7 +328,7 @@ class _Exchange:
         if length is not None:
             headers.append((b"content-length", b"%d" % length))
         return {
-            **_common(self._scope, call, headers),
+            **_parts(self._scope, call, headers),
             "type": "http",
             "method": call.request.method.decode("ascii"),
             "scheme": call.target.scheme,
@@ -478,14 +481,14 @@ class _Socket:
         fields = [(name, value) for name, value in told(request.fields) if not name.startswith(b"sec-websocket-")]
         call = Call(request, target, tuple(fields), None)
         return {
-            **_common(self._scope, call, [(b"host", target.authority.encode("ascii")), *heard(call)]),
+            **_parts(self._scope, call, [(b"host", target.authority.encode("ascii")), *heard(call)]),
             "type": "websocket",
             "scheme": "wss" if target.scheme == "https" else "ws",
             "subprotocols": [one.strip().decode("latin-1") for value in offered for one in value.split(b",")],
         }
 
 
-def _common(scope: Scope, call: Call, headers: list[tuple[bytes, bytes]]) -> Scope:
+def _parts(scope: Scope, call: Call, headers: list[tuple[bytes, bytes]]) -> Scope:
     """Give what the scopes of opened requests and sockets share: nothing of the connection, which is a relay's."""
     target = call.target
     made: Scope = {

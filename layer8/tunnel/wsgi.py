@@ -105,6 +105,7 @@ class _Exchange:
         self._left = _outer_length(environ)  # bytes of the sealed request, None if its end will show
         self._first = True
         self._over = False  # no more of it will come
+        self._given = 0  # bytes of content that the application has
         self._status = ""
         self._headers: list[tuple[str, str]] = []
         self._begun = False
@@ -172,7 +173,19 @@ class _Exchange:
             if serving.broken or serving.end is not None:
                 raise ConnectionResetError("the request is not whole")
             self.pull()
-        return serving.body.popleft()
+        data = serving.body.popleft()
+        self._given += len(data)
+        if serving.call is not None and self._given == serving.call.length:
+            self._wait()
+        return data
+
+    def _wait(self) -> None:
+        """Let nobody have all of the content before the last chunk has opened; raises `OSError` if it does not."""
+        serving = self._serving
+        while not serving.whole:
+            if serving.broken or serving.end is not None:
+                raise ConnectionResetError("the request is not whole")
+            self.pull()
 
     def _sealed(self) -> Iterator[bytes]:
         """Call the application, and give what is sent of its answer."""
@@ -272,19 +285,25 @@ class _Exchange:
             "l8.token": None,
         }
         environ |= _variables(heard(call))
-        if call.length is None:
-            spooled: Any = SpooledTemporaryFile(SPOOL)  # noqa: SIM115, it lives as long as the environ
-            try:
-                while data := self.piece():
-                    spooled.write(data)
-            except ConnectionResetError:
-                return None
-            length = spooled.tell() or None
-            spooled.seek(0)
-            environ["wsgi.input"] = spooled
+        try:
+            if call.length is None:
+                environ["wsgi.input"], length = self._spooled()
+            elif not call.length:
+                self._wait()
+        except ConnectionResetError:
+            return None
         if length is not None:
             environ["CONTENT_LENGTH"] = str(length)
         return environ
+
+    def _spooled(self) -> tuple[Any, int | None]:
+        """Read all of the content; give it and its length."""
+        spooled: Any = SpooledTemporaryFile(SPOOL)  # noqa: SIM115, it lives as long as the environ
+        while data := self.piece():
+            spooled.write(data)
+        length = spooled.tell() or None
+        spooled.seek(0)
+        return spooled, length
 
     def _settle(self) -> None:
         serving = self._serving

@@ -11,17 +11,19 @@ from wsgiref.validate import validator
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from layer8.crypto.hpke_context import Private
 from layer8.crypto.keys import NodeKey
-from layer8.tunnel import gateway_session
+from layer8.tunnel import bhttp, gateway_session, wire
 from layer8.tunnel.asgi import L8Middleware as AsgiMiddleware
-from layer8.tunnel.bhttp import Fields
-from layer8.tunnel.client_session import ClientExchange
+from layer8.tunnel.bhttp import Fields, Request
+from layer8.tunnel.client_session import ClientExchange, dressed
 from layer8.tunnel.gateway import Gateway
 from layer8.tunnel.keys import KeySet
 from layer8.tunnel.serving import READ
 from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH, Settings
+from layer8.tunnel.wire import CHUNKED
 from layer8.tunnel.wsgi import L8Middleware
-from tests.tunnel.sealed import AUTHORITY, Failed, Page, Told, sealed
+from tests.tunnel.sealed import AUTHORITY, Failed, Page, Told, sealed, today
 
 IDENTITY = NodeKey.make()
 LIMIT_S = 10.0
@@ -78,6 +80,13 @@ class Base(SynchronousTestCase):
         more.setdefault("length", len(content))
         exchange, out = sealed(self.keys, method, path, (content,) if content else (), **more)
         return exchange, b"".join(out)
+
+    def in_two(self, method: bytes, content: bytes) -> tuple[bytes, bytes]:
+        """Seal a request with all of its content before the last chunk, which is padding."""
+        asked = Request(method, b"https", AUTHORITY.encode(), b"/")
+        text = bhttp.write(dressed(asked, f"https://{AUTHORITY}", today()), content)
+        sealer, _ = wire.seal_request(CHUNKED, self.keys.config, self.keys.config.aeads[0], Private.make())
+        return sealer.seal(text), sealer.finish(bytes(100))
 
 
 Environ = dict[str, Any]
@@ -292,6 +301,32 @@ class WsgiTests(Base):
                 continue
             self.assertEqual(Page.hear(exchange, answer).status, 400, cut)
             self.assertEqual(said, [ConnectionResetError] if cut > READ else [], cut)
+
+    def test_content_that_is_there_before_its_last_chunk(self) -> None:
+        said: list[object] = []
+
+        def app(environ: Environ, start_response: Any) -> list[bytes]:
+            said.append(environ["REQUEST_METHOD"])
+            try:
+                said.append(len(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH", 0)))))
+            except OSError as error:
+                said.append(type(error))
+                raise
+            start_response("200 OK", [])
+            return [b"done"]
+
+        for method, content in ((b"POST", bytes(100_000)), (b"DELETE", b""), (b"POST", b"short")):
+            begun, rest = self.in_two(method, content)
+            source = Input(begun)
+            environ = self.environ(begun + rest, **{"wsgi.input": source})
+            with self.assertRaises(ConnectionAbortedError):
+                b"".join(L8Middleware(app, self.gateway)(environ, lambda status, headers: None))
+            self.assertNotIn(len(content), said)
+            said.clear()
+            begun, rest = self.in_two(method, content)
+            self.run_app(app, self.environ(begun + rest))
+            self.assertEqual(said, [method.decode(), len(content)])
+            said.clear()
 
     def test_server_that_closes(self) -> None:
         closed: list[int] = []
@@ -532,6 +567,20 @@ class AsgiTests(Base):
         server = self.serve(app, [{"type": "http.request", "body": data[:50_000], "more_body": True}])
         self.assertEqual(Page.hear(exchange, server.answer()).status, 408)
         self.assertEqual(said, ["http.disconnect"])
+
+    def test_content_that_is_there_before_its_last_chunk(self) -> None:
+        self.patch(gateway_session, "IDLE_TIME", 0.1)
+        said: list[str] = []
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            while (event := await receive())["type"] == "http.request" and event["more_body"]:
+                pass
+            said.append(event["type"])
+
+        for method, content in ((b"POST", bytes(100_000)), (b"DELETE", b""), (b"POST", b"short")):
+            begun, _ = self.in_two(method, content)
+            self.serve(app, [{"type": "http.request", "body": begun, "more_body": True}])
+        self.assertEqual(said, ["http.disconnect"] * 2)
 
     def test_page_that_closes(self) -> None:
         said: list[object] = []
