@@ -148,6 +148,7 @@ class GatewayExchange:
         self._trailers: Fields = ()
         self._answer: Outgoing | None = None
         self._mute = False  # the answer may have no content
+        self._said = False  # the answer is whole; its end waits for the request's
         self._out = Outbox()
 
     @property
@@ -216,7 +217,7 @@ class GatewayExchange:
 
         An answer of one piece that grows too long for that is cut.
         """
-        if self._at is _At.CLOSED or self._mute:
+        if self._at is _At.CLOSED or self._mute or self._said:
             return
         answer = self._answering()
         if not self._media.chunked and answer.size + len(data) > MAX_SINGLE - _ENDS:
@@ -228,24 +229,32 @@ class GatewayExchange:
 
     def flush(self, now: float) -> None:
         """Send what waits for a full chunk."""
-        if self._at is not _At.CLOSED:
+        if self._at is not _At.CLOSED and not self._said:
             self._send(self._answering().flush())
             self._active(now)
 
     def finish(self, now: float, trailers: Fields = ()) -> None:
-        """End the answer; one with less content than was promised is cut."""
-        if self._at is _At.CLOSED:
+        """End the answer; one with less content than was promised is cut.
+
+        A backend knows when it has all of the content, but padding may follow: who is still sending would be cut off, so
+        `Close` waits until the request is whole.
+        """
+        if self._at is _At.CLOSED or self._said:
             return
         answer = self._answering()
         if answer.short:
             self._end(Close("backend", abort=True))
         else:
             self._send(answer.finish(target.answered(trailers)))
-            self._end(Close("done"))
+            if self._at is _At.BODY:
+                self._said, self._called = True, False
+                self._active(now)
+            else:
+                self._end(Close("done"))
 
     def failed(self, now: float, status: int = 502) -> None:
         """Take the backend's failure: a sealed status, or a cut answer if it has begun."""
-        if self._at is _At.CLOSED:
+        if self._at is _At.CLOSED or self._said:
             return
         self._called = False
         if self._answer is None:
@@ -334,8 +343,12 @@ class GatewayExchange:
             elif isinstance(event, Trailers):
                 self._trailers = target.told(event.fields)
             elif self._at is _At.BODY and isinstance(event, bytes):
-                self._out.add(Tell(Body(event)))
+                if not self._said:
+                    self._out.add(Tell(Body(event)))
             elif self._at is _At.BODY and event is END:
+                if self._said:
+                    self._end(Close("done"))
+                    return
                 self._at = _At.WHOLE
                 self._out.add(Tell(Whole(self._trailers)))
 
@@ -377,6 +390,9 @@ class GatewayExchange:
         if self._called and self._at is _At.BODY:
             self._out.add(Tell(Broken()))
         self._at = _At.BROKEN
+        if self._said:
+            self._end(Close("done"))
+            return
         if self._answer is not None:
             return  # the backend answers all the same, and learns from its read that the request was broken
         self._leave()
