@@ -1,4 +1,4 @@
-"""`layer8 demo`: a network of relays, then a proxy server with an agent, in one process, used as anybody would."""
+"""`layer8 demo`: relays, a browser tunnel, a proxy server with an agent, in one process, used as anybody would."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from attrs import define, field, frozen
 
 from layer8.cli.demo_hidden import NAME, HiddenFacts, HiddenPage
 from layer8.cli.demo_network import Network, NetworkFacts
+from layer8.cli.demo_tunnel import Tunnel, TunnelFacts
 from layer8.cli.output import json_option
 from layer8.core.errors import Layer8Error, TimedOut, Unavailable
 
@@ -101,7 +102,10 @@ class Facts:
 @json_option
 @click.pass_context
 def demo(ctx: click.Context, once: bool, relays: int, as_json: bool) -> int:
-    """Run a network of relays on loopback, fetch a page through three of them and a hidden one; then publish a third.
+    """Run a network of relays on loopback and use it; then a browser tunnel, then a proxy server.
+
+    A page comes through three relays, a hidden one from both ends; a note goes through the tunnel; a third page is
+    published.
 
     Everything is in this process and on 127.0.0.1, and gone when it ends.
     """
@@ -124,10 +128,11 @@ def play(serve: MakeService, *, once: bool, as_json: bool, verbose: bool = False
 async def _main(reactor: Any, folder: Path, serve: MakeService, relays: int, once: bool, as_json: bool) -> int:
     from twisted.internet.defer import CancelledError, Deferred
 
-    from layer8.cli.demo_show import show, show_hidden, show_network, waiting
+    from layer8.cli.demo_show import show, show_hidden, show_network, show_tunnel, waiting
 
     network = Network(reactor, folder, relays)
     page = HiddenPage(network, folder / "hidden")
+    tunnel = Tunnel(reactor, folder / "tunnel")
     stage = Stage(reactor, folder, serve)
     try:
         with waiting("starting a network" if not as_json else ""):
@@ -146,6 +151,14 @@ async def _main(reactor: Any, folder: Path, serve: MakeService, relays: int, onc
             show_hidden(route, hidden)
         if failure is not None:
             raise failure
+        with waiting("starting a browser tunnel" if not as_json else ""):
+            await tunnel.open()
+            failure = await tunnel.ask()
+        browser = tunnel.facts()
+        if not as_json:
+            show_tunnel(browser)
+        if failure is not None:
+            raise failure
         with waiting("starting a proxy server" if not as_json else ""):
             await stage.open()
             # Daemons would read their configuration again on SIGHUP. Here it means that the terminal is gone.
@@ -153,9 +166,9 @@ async def _main(reactor: Any, folder: Path, serve: MakeService, relays: int, onc
             failure = await stage.fetch()
         facts = stage.facts()
         if as_json:
-            click.echo(json.dumps(_document(facts, route, hidden, failure)))
+            click.echo(json.dumps(_document(facts, route, hidden, browser, failure)))
         else:
-            show(facts, route, hidden, once or failure is not None)
+            show(facts, route, hidden, browser, once or failure is not None)
         sys.stdout.flush()
         if failure is not None:
             raise failure
@@ -165,6 +178,7 @@ async def _main(reactor: Any, folder: Path, serve: MakeService, relays: int, onc
         return 0
     finally:
         await stage.close()
+        await tunnel.close()
         await page.close()
         await network.close()
 
@@ -348,7 +362,7 @@ class Stage:
             await self._service.close()
 
 
-def commands(facts: Facts, route: NetworkFacts, hidden: HiddenFacts) -> list[tuple[str, str]]:
+def commands(facts: Facts, route: NetworkFacts, hidden: HiddenFacts, tunnel: TunnelFacts) -> list[tuple[str, str]]:
     """Give what to try next: a word about it, and the command."""
     here = f"LAYER8_HOME={shlex.quote(facts.folder)} {shlex.quote(_program())}"
     http, https = facts.http, facts.https
@@ -360,6 +374,7 @@ def commands(facts: Facts, route: NetworkFacts, hidden: HiddenFacts) -> list[tup
         ("the hidden page by that name", f"curl --socks5-hostname {route.socks} http://{NAME}.l8.alt/"),
         ("its debug port", f"printf 'list circuits\\ntest\\nhelp\\n' | nc -N {host} {port}"),
         ("its circuits", f"{here} circuits"),
+        ("the page of the browser tunnel, which is one for a browser", f"curl {tunnel.page}"),
         ("the page over HTTP", f"curl --resolve {facts.host}:{http}:127.0.0.1 http://{facts.host}:{http}/"),
         (
             "the page over HTTPS",
@@ -383,7 +398,9 @@ def _program() -> str:
     return "layer8"
 
 
-def _document(facts: Facts, route: NetworkFacts, hidden: HiddenFacts, failure: Layer8Error | None) -> dict[str, Any]:
+def _document(
+    facts: Facts, route: NetworkFacts, hidden: HiddenFacts, tunnel: TunnelFacts, failure: Layer8Error | None
+) -> dict[str, Any]:
     from attrs import asdict
 
     from layer8.cli.demo_show import learned
@@ -395,8 +412,9 @@ def _document(facts: Facts, route: NetworkFacts, hidden: HiddenFacts, failure: L
         "error": None if failure is None else str(failure),
         "network": asdict(route),
         "hidden": asdict(hidden),
+        "tunnel": asdict(tunnel),
         **found,
         "fetches": fetches,
         "learned": [{"who": who, "learned": what, "not": hidden} for who, what, hidden in learned(facts)],
-        "next": [{"what": what, "command": command} for what, command in commands(facts, route, hidden)],
+        "next": [{"what": what, "command": command} for what, command in commands(facts, route, hidden, tunnel)],
     }

@@ -12,6 +12,7 @@ import click
 from layer8.cli.demo import Facts, Journey, commands
 from layer8.cli.demo_hidden import HiddenFacts, HiddenFetch
 from layer8.cli.demo_network import Fetch, NetworkFacts
+from layer8.cli.demo_tunnel import TunnelFacts, stations, tunnel_learned
 from layer8.cli.output import coloured, columns
 
 
@@ -35,9 +36,14 @@ def show_hidden(route: NetworkFacts, hidden: HiddenFacts) -> None:
     _print(_hidden_lines(route, hidden))
 
 
-def show(facts: Facts, route: NetworkFacts, hidden: HiddenFacts, leaving: bool) -> None:
+def show_tunnel(tunnel: TunnelFacts) -> None:
+    """Draw what a relay and a backend saw of a page."""
+    _print(_tunnel_lines(tunnel))
+
+
+def show(facts: Facts, route: NetworkFacts, hidden: HiddenFacts, tunnel: TunnelFacts, leaving: bool) -> None:
     """Draw the proxy's part; `leaving` leaves out what only works while the demo is up."""
-    _print(_lines(facts, route, hidden, leaving))
+    _print(_lines(facts, route, hidden, tunnel, leaving))
 
 
 def _print(drawn: Iterable[tuple[str, str]]) -> None:
@@ -168,7 +174,29 @@ def hidden_learned(hidden: HiddenFacts, fetch: HiddenFetch) -> list[tuple[str, s
     ]
 
 
-def _lines(facts: Facts, route: NetworkFacts, hidden: HiddenFacts, leaving: bool) -> Iterator[tuple[str, str]]:
+def _tunnel_lines(tunnel: TunnelFacts) -> Iterator[tuple[str, str]]:
+    yield f"A relay, a gateway and a backend of the browser tunnel (ready in {tunnel.ready_ms} ms).", "bold"
+    yield "", ""
+    yield "A note  through the browser tunnel", "bold cyan"
+    for line in columns([list(row) for row in stations(tunnel)]):
+        yield f"  {line}", ""
+    found = f"found {', '.join(tunnel.found)}" if tunnel.found else "none found"
+    looked = f"{tunnel.words} words of what the backend got, in {tunnel.heard:,} bytes that the relay had: {found}"
+    yield f"  {looked}", "bold red" if tunnel.found else "green"
+    yield "", ""
+    yield "The relay cheats", "bold cyan"
+    for line in columns([[f"it {what}", verdict] for what, _, verdict in tunnel.deeds]):
+        yield f"  {line}", ""
+    yield "", ""
+    yield "Who learned what", "bold cyan"
+    for line in columns([[who, told, f"not {hidden}"] for who, told, hidden in tunnel_learned(tunnel)]):
+        yield f"  {line}", ""
+    yield "", ""
+
+
+def _lines(
+    facts: Facts, route: NetworkFacts, hidden: HiddenFacts, tunnel: TunnelFacts, leaving: bool
+) -> Iterator[tuple[str, str]]:
     yield f"A server, an agent and a web service run in this process (ready in {facts.ready_ms} ms).", "bold"
     for journey in facts.journeys:
         yield "", ""
@@ -186,7 +214,7 @@ def _lines(facts: Facts, route: NetworkFacts, hidden: HiddenFacts, leaving: bool
         return
     yield "", ""
     yield "Try next, in another terminal", "bold cyan"
-    for what, command in commands(facts, route, hidden):
+    for what, command in commands(facts, route, hidden, tunnel):
         yield f"  # {what}", "dim"
         yield f"  {command}", ""
     yield "", ""

@@ -132,6 +132,22 @@ class OnceTests(DemoCase):
             self.assertGreaterEqual(len(hidden["points"]), 1)
             self.assertLess(hidden["published_ms"] + fetch["total_ms"], 5000)
 
+    def test_the_tunnel_is_drawn(self) -> None:
+        found, _, _ = self.once()
+        _, _, drawn = found.stdout.partition("A note  through the browser tunnel")
+        self.assertRegex(drawn, r"(?m)^  relay +sees 127\.0\.0\.1 send 568 bytes for gateway demo: (\w\w ){16}\.\.\.$")
+        self.assertRegex(drawn, r"(?m)^  backend  sees POST /notes “.+” from nobody$")
+        self.assertIn("bytes that the relay had: none found", drawn)
+        cheats = drawn.partition("The relay cheats")[2].partition("Who learned what")[0]
+        self.assertEqual(
+            re.findall(r"(The gateway|Your page) noticed", cheats), ["The gateway", "Your page", "The gateway"]
+        )
+
+    def test_the_tunnel_in_numbers(self) -> None:
+        tunnel = json.loads(self.once("--json")[0].stdout)["tunnel"]
+        self.assertEqual((tunnel["found"], tunnel["client"], tunnel["up"]), ([], "", 568))
+        self.assertEqual([noticed for _, noticed, _ in tunnel["deeds"]], [True] * 4)
+
     def test_both_fetches_are_drawn(self) -> None:
         if shutil.which("curl") is None:
             raise SkipTest("needs the package curl")
@@ -285,7 +301,7 @@ class StayingTests(StayingCase):
             raise SkipTest("needs the package curl")
         _, text = self.begin()
         found = dict(re.findall(r"(?m)^  # (.+)\n  (.+)$", text))
-        self.assertEqual(len(found), 14)
+        self.assertEqual(len(found), 15)
 
         def command(what: str) -> str:
             line = found[what]
@@ -307,6 +323,7 @@ class StayingTests(StayingCase):
         self.assertRegex(talk, r"(?m)^\d+ +open +\w{8}>\w{8}>\w{8} ")
         self.assertEqual(len(re.findall("(?m)^ok$", talk)), 3, talk)
         self.assertRegex(output("its circuits"), r"(?m)^\d+ +open +\w{8}>\w{8}>\w{8} ")
+        self.assertIn("One knows who.", output("the page of the browser tunnel, which is one for a browser"))
         self.assertIn("This page came over HTTP,", output("the page over HTTP"))
         self.assertIn("This page came over HTTPS,", output("the page over HTTPS"))
         self.assertIn("proxy  well", output("how the server is"))
