@@ -139,7 +139,7 @@ myst_substitutions = {
     },
     **{
         f"options_layer8_{role}": table(twistd_options(role))
-        for role in ("relay", "tracker", "node", "dht", "rendezvous", "tunnel")
+        for role in ("relay", "tracker", "node", "dht", "rendezvous", "tunnel", "gateway")
     },
     **{
         f"options_name_{name}": table(click_options("name", name))

@@ -119,7 +119,7 @@ def main(folder: Path) -> None:
 
     listed = run(BIN / "twistd", "--help")
     plugins = run(sys.executable, "-P", "-c", OPTIONS_OF_EVERY_PLUGIN).split()
-    roles = ("proxy", "agent", "relay", "tracker", "dht", "rendezvous", "node", "tunnel")
+    roles = ("proxy", "agent", "relay", "tracker", "dht", "rendezvous", "node", "tunnel", "gateway")
     for name in {*(f"layer8-{role}" for role in roles), *plugins}:
         if name not in listed or name not in plugins:
             fail(f"twistd --help does not list {name}, or its options cannot be built")

@@ -122,7 +122,7 @@ class ReadTests(SynchronousTestCase):
             *(f"proxy {name}" for name in made.layer8_command.get_command(None, "proxy").commands),
         ):
             known[f"layer8 {command}"] = self.options(made.click_options(*command.split()))
-        for role in ("proxy", "agent", "relay", "tracker", "dht", "rendezvous", "node", "tunnel"):
+        for role in ("proxy", "agent", "relay", "tracker", "dht", "rendezvous", "node", "tunnel", "gateway"):
             known[f"twistd layer8-{role}"] = self.options(made.twistd_options(role))
         text = page("reference")
         parts = re.split(r"^###? (.+)$", text, flags=re.MULTILINE)

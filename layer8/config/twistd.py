@@ -161,7 +161,29 @@ def options_class(role: str) -> type[DaemonOptions]:
         body["opt_host"] = _about_host("host", "Host to publish; --secret-file and --target behind it belong to it.")
         body["opt_secret_file"] = _about_host("secret-file", "File with the secret of that host.")
         body["opt_target"] = _about_host("target", "PORT=ENDPOINT: where connections to that public port go.")
+    if role == "gateway":
+        body["opt_init"] = _once("init", "Make what is missing of keys, say the pin of the identity key, and end.")
+        body["opt_sign_days"] = _word(
+            "sign-days", "Make keys with signed sets for so many days, for a gateway without its identity key, and end."
+        )
+        body["opt_sign_to"] = _word("sign-to", "File that --sign-days writes: that gateway's --signed-file.")
     return type(f"{role.capitalize()}Options", (DaemonOptions,), body)
+
+
+def _once(name: str, doc: str) -> Callable[[DaemonOptions], None]:
+    def flag(self: DaemonOptions) -> None:
+        self[name] = True
+
+    flag.__doc__ = doc
+    return flag
+
+
+def _word(name: str, doc: str) -> Callable[[DaemonOptions, str], None]:
+    def value(self: DaemonOptions, text: str) -> None:
+        self[name] = text
+
+    value.__doc__ = doc
+    return value
 
 
 def _option(path: str, key: Key) -> Callable[..., None]:

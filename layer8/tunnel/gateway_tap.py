@@ -26,18 +26,6 @@ _Options: Any = options_class("gateway")
 class Options(_Options):  # type: ignore[misc]
     """The keys of [gateway], and what is done once instead of serving."""
 
-    def opt_init(self) -> None:
-        """Make what is missing of keys, say the pin of the identity key, and end."""
-        self["init"] = True
-
-    def opt_sign_days(self, days: str) -> None:
-        """Make keys with signed sets for so many days, for a gateway whose identity stays elsewhere, and end."""
-        self["sign-days"] = days
-
-    def opt_sign_to(self, path: str) -> None:
-        """Where --sign-days writes them: that gateway's --signed-file."""
-        self["sign-to"] = path
-
     def postOptions(self) -> None:
         """Check everything; with --init or --sign-days, do that and end the process."""
         super().postOptions()

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from layer8.net.systemd import Notifier
 
 UNITS = Path(__file__).parents[2] / "share" / "layer8" / "systemd"
-SERVICES = [f"layer8-{role}.service" for role in ("agent", "dht", "proxy", "relay", "rendezvous")]
+SERVICES = [f"layer8-{role}.service" for role in ("agent", "dht", "gateway", "proxy", "relay", "rendezvous", "tunnel")]
 
 
 class NotifierTests(SynchronousTestCase):
