@@ -317,19 +317,26 @@ class Pool:
         """Count those who wait for one."""
         return len(self._waiters)
 
+    def ready(self) -> Line | None:
+        """Give a connection that waits with nothing on it, if there is one: `take` without a Deferred."""
+        while self._idle:
+            line = self._idle.pop()
+            if line.fresh:
+                return line
+            self._open.discard(line)
+            line.cut()
+        return None
+
     def take(self) -> Deferred[Line]:
         """Give a connection with nothing on it; `Unavailable` if there is none. Cancel to wait no longer."""
         taken: Deferred[Line] = Deferred(self._cancelled)
         if self.stopped:
             taken.errback(Unavailable("the pool is closed"))
             return taken
-        while self._idle:
-            line = self._idle.pop()
-            if line.fresh:
-                taken.callback(line)
-                return taken
-            self._open.discard(line)
-            line.cut()
+        line = self.ready()
+        if line is not None:
+            taken.callback(line)
+            return taken
         waiter = _Waiter(taken)
         self._waiters.append(waiter)
         if len(self._open) + len(self._dials) < self.most:

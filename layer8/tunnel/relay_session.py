@@ -140,10 +140,11 @@ class RelayExchange:
         if method != "POST":
             self._reply(405, more=(("allow", "POST, OPTIONS"),))
             return
-        kinds, lengths, increments = (
-            [value for name, value in fields if name == wanted]
-            for wanted in ("content-type", "content-length", "incremental")
-        )
+        told: dict[str, list[str]] = {"content-type": [], "content-length": [], "incremental": []}
+        for name, value in fields:
+            if name in told:
+                told[name].append(value)
+        kinds, lengths, increments = told.values()
         self._media = MEDIA.get(kinds[0]) if len(kinds) == 1 else None
         if self._media is None:
             self._reply(415)

@@ -201,11 +201,11 @@ class _Exchange:
 
     def _act(self) -> None:
         for effect in self._session.effects():
-            if isinstance(effect, Tell):
-                self._told(effect.what)
-            elif isinstance(effect, Dial):
+            if type(effect) is Tell:
+                _TOLD[type(effect.what)](self, effect.what)
+            elif type(effect) is Dial:
                 self._dial()
-            elif isinstance(effect, Close):
+            elif type(effect) is Close:
                 if effect.abort:
                     self._page.abort()
                 elif not self._status:
@@ -215,18 +215,15 @@ class _Exchange:
                     self._page.finish()
                 self._over(str(self._status) if self._status else _OUTCOMES.get(effect.reason, "gateway"))
 
-    def _told(self, what: object) -> None:
-        if isinstance(what, Forward):
-            self._forward(what)
-        elif isinstance(what, Pass):
-            self._page.begin(200, what.fields, self._upload.length)
-        elif isinstance(what, Reply):
-            self._status = what.status
-            self._page.answer(what.status, what.fields, what.body)
-        elif isinstance(what, Explain):
-            self._explaining = bytearray()
-        elif isinstance(what, CutGateway):
-            self._cut_gateway()
+    def _pass(self, what: Pass) -> None:
+        self._page.begin(200, what.fields, self._upload.length)
+
+    def _reply(self, what: Reply) -> None:
+        self._status = what.status
+        self._page.answer(what.status, what.fields, what.body)
+
+    def _explain(self, _: Explain) -> None:
+        self._explaining = bytearray()
 
     def _forward(self, what: Forward) -> None:
         line, page = self._line, self._page
@@ -244,11 +241,12 @@ class _Exchange:
             self._act()
             return
         self._entered = entered
-        taking = relaying.pools[gateway].take()
-        if taking.called and isinstance(taking.result, Line):
-            self._taken(taking.result)
+        pool = relaying.pools[gateway]
+        line = pool.ready()
+        if line is not None:
+            self._taken(line)
             return
-        self._taking = taking
+        self._taking = taking = pool.take()
         taking.addCallbacks(self._taken, self._untaken).addErrback(self._failed)
         if self._taking is not None:
             self._upload.wait(self._page)
@@ -272,7 +270,7 @@ class _Exchange:
         self._relaying.log.failure("an exchange failed", failure, event="tunnel.failed")
         self.cut()
 
-    def _cut_gateway(self) -> None:
+    def _cut_gateway(self, _: CutGateway) -> None:
         taking, self._taking = self._taking, None
         if taking is not None:
             taking.cancel()
@@ -300,6 +298,13 @@ class _Exchange:
         return now
 
 
+_TOLD: Final[dict[type, Callable[[_Exchange, Any], None]]] = {
+    Forward: _Exchange._forward,
+    Pass: _Exchange._pass,
+    Reply: _Exchange._reply,
+    Explain: _Exchange._explain,
+    CutGateway: _Exchange._cut_gateway,
+}
 _OUTCOMES: Final = {"done": "answered", "timeout": "timeout", "limit": "limit"}
 
 

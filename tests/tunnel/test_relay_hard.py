@@ -442,7 +442,7 @@ class DialTests(HardCase):
         route = relay.relaying.routes["shop"]
         relay.relaying.routes = {"shop": evolve(route, patience=patience)}
         dial: Deferred[Any] = Deferred()
-        relay.relaying.pools = {"shop": SimpleNamespace(take=lambda: dial)}  # type: ignore[dict-item]
+        relay.relaying.pools = {"shop": SimpleNamespace(ready=lambda: None, take=lambda: dial)}  # type: ignore[dict-item]
         client = await self.client()
         client.transport.write(post(bytes(size)))  # type: ignore[union-attr]
         await self.settle(lambda: len(relay.relaying) == 1)
