@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from twisted.web.client import Agent, readBody
 
+
 from layer8.testing.browser import Chromium, Firefox
 from layer8.tunnel import socket_session
 from tests.tunnel.backend import RED
@@ -105,6 +106,22 @@ class JsChatTests(BrowserCase):
             """
         )
         self.assertEqual(found, [list(range(1, len(found[0]) + 1)), ["again"]])
+
+    async def test_another_relay_and_newer_keys(self) -> None:
+        """A socket takes the next relay, and a gateway that has thrown its keys away is asked for newer ones."""
+        await self.open(kind=self.front, relays=3)
+        await self.run_js(f"{TALK} await L8.connect(o)", o=self.stage.connect())
+        for tap in self.stage.front[:2]:
+            await tap.close()
+        for _ in range(4):
+            self.assertEqual((await self.run_js("return talk(L8, '/ws', ['hello'])"))["heard"], ["hello"])
+        end = self.stage.gateways["shop"]
+        end.rotate(drop=True)
+        for relay in self.stage.relay_services:
+            await relay.keeping._ask(relay.keeping.kept["shop"])
+        told = await self.run_js("return [await talk(L8, '/ws', ['again']), (await L8.status()).tunnels[0].epoch]")
+        self.assertEqual((told[0]["heard"], told[0]["code"]), (["again"], 1000))
+        self.assertEqual(told[1], end.gateway.keys()[0].epoch)
 
     async def test_a_picture_that_is_for_the_tunnel_only(self) -> None:
         """Plain `<img>` shows it, by a blob: URL and by the worker; whoever asks without the tunnel is refused."""

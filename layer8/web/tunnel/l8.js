@@ -21,7 +21,8 @@ const FRESH = 43_200; // seconds before `not_after` at which we look for a newer
 const PROBLEM_MOST = 4096; // bytes of a problem that are read
 const RETRY_MOST = 60; // seconds that a relay may ask us to wait
 const IDLE = 60_000; // milliseconds without a byte from the relay
-const PART = 2 ** 20; // bytes that are read of an upload and sealed at a time
+const PART = 2 ** 18; // bytes that are read of an upload and sealed at a time
+const SMALL = 2 ** 20; // bytes up to which a request stays in memory
 const REDIRECTS = 20;
 const COOKIES = 50; // of one jar
 const COOKIE = 4096; // bytes of one cookie
@@ -804,7 +805,7 @@ async function* plaintext(head, body, onprogress) {
 
 /** Give sealed pieces to `fetch`: a small message as bytes, a large one as a Blob that the browser keeps out of the heap. */
 async function packed(pieces, size) {
-  if (size <= PART) {
+  if (size <= SMALL) {
     const parts = [];
     for await (const piece of pieces) parts.push(piece);
     return join(...parts);
@@ -1120,6 +1121,13 @@ class Tunnel extends EventTarget {
     return this.#closing.signal;
   }
 
+  /** Use the next relay. */
+  _turn() {
+    this.#relay = (this.#relay + 1) % this._options.relay.length;
+    return true;
+  }
+
+
   async _cookies(url) {
     return (await this.#jar?.field(url)) ?? "";
   }
@@ -1280,11 +1288,11 @@ class Tunnel extends EventTarget {
       traced(this, ask, result, trace);
       if (!(result instanceof Failed)) return result;
       const { error, again } = result;
-      if (again === "relay" && relay.length > 1) this.#relay = (this.#relay + 1) % relay.length;
+      if (again === "relay") this._turn();
       const safe = SAFE.has(ask.method) || ask.fields.some(([name]) => name === "idempotency-key");
       let may = !resent && (again === "date" || (again && safe));
       if (again === "relay" && relay.length === 1) may = false;
-      if (again === "keys") may = (await this.#newer()) && may;
+      if (again === "keys") may = (await this._newer()) && may;
       if (!may) {
         if (fallback === "direct" && again === "relay" && safe) return this.#direct(ask, error);
         throw error;
@@ -1299,7 +1307,7 @@ class Tunnel extends EventTarget {
   }
 
   /** Look for newer keys because an answer has said so; that is believed every KEYS_HURRY seconds. */
-  async #newer() {
+  async _newer() {
     const now = Date.now() / 1000;
     const before = this.#set?.epoch;
     if (now - this.#hurried >= KEYS_HURRY) {
@@ -1727,7 +1735,6 @@ class TunnelSocket extends EventTarget {
     target.hash = "";
     this.url = target.href.replace(/^http/, "ws");
     this.#origin = target.origin;
-    const keys = await tunnel._keys();
     const cookie = await tunnel._cookies(target);
     const fields = [["origin", target.origin]];
     if (asked.length) fields.push(["sec-websocket-protocol", asked.join(", ")]);
@@ -1735,18 +1742,28 @@ class TunnelSocket extends EventTarget {
     const inside = writeHead("GET", target.protocol.slice(0, -1), target.host, target.pathname + target.search, fields);
     if (inside.length > 512)
       throw new L8Error("too-large", { leg: "page", message: "address, subprotocols and cookies of a socket have 512 bytes" });
-    this.#shake = await greet(keys.noise, join(utf8(`l8.noise.v1\0${keys.gateway}\0`), number(keys.epoch, 4)));
-    const first = await this.#shake.write(join(inside, new Uint8Array(512 - inside.length)));
+    tunnel._closed.addEventListener("abort", () => this.#fail(tunnel._closed.reason), { signal: this.#over.signal });
+    await this.#dial(tunnel, join(inside, new Uint8Array(512 - inside.length)), tunnel._options.relay.length);
+  }
+
+  // What a relay does not carry goes to the next one, and what the gateway does not understand is said under newer keys.
+  async #dial(tunnel, inside, relays) {
+    const keys = await tunnel._keys();
+    const shake = await greet(keys.noise, join(utf8(`l8.noise.v1\0${keys.gateway}\0`), number(keys.epoch, 4)));
+    const first = await shake.write(inside);
     if (this.readyState) return;
+    this.#shake = shake;
     const outer = new Wire(`${tunnel._relay.replace(/^http/, "ws")}/ws/${keys.gateway}`, "l8.noise.v1");
     this.#outer = outer;
     outer.binaryType = "arraybuffer";
     outer.onopen = () => outer.send(first);
     outer.onmessage = ({ data }) => this.#later(() => this.#take(new Uint8Array(data)));
     outer.onclose = () =>
-      this.#later(() => this.#fail(new L8Error("lost")));
+      this.#later(async () => {
+        if (this.#shake && this.readyState === 0 && (relays > 1 ? tunnel._turn() : await tunnel._newer())) await this.#dial(tunnel, inside, relays - 1);
+        else this.#fail(new L8Error("lost"));
+      });
     this.#arm(() => this.#fail(new L8Error("slow")), SOCKET_WAIT);
-    tunnel._closed.addEventListener("abort", () => this.#fail(tunnel._closed.reason), { signal: this.#over.signal });
   }
 
   #later(then) {
@@ -1756,10 +1773,8 @@ class TunnelSocket extends EventTarget {
   async #take(data) {
     if (this.readyState > 2) return;
     if (this.#shake) {
-      const status = data.length === 304 ? await readStatus(await this.#shake.read(data)) : 0;
-
-      if (status !== 200)
-        throw new L8Error("no-socket", { message: String(status) });
+      const status = await this.#shake.read(data).then(readStatus).catch((cause) => Promise.reject(new L8Error("tampered", { cause })));
+      if (status !== 200) throw new L8Error("no-socket", { message: String(status) });
       [this.#out, this.#in] = await this.#shake.split();
       this.#shake = null;
       this.#say(OPEN, NOTHING);
