@@ -38,6 +38,8 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 LOOK: Final = 5.0  # seconds between two looks at whether a socket's deadline has moved
 
+STORAGE_TIME: Final = 10.0  # seconds that a database may take to say whether a request is new
+
 _OWN: Final = (b"l8-encapsulated", b"l8-token")
 _log = logging.getLogger("layer8.gateway")
 
@@ -315,9 +317,10 @@ class _Exchange:
                 if serving.gateway.quick:
                     verdict = serving.gateway.remember(asked)
                 else:
-                    verdict = await asyncio.to_thread(serving.gateway.remember, asked)
+                    async with asyncio.timeout(STORAGE_TIME):
+                        verdict = await asyncio.to_thread(serving.gateway.remember, asked)
                 self._exchange.remembered(verdict, monotonic())
-            except StorageError as error:
+            except (StorageError, TimeoutError) as error:
                 _log.error("the replay set cannot be asked: %s", error)
                 serving.failed(monotonic(), 503)
             serving.sort()

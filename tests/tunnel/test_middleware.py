@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.crypto.hpke_context import Private
 from layer8.crypto.keys import NodeKey
-from layer8.tunnel import bhttp, gateway_session, wire
+from layer8.tunnel import asgi, bhttp, gateway_session, wire
 from layer8.tunnel.asgi import L8Middleware as AsgiMiddleware
 from layer8.tunnel.bhttp import Fields, Request
 from layer8.tunnel.client_session import ClientExchange, dressed
@@ -23,6 +23,7 @@ from layer8.tunnel.serving import READ
 from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH, Settings
 from layer8.tunnel.wire import CHUNKED
 from layer8.tunnel.wsgi import L8Middleware
+from tests.proxy.postgres import Postgres, no_postgres
 from tests.tunnel.sealed import AUTHORITY, Failed, Page, Told, sealed, today
 
 IDENTITY = NodeKey.make()
@@ -664,3 +665,36 @@ class AsgiTests(Base):
 
         self.serve(app, [], type="lifespan")
         self.assertEqual(seen, ["lifespan"])
+
+    def test_database_that_hangs(self) -> None:
+        """Whoever cannot be remembered is told so, and the others wait no longer for it."""
+        self.patch(asgi, "STORAGE_TIME", 0.5)
+        server = Postgres.start(self)
+        self.gateway = gateway(database=server.database())
+        self.addCleanup(self.gateway.close)
+        self.keys = KeySet.read(self.gateway.keys_document(), [IDENTITY.node_id])
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"hello"})
+
+        self.assertEqual(self.ask(app).status, 200)
+        exchange, data = self.seal()
+        made = Server(request(data))
+
+        async def main() -> None:
+            scope: Event = {
+                "type": "http",
+                "asgi": {"version": "3.0"},
+                "method": "POST",
+                "path": GATEWAY_PATH,
+                "headers": [(b"content-type", b"message/ohttp-chunked-req")],
+            }
+            with server.frozen(), self.assertLogs("layer8.gateway", "ERROR"):
+                await AsgiMiddleware(app, self.gateway)(scope, made.receive, made.send)
+
+        asyncio.run(main())
+        self.assertEqual(Page.hear(exchange, made.answer()).status, 503)
+        self.assertEqual(self.ask(app).status, 200)
+
+    test_database_that_hangs.skip = no_postgres()  # type: ignore[attr-defined]

@@ -150,3 +150,10 @@ class PostgresTests(Suite, SynchronousTestCase):
         path = Path(self.mktemp())
         write_private(path, shared().database().encode())
         return {"L8_DATABASE_FILE": str(path.resolve())}
+
+
+class AsgiPostgresTests(PostgresTests):
+    """With PostgreSQL, ASGI."""
+
+    kind = "tiny-asgi"
+    requests = 2000
