@@ -157,6 +157,23 @@ class RelayTests(ViewCase):
         legs = self.front.up + self.front.down + self.back.up + self.back.down
         self.absent(marks, "a leg", legs, sealed.head[-32:])
 
+    async def test_nothing_of_a_socket(self) -> None:
+        """A socket's path, cookie and answers: in no memory of the relay, on neither leg."""
+        self.patch(by_hand, "SOCKET_PATH", "/ws/shop")
+        hand = await self.hand()
+        answer = await fetch(hand.pool, "GET", "/r/shop/keys", "relay.test", most=65_536)
+        keys = KeySet.read(answer.body, hand.pins)
+        for _ in range(5):
+            page = by_hand.Page(hand, keys, self.request(method=b"GET"))
+            await page.open()
+            self.assertEqual(page.status, 101)
+            await page.until(lambda page=page: page.told or page.ends, 20)  # type: ignore[misc]
+            page.close()
+        self.absent(MARKS, "the relay's memory", memory(self.relay.pid), b"/.well-known/l8/ws")
+        for data in (self.front.up, self.front.down, self.back.up, self.back.down):
+            self.absent(MARKS, "a leg", data, b"l8.noise.v1")
+        self.assertIn(MARKS["path"], files(self.tunnel.home), "the backend has heard it")
+
     async def test_no_token_or_id_on_its_wire(self) -> None:
         """Nothing on the relay's legs names a client, a session or a tunnel: every field has a value that all have."""
         for _ in range(2):
