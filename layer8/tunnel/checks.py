@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from hashlib import sha256
@@ -16,6 +17,7 @@ from layer8.tunnel.keys import BadKeys, KeySet, pin_text
 
 WAICT_FIELD: Final = "integrity-policy-waict-v1"
 WEBCAT_PATH: Final = "/.well-known/webcat/manifest.json"
+_HTML: Final = re.compile(r"text/html\s*;\s*charset=\"?utf-8\"?", re.IGNORECASE).fullmatch
 TOLD: Final = 5  # things that one check names; more are counted
 
 
@@ -201,12 +203,27 @@ def _html(made: Manifest, view: View) -> Iterable[tuple[str, str]]:
 
 def _pages(made: Manifest, views: Sequence[View]) -> Check:
     wrong = [
+        f"{path} is served as other than UTF-8 {view.name}"
+        for view in views
+        for path in ("/", *(path for path, _ in _html(made, view)))
+        if (told := view.got.get(path)) is not None and told.status == 200 and not _is_utf8(told)
+    ]
+    wrong += [
         f"{path} has {what} inside {view.name}"
         for view in views
         for path, text in _html(made, view)
         for what in markup.inline(text)
     ]
     return _check("pages", wrong, "no script or style but in files")
+
+
+def _is_utf8(told: Got) -> bool:
+    """Whether browsers read a page as we do."""
+    try:
+        told.body.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return _HTML(told.fields.get("content-type", "")) is not None
 
 
 def _complete(made: Manifest, views: Sequence[View]) -> Check:

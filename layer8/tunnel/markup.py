@@ -1,7 +1,9 @@
 """What a page of an app loads, by its HTML: found for checking, and given `integrity` where that is missing.
 
-A page has no script but in files. Modules that modules import are named in `<link rel="modulepreload">`, with their
-integrity: an import map could say the same, but is itself a script inside of the page, which the policy forbids.
+A page has no script but in files. What may load something is not even mentioned where browsers and others could differ
+on whether it is a tag: in comments, or in text. Modules that modules import are named in `<link rel="modulepreload">`,
+with their integrity: an import map could say the same, but is itself a script inside of the page, which the policy
+forbids.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from attrs import frozen
 IMPORTS_MOST: Final = 1024  # modules of one page
 
 _RUN: Final = frozenset(("", "module", "text/javascript", "application/javascript"))
+_LOADERS: Final = ("script", "link", "style", "base", "meta", "iframe", "object", "embed")
+_LOADING = re.compile(rf"<(?:{'|'.join(_LOADERS)})(?![\w:-])", re.IGNORECASE | re.ASCII).findall
 _IMPORT = re.compile(
     r"""(?:^|[;}\s])(?:import|export)\b(?:[\w*{}\s,$]*?\bfrom)?\s*["']([^"'\n]+)["']|\bimport\s*\(\s*["']([^"'\n]+)["']"""
 ).finditer
@@ -47,12 +51,16 @@ class _Page(HTMLParser):
         super().__init__()
         self.loads: list[Load] = []
         self.inline: list[str] = []  # what runs without being a file
+        self._seen = 0
         self._starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
         self.feed(text)
         self.close()
+        if len(_LOADING(text)) != self._seen:
+            self.inline.append("a tag that programs read in two ways")
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         told = {name: value or "" for name, value in reversed(attrs)}  # of two, the first counts
+        self._seen += tag in _LOADERS
         line, column = self.getpos()
         for name, value in told.items():
             if name.startswith("on") or re.sub(r"[\x00-\x20]", "", value).lower().startswith("javascript:"):

@@ -199,7 +199,7 @@ PAGE = """<!doctype html>
 <link rel="stylesheet" href="style.css"/>
 <script type="module" src="/js/main.js" INTEGRITY='sha384-old'></script>
 <script src=plain.js></script></head>
-<body><p>x &lt; <!-- <script src="no.js"></script> --></p></body></html>
+<body><p>x &lt; <!-- a comment --> 1 <2 </p></body></html>
 """
 SITE = {
     "/style.css": b"p{}",
@@ -257,6 +257,14 @@ class PageTests(SynchronousTestCase):
             '<iframe src="x">',
             '<meta http-equiv="refresh" content="0">',
             "<object data=x>",
+            # What browsers take for tags and other programs may not, and the other way round.
+            "<!--><script src=x.js></script>-->",
+            "<!-- --!><script src=x.js></script>-->",
+            "<![CDATA[><script src=x.js></script>]]>",
+            "<script src=a.js></script x><script src=x.js></script>",
+            "<script src=a.js></script/><script src=x.js></script>",
+            "<!-- <script src=x.js></script> -->",
+            "<title><!--</title><SCRIPT/src=x.js></SCRIPT><!-- -->",
         ):
             self.assertNotEqual(markup.inline(text), [], text)
         for text in (

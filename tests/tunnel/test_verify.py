@@ -123,6 +123,12 @@ class SwapTests(VerifyCase):
         bad = await self.found("files", "pages")
         self.assertIn("/index.html has <script> inside", bad["pages"])
 
+    async def test_a_page_of_other_letters(self) -> None:
+        """Browsers would read it otherwise than we do."""
+        mirrors = await self.start()
+        (mirrors.folders[1] / "index.html").write_bytes("<script>1</script>".encode("utf-16"))
+        self.assertIn("other than UTF-8", (await self.found("files", "pages"))["pages"])
+
     async def test_a_page_without_integrity(self) -> None:
         mirrors = await self.start()
         page = mirrors.folders[1] / "index.html"
