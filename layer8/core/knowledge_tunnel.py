@@ -14,6 +14,7 @@ TUNNEL: tuple[Row, ...] = (
         "keys of either end",
         tests=(
             "privacy.test_tunnel_views.RelayTests.test_nothing_of_what_is_asked_and_answered",
+            "privacy.test_tunnel_views.RelayTests.test_nothing_of_a_socket",
             "privacy.test_tunnel_views.RelayTests.test_no_key_of_either_end",
             "privacy.test_tunnel_views.SizeTests",
         ),
@@ -37,6 +38,16 @@ TUNNEL: tuple[Row, ...] = (
             "privacy.test_tunnel_views.GatewayTests",
             "tunnel.test_relay_hard.FieldTests.test_forty_fields_that_tell_who_asks",
             "tunnel.test_relay_sockets.PipeTests.test_nothing_of_the_handshake_goes_on",
+        ),
+    ),
+    Row(
+        part="tunnel",
+        party="another provider on the same page",
+        learns="what the page asks of it",
+        hidden="cookies, sessions and keys of the others",
+        tests=(
+            "tunnel.test_js_fetch.JsFetchTests.test_two_gateways",
+            "tunnel.test_client.AskingTests.test_two_gateways_and_their_cookies",
         ),
     ),
     Row(
