@@ -10,14 +10,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
 from twisted.internet.endpoints import clientFromString
-from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.internet.interfaces import IListeningPort, IProtocolFactory, IStreamClientEndpoint
 from twisted.logger import Logger
 
 from layer8.config.endpoint import client as read_client
@@ -67,8 +67,8 @@ def settings_of(config: GatewayConfig, home: Path) -> Settings:
 def dialler(reactor: Any, text: str) -> Callable[[IProtocolFactory], Deferred[Any]]:
     """Give what dials a backend; raises `ConfigError`."""
     if split(text)[0][:1] in (["tcp"], ["unix"]):
-        endpoint = clientFromString(reactor, read_client(text).twisted())
-        return endpoint.connect
+        dialled: IStreamClientEndpoint = clientFromString(reactor, read_client(text).twisted())
+        return dialled.connect
     return connector(reactor, text)
 
 
@@ -199,16 +199,15 @@ class GatewayMetrics:
         sidecar = self._sidecar
         counts = dict(sidecar.gateway.counts())
         sockets = counts.pop("sockets")
-        rows = {(outcome,): float(count) for outcome, count in counts.items()}
+        rows: Mapping[tuple[str, ...], float] = {(outcome,): count for outcome, count in counts.items()}
         yield Family("layer8_gateway_outcomes_total", "What became of requests.", "counter", rows, ("outcome",))
         yield gauge("layer8_gateway_open", "Exchanges under way.", len(sidecar.gate.under_way))
         yield gauge("layer8_gateway_sockets", "Sockets that are open.", sockets)
         yield gauge("layer8_gateway_connections", "Connections from relays and others.", len(sidecar.server))
         yield gauge("layer8_gateway_backend_connections", "Connections to the backend.", sidecar.pool.open)
         traffic = sidecar.traffic()
-        bytes_ = {("relay", "in"): traffic[0], ("relay", "out"): traffic[1]}
-        bytes_ |= {("backend", "in"): traffic[2], ("backend", "out"): traffic[3]}
-        labelled = {key: float(value) for key, value in bytes_.items()}
+        labels = (("relay", "in"), ("relay", "out"), ("backend", "in"), ("backend", "out"))
+        labelled: Mapping[tuple[str, ...], float] = dict(zip(labels, traffic, strict=True))
         yield Family("layer8_gateway_bytes_total", "Bytes at the sockets.", "counter", labelled, ("leg", "direction"))
         keys = sidecar.gateway.keys()
         yield gauge("layer8_gateway_keys", "Keys that open something.", len(keys))

@@ -33,8 +33,20 @@ from layer8.tunnel import passage, target
 from layer8.tunnel.driving import Gate
 from layer8.tunnel.frames import Kind, Message
 from layer8.tunnel.limits import DIAL_TIME, HEAD_TIME, SOCKET_MESSAGE
-from layer8.tunnel.messages import BINARY, CLOSE, Messages, frame, read_close, write_close
-from layer8.tunnel.passage import BROKEN, MESSAGE_MOST, NO_CODE, PING, PONG, PROTOCOL, TEXT, WRONG_KIND, Breach
+from layer8.tunnel.messages import Messages, frame, read_close, write_close
+from layer8.tunnel.passage import (
+    BINARY,
+    BROKEN,
+    CLOSE,
+    MESSAGE_MOST,
+    NO_CODE,
+    PING,
+    PONG,
+    PROTOCOL,
+    TEXT,
+    WRONG_KIND,
+    Breach,
+)
 from layer8.tunnel.socket_session import GONE, Closed, GatewaySocket, Open, Routed
 
 BACKEND: Final = 1014  # the code of a backend that cannot be reached, or does not agree
@@ -86,8 +98,6 @@ class Wire(TwistedProtocol):
             return
         try:
             for opcode, payload in self._messages.feed(data):
-                if self._over:
-                    return
                 if opcode == PING:
                     self._write(PONG, payload)
                 elif opcode == CLOSE:
@@ -95,10 +105,14 @@ class Wire(TwistedProtocol):
                     self._write(CLOSE, write_close(code) if code != NO_CODE else b"")
                     self._finish(code, reason)
                 elif opcode != PONG:
-                    self._speaker.heard(self, opcode, payload)
+                    self._hear(opcode, payload)
         except Breach as error:
             self._write(CLOSE, write_close(error.code))
             self._finish(error.code, "")
+
+    def _hear(self, opcode: int, payload: bytes) -> None:
+        if not self._over:
+            self._speaker.heard(self, opcode, payload)
 
     def _hear_close(self, data: bytes) -> None:
         """We have said the end; the other side says it too, behind whatever it said before."""
@@ -485,7 +499,7 @@ class _Early(TwistedProtocol):
     def become(self, successor: Wire) -> None:
         """Make the connection a wire's."""
         self._next = successor
-        successor.makeConnection(self.transport)
+        successor.makeConnection(self.transport)  # type: ignore[no-untyped-call]
 
     def go_on(self) -> None:
         """Say what was kept."""

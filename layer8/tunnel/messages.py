@@ -48,7 +48,7 @@ class Messages:
         self._held += data
         found: list[Found] = []
         try:
-            while not self._shut and (frame := self._frame()) is not None:
+            while (frame := self._frame()) is not None:
                 if (message := self._take(*frame)) is not None:
                     found.append(message)
         except Breach:
@@ -60,7 +60,7 @@ class Messages:
     def _frame(self) -> tuple[int, bytes] | None:
         """Take a whole frame: its first byte, and its payload."""
         held = self._held
-        if len(held) < 2:
+        if self._shut or len(held) < 2:
             return None
         first, size, start = held[0], held[1] & 0x7F, 2
         if first & 0x70 or bool(held[1] & 0x80) is not self._masked:

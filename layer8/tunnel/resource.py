@@ -13,7 +13,7 @@ request is whole, and nothing but `L8-Encapsulated: ?1` tells it how that came; 
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.protocols.policies import ProtocolWrapper
@@ -60,7 +60,7 @@ class L8Resource:
         self.gateway = gateway
         self.inner = inner
         self._reactor = reactor
-        self._site = _Quiet(inner)
+        self._site = _Quiet(inner)  # type: ignore[no-untyped-call]
         self.gate = Gate(reactor, gateway, self._call)
         pool = Pool(reactor, connector(reactor, self._site, NOBODY))
         self.sockets = Sockets(self.gate, pool, (ENCAPSULATED.decode(), "?1"))
@@ -94,7 +94,8 @@ class L8Resource:
 
     def getChildWithDefault(self, name: bytes, request: Request) -> IResource:
         """Find what answers a request that came in the clear, or the sealed one of a page."""
-        path = b"/".join([name, *request.postpath])
+        behind: list[bytes] = request.postpath or []
+        path = b"/".join([name, *behind])
         if path in (_GATEWAY, _KEYS, _SOCKET):
             return _Page(self)
         for field in OURS:
@@ -103,7 +104,7 @@ class L8Resource:
             self.gateway.count(Outcome.DIRECT)
             return _Page(self)
         if self.inner.isLeaf:
-            request.postpath.insert(0, request.prepath.pop())
+            behind.insert(0, cast("list[bytes]", request.prepath).pop())
             return self.inner
         found: IResource = self.inner.getChildWithDefault(name, request)
         return found
@@ -118,7 +119,7 @@ class L8Resource:
 
     def answer(self, request: Request) -> Any:
         """Answer at one of our own paths, or refuse."""
-        path = b"/" + b"/".join([*request.prepath, *request.postpath])
+        path = b"/" + b"/".join([*(request.prepath or ()), *(request.postpath or ())])
         asks = request.method in (b"GET", b"HEAD")
         request.setHeader(b"cache-control", b"no-store")
         try:
@@ -170,7 +171,7 @@ def _hand_over(request: Request, wire: Wire) -> None:
         transport.wrappedProtocol = wire
     else:
         transport.protocol = wire
-    wire.makeConnection(transport)
+    wire.makeConnection(transport)  # type: ignore[no-untyped-call]
     transport.resumeProducing()
 
 
@@ -257,7 +258,7 @@ class _Front:
             return
         if self._request.producer is not None:
             self._request.unregisterProducer()
-        transport = self._request.transport or self._request.channel
+        transport: Any = self._request.transport or self._request.channel
         transport.abortConnection()
 
     def rest(self, wanted: bool) -> None:
@@ -315,17 +316,19 @@ class _Streaming(Request):
     """A request that is opened while it comes, if it is a sealed one."""
 
     def __init__(self, channel: Any, owner: L8Resource) -> None:
-        super().__init__(channel, False)
+        super().__init__(channel, False)  # type: ignore[no-untyped-call]
         self._owner = owner
         self._front: _Arriving | None = None
 
     def gotLength(self, length: int | None) -> None:
         """Begin: no more of the head is known to twisted.web yet than the channel has read."""
         channel: Any = self.channel
-        method, path = getattr(channel, "command", None), getattr(channel, "path", None)
+        method: Any = getattr(channel, "command", None)
+        path: Any = getattr(channel, "path", None)
         if method is None:
             method, path = channel._command, channel._path
-        super().gotLength(0 if (sealed := method == b"POST" and path == b"/" + _GATEWAY) else length)
+        sealed = method == b"POST" and path == b"/" + _GATEWAY
+        super().gotLength(0 if sealed else length)  # type: ignore[no-untyped-call]
         if sealed:
             self.method, self.uri, self.path = method, path, path
             self.clientproto = getattr(channel, "_version", b"HTTP/2")
@@ -334,14 +337,14 @@ class _Streaming(Request):
     def handleContentChunk(self, data: bytes) -> None:
         """Open what comes."""
         if self._front is None:
-            super().handleContentChunk(data)
+            super().handleContentChunk(data)  # type: ignore[no-untyped-call]
         else:
             self._front.received(data)
 
     def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Take the end."""
         if self._front is None:
-            super().requestReceived(command, path, version)
+            super().requestReceived(command, path, version)  # type: ignore[no-untyped-call]
         else:
             self._front.ended()
 

@@ -112,7 +112,12 @@ class GatewayTests(TestCase):
         pin = program.said().split()[0]
         relay = relay_of(reactor, port, pin)
         self.addCleanup(relay.stopService)
-        ours = {"relay": f"http://127.0.0.1:{relay.ports[0]}", "gateway": "shop", "authority": "shop.test", "pin": pin}
+        ours: dict[str, Any] = {
+            "relay": f"http://127.0.0.1:{relay.ports[0]}",
+            "gateway": "shop",
+            "authority": "shop.test",
+            "pin": pin,
+        }
         async with L8Client(reactor, **ours) as client:
             answer = await client.get("/notes/7?a=1")
             told = await answer.json()
