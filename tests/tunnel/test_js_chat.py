@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from twisted.web.client import Agent, readBody
 
-
 from layer8.testing.browser import Chromium, Firefox
 from layer8.tunnel import socket_session
 from tests.tunnel.backend import RED

@@ -66,13 +66,15 @@ FORMAT = (
 class JsPageTests(BrowserCase):
     skip = Chromium.absent()
 
-    async def begin(self) -> None:
+    async def test_a_page(self) -> None:
+        """One page for all of them."""
         await self.open()
         await self.run_js("await L8.connect(o); " + EVENTS, o=self.stage.connect())
+        for check in (self.events, self.the_format, self.what_is_no_stream, self.blobs, self.plain_fetch):
+            await check()
 
-    async def test_events(self) -> None:
+    async def events(self) -> None:
         """The first comes before the last is made; a source that is cut goes on where it was."""
-        await self.begin()
         told = await self.run_js("return events('/events?n=10&gap=0.1', 10)")
         self.assertEqual(told["heard"], [["tick", str(number)] for number in range(1, 11)])
         self.assertEqual((told["ids"], told["states"]), ([str(number) for number in range(1, 11)], [0, 1]))
@@ -97,9 +99,8 @@ class JsPageTests(BrowserCase):
         self.assertEqual(told, [["1", "2", "3"], 0, 2])
         self.assertEqual([call.all("last-event-id") for call in calls][:2], [[], ["3"]])
 
-    async def test_the_format(self) -> None:
+    async def the_format(self) -> None:
         """https://html.spec.whatwg.org/multipage/server-sent-events.html, cut anywhere."""
-        await self.begin()
         backend = self.stage.gateways["shop"].backend
 
         def pieces(request: Any, called: Any, rest: str) -> int:
@@ -122,8 +123,7 @@ class JsPageTests(BrowserCase):
             self.assertEqual(told["heard"], ["", "one\n two", ["add", "x:y"], "three", "é"])
             self.assertEqual(told["ids"], ["", "", "7", "7", ""])
 
-    async def test_what_is_no_stream(self) -> None:
-        await self.begin()
+    async def what_is_no_stream(self) -> None:
         for url, code in (
             ("/echo", "no-events"),
             ("/status/204", "no-events"),
@@ -134,8 +134,7 @@ class JsPageTests(BrowserCase):
             told = await self.run_js("return events(url, 1)", url=url)
             self.assertEqual((told["code"], told["errors"], told["last"], told["opened"]), (code, 1, 2, 0), url)
 
-    async def test_blobs(self) -> None:
-        await self.begin()
+    async def blobs(self) -> None:
         found = await self.run_js(COLOUR + "return colour(await L8.static('https://shop.test/image.png'))")
         self.assertEqual(found, [16, *RED, 255])
         found = await self.run_js(
@@ -150,8 +149,7 @@ class JsPageTests(BrowserCase):
         for wrong in ("undefined", "{}", "'https://other.test/a.png'", "'https://'", "Symbol.iterator"):
             self.assertIn((await self.failure(f"L8.static({wrong})"))["code"], ("no-file", "unknown", "argument"))
 
-    async def test_plain_fetch(self) -> None:
-        await self.begin()
+    async def plain_fetch(self) -> None:
         end = self.stage.gateways["shop"]
         self.stage.app_files["/local"] = ("text/plain", b"local")
         found = await self.run_js(
@@ -174,7 +172,8 @@ class JsPageTests(BrowserCase):
 
     async def test_axios(self) -> None:
         """Its fetch adapter, unchanged, as npm has it."""
-        await self.begin()
+        await self.open()
+        await self.run_js("await L8.connect(o)", o=self.stage.connect())
         end = self.stage.gateways["shop"]
         folder = npm()
         assert folder is not None

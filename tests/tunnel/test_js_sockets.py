@@ -55,19 +55,40 @@ globalThis.talk = (L8, url, said, protocols) => new Promise((done) => {
 class JsSocketTests(BrowserCase):
     skip = Chromium.absent()
 
-    async def begin(self, **constants: int) -> SocketRelay:
-        """Open a page whose L8 has these constants, connected to a relay for sockets."""
+    async def test_sockets(self) -> None:
+        """One page for all of them."""
         await self.open()
+        self.made = 0
+        for check in (
+            self.numbers,
+            self.whole,
+            self.a_new_key_after_so_many,
+            self.the_other_side_closes,
+            self.refusals,
+            self.the_interface,
+            self.bad_frames,
+            self.a_frame_that_was_changed,
+            self.silence,
+            self.the_relay_goes,
+        ):
+            try:
+                await check()
+            finally:
+                await self.relay.close()
+
+    async def begin(self, **constants: int) -> SocketRelay:
+        """Give the page an L8 of its own with these constants, connected to a relay for sockets."""
         source = probe(*INSIDE).decode()
         for name, value in constants.items():
             usual = {"SOCKET_REKEY": "1 << 20", "SOCKET_PING": "30_000", "SOCKET_WAIT": "10_000"}[name]
             self.assertEqual(source.count(f"const {name} = {usual};"), 1)
             source = source.replace(f"const {name} = {usual};", f"const {name} = {value};")
-        self.stage.app_files["/probe.js"] = ("text/javascript", source.encode())
+        self.made += 1
+        name = f"/probe{self.made}.js"
+        self.stage.app_files[name] = ("text/javascript", source.encode())
         self.relay = SocketRelay(self.stage.reactor)
-        self.addCleanup(self.relay.close)
         await self.run_js(
-            f"globalThis.made = (await import('/probe.js')).default; {HEX} {TALK} await made.connect(o)",
+            f"globalThis.made = (await import('{name}')).default; {HEX} {TALK} await made.connect(o)",
             o=self.relay.connect,
         )
         return self.relay
@@ -77,7 +98,7 @@ class JsSocketTests(BrowserCase):
         body = "return talk(made, url, said.map((one) => one.startsWith('(') ? eval(one) : one), protocols)"
         return await self.run_js(body, url=url, said=said, protocols=protocols)  # type: ignore[no-any-return]
 
-    async def test_numbers(self) -> None:
+    async def numbers(self) -> None:
         """Both of our frozen handshakes, byte for byte."""
         await self.begin()
         nk = json.loads((VECTORS / "noise-nk.json").read_text())
@@ -129,7 +150,7 @@ class JsSocketTests(BrowserCase):
         self.assertEqual(limits, [SOCKET_REKEY, SOCKET_MESSAGE, SOCKET_PING * 1000, list(SIZES)])
         self.assertEqual(SOCKET_DEAD, 2 * SOCKET_PING)
 
-    async def test_talk(self) -> None:
+    async def whole(self) -> None:
         relay = await self.begin()
         relay.protocol = "chat"
         told = await self.talk(
@@ -164,14 +185,15 @@ class JsSocketTests(BrowserCase):
         self.assertLessEqual({size - 16 for size in sizes[2:]}, set(SIZES))
         self.assertNotIn(b"marker", b"".join(data for _, data in relay.carried))
 
-    async def test_a_new_key_after_so_many(self) -> None:
-        self.patch(socket_session, "SOCKET_REKEY", 8)
+    async def a_new_key_after_so_many(self) -> None:
+        few = self.patch(socket_session, "SOCKET_REKEY", 8)
         await self.begin(SOCKET_REKEY=8)
         said = [f"message {number}" for number in range(200)]
         told = await self.talk("wss://shop.test/ws", *said)
         self.assertEqual((told["heard"], told["code"]), (said, 1000))
+        few.restore()
 
-    async def test_the_other_side_closes(self) -> None:
+    async def the_other_side_closes(self) -> None:
         relay = await self.begin()
         told = await self.talk("/ws", "close", "never")
         self.assertEqual(told["url"], "wss://shop.test/ws")
@@ -179,7 +201,7 @@ class JsSocketTests(BrowserCase):
         await relay.ended()
         self.assertEqual(relay.closed, [Closed(4001, "as asked")])
 
-    async def test_refusals(self) -> None:
+    async def refusals(self) -> None:
         relay = await self.begin()
         for status in (403, 404, 503):
             relay.status = status
@@ -198,7 +220,7 @@ class JsSocketTests(BrowserCase):
             self.assertEqual((told["error"], told["code"], told["states"]), (code, 1006, [0, 3]), url)
         self.assertEqual(len(relay.routed), 3)
 
-    async def test_the_interface(self) -> None:
+    async def the_interface(self) -> None:
         relay = await self.begin()
         found = await self.run_js(
             """
@@ -234,7 +256,7 @@ class JsSocketTests(BrowserCase):
         await relay.ended()
         self.assertEqual(relay.closed, [Closed(1005)])
 
-    async def test_bad_frames(self) -> None:
+    async def bad_frames(self) -> None:
         """What a gateway does wrong, and with which code the page leaves it."""
         relay = await self.begin()
         for message, code in (
@@ -257,7 +279,7 @@ class JsSocketTests(BrowserCase):
             await relay.ended()
             self.assertEqual(relay.closed, [Closed(code)])
 
-    async def test_a_frame_that_was_changed(self) -> None:
+    async def a_frame_that_was_changed(self) -> None:
         relay = await self.begin()
 
         def bad(session: GatewaySocket, message: Message, now: float) -> None:
@@ -270,7 +292,7 @@ class JsSocketTests(BrowserCase):
         told = await self.talk("wss://shop.test/ws", "now")
         self.assertEqual((told["error"], told["code"], told["heard"]), ("socket", 1002, []))
 
-    async def test_silence(self) -> None:
+    async def silence(self) -> None:
         """A page asks a silent gateway, stays while it answers, and leaves when it does not."""
         relay = await self.begin(SOCKET_PING=300, SOCKET_WAIT=700)
         await self.run_js(
@@ -288,7 +310,7 @@ class JsSocketTests(BrowserCase):
         told = await self.talk("wss://shop.test/ws")
         self.assertEqual((told["error"], told["code"]), ("slow", 1006))
 
-    async def test_the_relay_goes(self) -> None:
+    async def the_relay_goes(self) -> None:
         relay = await self.begin()
 
         def cut(session: GatewaySocket, message: Message, now: float) -> None:
