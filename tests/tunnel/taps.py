@@ -8,7 +8,9 @@ from typing import Any
 from attrs import define, field
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import ConnectError
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import ClientFactory, Factory, Protocol
+from zope.interface import implementer
 
 Meddle = Callable[[bool, bytes], bytes]
 """Takes whether bytes go up, and the bytes; gives what goes on instead."""
@@ -33,6 +35,7 @@ class Tap:
     links: list[Link] = field(factory=list)
     meddle: Meddle | None = None
     open: bool = True  # or nobody is let in
+    keep: bool = True  # what passes; or it is only passed on
     source: str = ""  # the address to dial from, else that of whoever came
     port: int = field(default=0, init=False)
     _listening: Any = field(default=None, init=False)
@@ -105,8 +108,9 @@ class _Far(ClientFactory):
             self._near.transport.abortConnection()  # type: ignore[attr-defined]
 
 
+@implementer(IHalfCloseableProtocol)
 class _Side(Protocol):
-    """One end; reads no faster than the other takes."""
+    """One end; reads no faster than the other takes, and tells it when there is no more to read."""
 
     def __init__(self, tap: Tap, link: Link, *, up: bool) -> None:
         self.tap, self.link, self._up = tap, link, up
@@ -131,11 +135,21 @@ class _Side(Protocol):
             other.resumeProducing()
 
     def dataReceived(self, data: bytes) -> None:
-        (self.link.up if self._up else self.link.down).extend(data)
+        if self.tap.keep:
+            (self.link.up if self._up else self.link.down).extend(data)
         if self.tap.meddle is not None:
             data = self.tap.meddle(self._up, data)
         if self.other is not None and self.other.transport is not None and data:
             self.other.transport.write(data)
+
+    def readConnectionLost(self) -> None:
+        if self.other is not None and self.other.transport is not None:
+            self.other.transport.loseWriteConnection()  # type: ignore[attr-defined]
+        elif self.transport is not None:
+            self.transport.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        pass
 
     def connectionLost(self, reason: Any = None) -> None:
         if self.other is not None and self.other.transport is not None:

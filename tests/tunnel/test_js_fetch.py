@@ -220,7 +220,7 @@ class JsFetchTests(BrowserCase):
         self.assertEqual((fields["x-a"], fields["origin"], fields["user-agent"]), ("1", origin, "L8"))
 
     async def test_streams(self) -> None:
-        """The first piece arrives before the last is produced; nobody waits for whom has left; `stream: false` waits (L23)."""
+        """The first piece arrives before the last is produced; who has left is not waited for (L23)."""
         await self.connected()
         backend = self.stage.gateways["shop"].backend
         found = await self.run_js(

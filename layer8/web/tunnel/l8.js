@@ -811,9 +811,12 @@ async function packed(pieces, size) {
     return join(...parts);
   }
   const failure = {};
+  let last = NOTHING.slice();
   const pull = async (controller) => {
     try {
+      free(last); // who asks for more has taken it
       const { value, done } = await pieces.next();
+      last = value ?? last;
       if (done) controller.close();
       else controller.enqueue(value);
     } catch (error) {
