@@ -262,7 +262,8 @@ class _Exchange:
         """Give the environ of the opened request, None if it does not become whole before the application is called."""
         call = self._serving.call
         assert call is not None
-        target, content = call.target, io.BufferedReader(_Content(self), READ)
+        target = call.target
+        content = io.BytesIO() if call.length == 0 else io.BufferedReader(_Content(self), READ)
         length = length_told(call)
         host, port = server(call)
         environ: Environ = {name: self._environ[name] for name in _KEPT if name in self._environ}

@@ -18,6 +18,7 @@ from layer8.tunnel.keys import pin_text
 from layer8.tunnel.service import alone
 from tests.interop.daemons import until
 from tests.tunnel.sealed import AUTHORITY
+from tests.tunnel.taps import Tap
 from tests.tunnel.workers import Backend
 
 MIB = 1 << 20
@@ -44,13 +45,25 @@ class RelayTests(TestCase):
 
         backend: Backend = await deferToThread(lambda: Backend.start(self, kind, **more))
         pin = pin_text(backend.identity.node_id)
-        row = TunnelGatewayConfig(id="shop", endpoint=f"tcp:127.0.0.1:{backend.port}", host=AUTHORITY, identity=(pin,))
+        self.back = Tap(reactor, backend.port)
+        self.back.listen()
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.back.close()))
+        row = TunnelGatewayConfig(
+            id="shop", endpoint=f"tcp:127.0.0.1:{self.back.port}", host=AUTHORITY, identity=(pin,)
+        )
         relay = alone(reactor, TunnelConfig(listen=("tcp:0:interface=127.0.0.1",), gateway=(row,)))
         relay.startService()
         self.addCleanup(relay.stopService)
-        port = relay.listening()[0].rpartition(":")[2]
+        self.front = Tap(reactor, int(relay.listening()[0].rpartition(":")[2]))
+        self.front.listen()
+        self.addCleanup(lambda: Deferred.fromCoroutine(self.front.close()))
         client = L8Client(
-            reactor, relay=f"http://127.0.0.1:{port}", gateway="shop", pin=pin, authority=AUTHORITY, session=True
+            reactor,
+            relay=f"http://127.0.0.1:{self.front.port}",
+            gateway="shop",
+            pin=pin,
+            authority=AUTHORITY,
+            session=True,
         )
         self.addCleanup(lambda: Deferred.fromCoroutine(client.close()))
         return client, backend
@@ -60,13 +73,18 @@ class RelayTests(TestCase):
         told = await (await client.get("/notes/7")).json()
         self.assertEqual((told["note"], told["tunnel"]), ("Buy milk", True))
         headers = {}
-        data = {"user": "ada"}
+        data = {"user": "ada lovelace"}
         if kind == "django":
             page = await (await client.get("/login")).text()
             token = page.partition("value=")[2].partition(">")[0]
             data["csrfmiddlewaretoken"] = headers["x-csrftoken"] = token
         answer = await client.post("/login", data)
-        self.assertEqual((await answer.json(), answer.url), ({"user": "ada"}, f"https://{AUTHORITY}/me"))
+        self.assertEqual((await answer.json(), answer.url), ({"user": "ada lovelace"}, f"https://{AUTHORITY}/me"))
+        for leg in (self.front, self.back):
+            heard = (leg.up + leg.down).lower()
+            self.assertGreater(len(heard), 4000)
+            for word in (b"cookie", b"session", b"csrf", b"lovelace", b"/login", b"/notes", b"buy milk"):
+                self.assertNotIn(word, heard)
         picture = os.urandom(MIB)
         edge = "edge-of-a-part"
         head = f'--{edge}\r\nContent-Disposition: form-data; name="picture"; filename="p.png"\r\n\r\n'
@@ -111,6 +129,7 @@ class RelayTests(TestCase):
 
     async def stream(self, kind: str) -> None:
         client, _ = await self.through(kind)
+        self.front.keep = self.back.keep = False
         pid = int(await (await client.get("/")).text())
         before = resident(pid)
         size, digest = 0, hashlib.sha256()
