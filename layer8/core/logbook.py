@@ -68,6 +68,7 @@ EVENTS: Mapping[str, Logged] = {
     "rendezvous.exposed": Logged("a program behind a hidden service listens beyond this machine too"),
     "rendezvous.alert": Logged("something is wrong with a hidden service: its key is used twice, or it is not stored"),
     "tunnel.refused": Logged("a tunnel that was kept cannot be opened; it stays kept"),
+    "http.failed": Logged("a bug of ours in what answers a request; the client was told 500, or cut"),
     "tunnel.failed": Logged("a bug of ours in an exchange or a socket of the browser tunnel; it was cut"),
     "tunnel.no_keys": Logged("a gateway of the browser tunnel gives no key set; it is asked again"),
     "tunnel.keys_differ": Logged("another relay has other keys of a gateway, or some that the gateway has not signed"),

@@ -34,9 +34,9 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from layer8.core.errors import LimitExceeded, LocalProtocolError, Unavailable
+from layer8.core.errors import LimitExceeded, LocalProtocolError
 from layer8.core.http1 import CHUNKED, END, Malformed, Reader, Request, read_request
-from layer8.net.http_wire import BUFFER, CORK, LAST_CHUNK, Lines, Listener, Tally, Wire, chunk, field_lines
+from layer8.net.http_wire import BUFFER, CORK, LAST_CHUNK, Deaf, Lines, Listener, Tally, Whole, Wire, chunk, field_lines
 
 HEAD_TIME: Final = 10.0  # seconds for a request's head, from its first byte
 KEEP_TIME: Final = 75.0  # seconds without a request, after which a connection is closed
@@ -262,55 +262,6 @@ class Incoming:
 
 Handler = Callable[[Incoming], None]
 """Takes a request when its head is there. What it raises is logged and answered with 500."""
-
-
-class Deaf:
-    """A listener for bodies that nobody wants."""
-
-    def received(self, data: bytes) -> None:
-        """Drop it."""
-
-    def ended(self) -> None:
-        """Do nothing."""
-
-    def lost(self) -> None:
-        """Do nothing."""
-
-    def full(self) -> None:
-        """Do nothing."""
-
-    def room(self) -> None:
-        """Do nothing."""
-
-
-class Whole(Deaf):
-    """A listener that keeps a small body; `body` fires with it."""
-
-    def __init__(self, most: int) -> None:
-        """Keep at most so many bytes."""
-        self._most = most
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self.body: Deferred[bytes] = Deferred(lambda _: None)
-
-    def received(self, data: bytes) -> None:
-        """Keep a piece."""
-        self._size += len(data)
-        if self._size <= self._most:
-            self._pieces.append(data)
-        elif not self.body.called:
-            self._pieces.clear()
-            self.body.errback(LimitExceeded("BODY", self._most))
-
-    def ended(self) -> None:
-        """Give all of it."""
-        if not self.body.called:
-            self.body.callback(b"".join(self._pieces))
-
-    def lost(self) -> None:
-        """Give up."""
-        if not self.body.called:
-            self.body.errback(Unavailable("the connection ended within a body"))
 
 
 class _Connection(Wire):

@@ -13,11 +13,12 @@ from typing import Any, Final, Protocol
 from attrs import define
 from twisted.internet import protocol
 from twisted.internet.abstract import FileDescriptor
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from layer8.core.errors import LocalProtocolError
+from layer8.core.errors import LimitExceeded, LocalProtocolError, Unavailable
 
 BUFFER: Final = 64 * 1024  # bytes that wait in one direction; then whoever writes is told, whoever sends has to rest
 
@@ -42,6 +43,55 @@ class Listener(Protocol):
 
     def room(self) -> None:
         """Take that there is room again."""
+
+
+class Deaf:
+    """A listener for bodies that nobody wants."""
+
+    def received(self, data: bytes) -> None:
+        """Drop it."""
+
+    def ended(self) -> None:
+        """Do nothing."""
+
+    def lost(self) -> None:
+        """Do nothing."""
+
+    def full(self) -> None:
+        """Do nothing."""
+
+    def room(self) -> None:
+        """Do nothing."""
+
+
+class Whole(Deaf):
+    """A listener that keeps a small body; `body` fires with it."""
+
+    def __init__(self, most: int) -> None:
+        """Keep at most so many bytes."""
+        self._most = most
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self.body: Deferred[bytes] = Deferred(lambda _: None)
+
+    def received(self, data: bytes) -> None:
+        """Keep a piece."""
+        self._size += len(data)
+        if self._size <= self._most:
+            self._pieces.append(data)
+        elif not self.body.called:
+            self._pieces.clear()
+            self.body.errback(LimitExceeded("BODY", self._most))
+
+    def ended(self) -> None:
+        """Give all of it."""
+        if not self.body.called:
+            self.body.callback(b"".join(self._pieces))
+
+    def lost(self) -> None:
+        """Give up."""
+        if not self.body.called:
+            self.body.errback(Unavailable("the connection ended within a body"))
 
 
 @define(eq=False)

@@ -26,9 +26,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from layer8.core.errors import Unavailable
-from layer8.net.http import Deaf, Incoming
+from layer8.net.http import Incoming
 from layer8.net.http_client import Line, Pool
-from layer8.net.http_wire import Tally
+from layer8.net.http_wire import Deaf, Tally
 from layer8.tunnel import passage, wire
 from layer8.tunnel.admission import Admission, Pass, Wait
 from layer8.tunnel.limits import HEAD_TIME, SOCKET_DEAD

@@ -39,15 +39,16 @@ from layer8.core.address import Networks, is_address
 from layer8.core.errors import ConfigError
 from layer8.crypto.keyfile import read_private
 from layer8.crypto.x509 import Identity
-from layer8.net.http import Deaf, Incoming, Server
+from layer8.net.http import Incoming
 from layer8.net.http_client import Pool
-from layer8.net.http_wire import BUFFER
+from layer8.net.http_wire import BUFFER, Deaf
 from layer8.net.listen import serve
 from layer8.net.service import Health
 from layer8.net.tls import TlsServer
 from layer8.net.ways import connector
 from layer8.tunnel import mirror, wire
 from layer8.tunnel.admission import Admission
+from layer8.tunnel.door import HERE, Door
 from layer8.tunnel.keeping import Keeping, Kept, Source
 from layer8.tunnel.keys import read_pin
 from layer8.tunnel.limits import DIAL_TIME
@@ -119,7 +120,8 @@ class Relay(Service):
         self._ground = ground
         reactor = self._reactor = ground.reactor
         self.config = config
-        self.server = Server(reactor, self._asked, log=self._log)
+        self._role, self._where = config.role, config.listen  # these need a restart
+        self.server = Door(reactor, self._asked, log=self._log)
         self.admission = Admission(secrets.token_bytes(32))
         self.doors = Admission(secrets.token_bytes(32))  # the same for sockets
         self.keeping = Keeping(reactor, wall_clock, self._log, self._looked)
@@ -173,7 +175,7 @@ class Relay(Service):
             pool.abort()
 
     def _listen(self) -> None:
-        for text in self.config.listen:
+        for text in self._where:
             tls = None
             if read_endpoint(text).tls:
                 if self._tls is None:
@@ -266,7 +268,7 @@ class Relay(Service):
 
     def _asked(self, page: Incoming) -> None:
         path = page.path
-        relays = self.config.role != "mirror"
+        relays = self._role != "mirror"
         if path.startswith("/r/") and relays:
             gateway, _, rest = path[3:].partition("/")
             if rest == "keys":
@@ -300,10 +302,10 @@ class Relay(Service):
     def _address(self, page: Incoming) -> str:
         """Give whom the limits count a request for: "" for this machine."""
         address = str(getattr(page.peer, "host", "") or "")
-        if address and address in self._fronts:
+        if not address or address in self._fronts:  # none: by a Unix socket, whose other end is of this machine
             told = [word.strip() for value in page.values("x-forwarded-for") for word in value.split(",")]
             address = told[-1] if told and is_address(told[-1]) else address
-        return "" if address in _HERE else address
+        return "" if address in HERE else address
 
     # Configuration.
 
@@ -314,7 +316,7 @@ class Relay(Service):
 
     @property
     def _word(self) -> str:
-        return {"relay": "relay", "mirror": "mirror of apps", "both": "relay and mirror of apps"}[self.config.role]
+        return {"relay": "relay", "mirror": "mirror of apps", "both": "relay and mirror of apps"}[self._role]
 
     def _identity(self, config: TunnelConfig) -> Any:
         return self._ground.identity(config.name, config.tls_cert_file, config.tls_key_file)
@@ -325,7 +327,7 @@ class Relay(Service):
         apps = {one.id: App(Path(one.app)) for one in config.gateway if one.app}
         ours = f"https://{config.name}"
         for one in config.gateway:
-            if not one.endpoint or config.role == "mirror":
+            if not one.endpoint or self._role == "mirror":
                 continue
             bearer = self._bearer(one)
             found = way(one.endpoint)
@@ -337,7 +339,7 @@ class Relay(Service):
             named = apps[one.id].relays(one.id) if one.id in apps else ()
             others = tuple(dict.fromkeys(relay for relay in (*one.compare, *named) if relay != ours))
             sources[one.id] = Source(one.keys_path, host, bearer, others), tuple(map(read_pin, one.identity))
-        return _Gateways(routes, sockets, sources, apps if config.role != "relay" else {})
+        return _Gateways(routes, sockets, sources, apps if self._role != "relay" else {})
 
     def _bearer(self, gateway: TunnelGatewayConfig) -> str:
         if not gateway.bearer_file:
@@ -420,9 +422,6 @@ class _Sending(Deaf):
             self._page.abort()  # the file has become shorter
         else:
             self._page.finish()
-
-
-_HERE: Final = frozenset(("", "127.0.0.1", "::1", "::ffff:127.0.0.1"))
 
 
 def _host(gateway: TunnelGatewayConfig) -> str:

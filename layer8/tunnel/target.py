@@ -39,7 +39,7 @@ _DOUBTFUL = re.compile(
     re.IGNORECASE,
 ).search
 # Letters that nobody reads in two ways, and no dot at the beginning of a segment: nothing is there to be resolved.
-_PLAIN = re.compile(r"(?:/[\w~!$&'()*+,=:@-][\w.~!$&'()*+,=:@-]*)+/?", re.ASCII).fullmatch
+_PLAIN = re.compile(r"(?:/[\w~!$&'(),*=+:@-][\w.~!$&'(),*=+:@-]*)+/?", re.ASCII).fullmatch
 _DOT = re.compile(r"%2e", re.IGNORECASE).sub
 _SEPARATOR = re.compile(r"%2f|%5c|[\\/]", re.IGNORECASE).split
 

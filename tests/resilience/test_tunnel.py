@@ -14,8 +14,9 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from layer8.core.errors import Unavailable
-from layer8.net.http import Deaf, Incoming
+from layer8.net.http import Incoming
 from layer8.net.http_client import Line, Pool, fetch
+from layer8.net.http_wire import Deaf
 from layer8.net.ways import connector
 from layer8.tunnel.wire import CHUNKED
 from tests.interop.daemons import folder, free_port

@@ -9,7 +9,9 @@ from typing import Any
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactorClock, StringTransportWithDisconnection
@@ -17,11 +19,14 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.config.tunnel import TunnelConfig, TunnelGatewayConfig
-from layer8.net.http import Deaf, Incoming
+from layer8.net.http import Incoming
+from layer8.net.http_wire import Deaf
 from layer8.tunnel import admission, relay_session, relaying
+from layer8.tunnel.door import CONNECTIONS_NETWORK, Door
 from layer8.tunnel.relay_session import BODY_MOST
 from layer8.tunnel.service import Relay, alone
 from layer8.tunnel.wire import CHUNKED, NOT_FORWARDED, problem
+from tests.interop.daemons import folder
 from tests.tunnel.test_relay import SEALED, Client, RelayCase, post
 
 SPOOFS = (
@@ -402,6 +407,21 @@ class PressureTests(HardCase):
         self.assertEqual(await self.status(post(more="x-forwarded-for: 192.0.2.1, 198.51.100.1\r\n")), 200)
         self.assertEqual(await self.status(post()), 200)
 
+    async def test_who_comes_by_a_unix_socket_speaks_for_others(self) -> None:
+        self.patch(admission, "BURST", 1.0)
+        self.patch(admission, "RATE", 0.001)
+        relay = self.start()
+        path = f"{folder(self)}/relay.sock"
+        port = self.reactor.listenUNIX(path, relay.server)
+        self.addCleanup(port.stopListening)
+        seen = []
+        for address in ("192.0.2.1", "192.0.2.2", "198.51.100.1", "nonsense", ""):
+            client: Client = await connectProtocol(UNIXClientEndpoint(self.reactor, path), Client())
+            client.clock = self.reactor
+            seen.append((await client.ask(post(more=f"x-forwarded-for: {address}\r\n" if address else "")))[0])
+            client.transport.abortConnection()  # type: ignore[union-attr]
+        self.assertEqual(seen, [200, 429, 200, 200, 200])
+
     async def test_nobody_else_is_believed(self) -> None:
         """Who is no server in front of it cannot say that it is somebody else."""
         self.patch(admission, "BURST", 1.0)
@@ -430,6 +450,24 @@ class PressureTests(HardCase):
         await self.settle(lambda: bool(self.gateway.bodies))
         status, _, body = await (await self.client()).ask(post())
         self.assertEqual((status, body), (503, problem(503, NOT_FORWARDED)))
+
+
+class DoorTests(SynchronousTestCase):
+    """How many connections one network may have."""
+
+    def test_a_network_does_not_take_every_place(self) -> None:
+        door = Door(MemoryReactorClock(), lambda exchange: None)  # type: ignore[no-untyped-call]
+        one = [door.buildProtocol(IPv4Address("TCP", f"192.0.2.{n % 250}", n)) for n in range(CONNECTIONS_NETWORK)]
+        self.assertNotIn(None, one)
+        self.assertIsNone(door.buildProtocol(IPv4Address("TCP", "192.0.2.9", 1)))
+        self.assertIsNotNone(door.buildProtocol(IPv4Address("TCP", "198.51.100.1", 1)))
+        door.closed(one[0])
+        door.closed(one[0])
+        self.assertIsNotNone(door.buildProtocol(IPv4Address("TCP", "192.0.2.9", 1)))
+        self.assertIsNone(door.buildProtocol(IPv4Address("TCP", "192.0.2.9", 1)))
+        for _ in range(2 * CONNECTIONS_NETWORK):
+            self.assertIsNotNone(door.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1)))
+            self.assertIsNotNone(door.buildProtocol(UNIXAddress(None)))
 
 
 class DialTests(HardCase):
