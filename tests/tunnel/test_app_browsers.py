@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
+from attrs import evolve
 from twisted.internet.task import deferLater
 from twisted.trial.unittest import TestCase
 from twisted.web.resource import Resource
@@ -15,7 +16,8 @@ from layer8.testing.browser import Chromium, Firefox
 from tests.tunnel.mirrors import Mirrors
 
 STATE = """(async () => {
-  await new Promise(done => setTimeout(done, 200));
+  await new Promise(done => document.readyState === "complete" ? done() : addEventListener("load", done));
+  await new Promise(done => setTimeout(done, 100));
   return { out: document.getElementById("out").textContent, l8: typeof globalThis.L8,
     colour: getComputedStyle(document.getElementById("out")).color, inline: globalThis.inline ?? false };
 })()"""
@@ -81,6 +83,7 @@ class AppTests(TestCase):
     kind: ClassVar[Any] = Chromium
     skip = Chromium.absent()
     timeout = 90
+    unnamed: ClassVar[str] = "nothing"  # what is run of a module that nothing but another module names
 
     async def open(self) -> Mirrors:
         from twisted.internet import reactor as running
@@ -122,6 +125,18 @@ class AppTests(TestCase):
         mark = b'l8.js" integrity="sha384-'
         page.write_bytes(before.replace(mark, mark + b"A"))
         self.assertEqual(await self.state(mirrors), {**SIGNED, "l8": "undefined"})
+
+    async def test_integrity_policy(self) -> None:
+        """With `block`, what a page loads without integrity is not run, though it is nowhere else wrong."""
+        mirrors = await self.open()
+        mirrors.build(evolve(mirrors.app, block=True))
+        self.assertEqual(await self.state(mirrors), SIGNED)
+        page = mirrors.folders[0] / "index.html"
+        text = page.read_text()
+        page.write_text(text.replace('src="js/main.js" integrity=', 'src="js/main.js" data-x='))
+        self.assertEqual(await self.state(mirrors), {**SIGNED, "out": "nothing"})
+        page.write_text(text.replace('href="/js/word.js" integrity=', 'href="/js/other.js" integrity='))
+        self.assertEqual((await self.state(mirrors))["out"], self.unnamed)
 
     async def test_one_line(self) -> None:
         """L1: the page says whom to ask for what, and nothing else; relays and pins are in the manifest."""
