@@ -233,7 +233,7 @@ class GatewayTests(TestCase):
                 text += piece
                 times.append(self.rig.reactor.seconds())
         text += opener.end()
-        self.assertGreater(times[-1] - times[0], 0.4)
+        self.assertGreater(times[-1] - times[0], 0.2)
         self.assertEqual(text.count(b"event: tick"), 4)
 
     async def test_a_repeat(self) -> None:
