@@ -273,6 +273,14 @@ class RoleTests(RelayCase):
         self.assertEqual(list(relay.rows()), [])
         self.assertEqual((await (await self.client()).ask(get("/r/shop/keys")))[0], 404)
 
+    async def test_what_needs_a_restart(self) -> None:
+        relay = self.start()
+        port = relay.ports[0]
+        fresh = evolve(self.config(role="mirror", of={"app": "/srv"}), listen=("tcp:1:interface=127.0.0.1",))
+        await relay.apply(evolve(Config(), tunnel=fresh))
+        self.assertEqual((await (await self.client()).ask(post()))[0], 200)
+        self.assertEqual(relay.listening(), (f"relay and mirror of apps on 127.0.0.1:{port}",))
+
     async def test_a_drain_ends_what_is_under_way(self) -> None:
         held: list[Incoming] = []
         self.gateway.how = lambda one, body: held.append(one)
