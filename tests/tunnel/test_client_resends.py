@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -12,7 +13,7 @@ from layer8.net.http import Incoming, Server
 from layer8.net.http_client import Pool, fetch
 from layer8.net.site import Site
 from layer8.tunnel import wire
-from layer8.tunnel.client import L8Client, L8Error
+from layer8.tunnel.client import CODES, L8Client, L8Error
 from tests.tunnel.test_client import ClientCase
 
 Lie = Callable[[Incoming, bytes], None]
@@ -73,10 +74,14 @@ class LyingRelayTests(ClientCase):
         await self.client()
         pool: Pool = Site.of(self.stage.relay).pool(reactor)
         self.lie: Lie | None = None
+        self.keys: bytes | None = None
 
         async def answer(page: Incoming) -> None:
             body = await page.read(1 << 20)
             kind = [("content-type", page.only("content-type") or "text/plain")]
+            if page.method == "GET" and self.keys is not None:
+                page.answer(200, [], self.keys)
+                return
             found = await fetch(pool, page.method, page.target, "relay.test", kind, body, most=1 << 20)
             if self.lie is None or page.method == "GET":
                 page.answer(found.status, [("content-type", found.only("content-type") or "")], found.body)
@@ -136,6 +141,39 @@ class LyingRelayTests(ClientCase):
         asked = client.post("/echo", pieces(), headers={"Idempotency-Key": "1"})
         self.assertEqual(await self.outcome(asked), "busy")
         self.assertEqual(len(self.calls) - before, 1)
+
+    async def test_any_noise(self) -> None:
+        """Whatever a relay answers, it is a word of the list, and the next request goes."""
+        client = await self.lying()
+        await self.outcome(client.get("/echo"))
+        chance = Random(8)
+        kinds = (wire.CHUNKED.response, wire.SINGLE.response, wire.PROBLEM_TYPE, "text/html", "")
+        found = set()
+        for number in range(60):
+            told = (chance.choice((200, 200, 400, 403, 429, 500, 503)), chance.choice(kinds))
+            noise = chance.randbytes(chance.choice((0, 1, 15, 16, 17, 100, 5000)))
+
+            def lie(page: Incoming, body: bytes, told: tuple[int, str] = told, noise: bytes = noise) -> None:
+                page.answer(told[0], [("content-type", told[1])], body[: len(noise) // 2] + noise)
+
+            self.lie = lie
+            found.add(await self.outcome(client.post("/echo", b"%d" % number)))
+        self.assertLessEqual(found, set(CODES))
+        self.assertGreaterEqual(len(found), 4)
+        self.lie = None
+        self.assertEqual(await self.outcome(client.post("/echo", b"x")), "answered")
+
+    async def test_noise_for_keys(self) -> None:
+        client = await self.lying()
+        for noise in (b"", b"{}", b"[]", b"\xff" * 100, b'{"protected": 1, "payload": "", "signature": ""}'):
+            self.keys = noise
+            self.assertIn(await self.outcome(client.get("/echo")), ("keys-form", "keys-signature"))
+            self.assertEqual(client.state, "failed")
+        self.keys = bytes(100_000)
+        await self.fails("unreachable", client.connect())
+        self.keys = None
+        await client.connect()
+        self.assertEqual(await self.outcome(client.get("/echo")), "answered")
 
     async def test_a_clock_that_is_wrong(self) -> None:
         """The gateway's sealed word is believed: once more with its date, for this request only."""
