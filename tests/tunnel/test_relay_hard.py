@@ -456,7 +456,7 @@ class DoorTests(SynchronousTestCase):
     """How many connections one network may have."""
 
     def test_a_network_does_not_take_every_place(self) -> None:
-        door = Door(MemoryReactorClock(), lambda exchange: None)  # type: ignore[no-untyped-call]
+        door = Door(MemoryReactorClock(), lambda exchange: None)
         one = [door.buildProtocol(IPv4Address("TCP", f"192.0.2.{n % 250}", n)) for n in range(CONNECTIONS_NETWORK)]
         self.assertNotIn(None, one)
         self.assertIsNone(door.buildProtocol(IPv4Address("TCP", "192.0.2.9", 1)))
