@@ -94,7 +94,7 @@ class Stream:
 class Rig:
     """A backend, a gateway of one kind before it, and a hand that seals."""
 
-    def __init__(self, reactor: Any, kind: str, **settings: Any) -> None:
+    def __init__(self, reactor: Any, kind: str, backend: int = 0, **settings: Any) -> None:
         self.reactor = reactor
         self.identity = NodeKey.make()
         self.backend = Backend(reactor)
@@ -106,8 +106,9 @@ class Rig:
         )
         self.stops: list[Any] = []
         if kind == "sidecar":
-            self.backend.open()
-            pool = Pool(reactor, connector(reactor, f"tcp:127.0.0.1:{self.backend.port}"))
+            if not backend:
+                self.backend.open()
+            pool = Pool(reactor, connector(reactor, f"tcp:127.0.0.1:{backend or self.backend.port}"))
             self.sidecar = Sidecar(reactor, self.gateway, pool)
             self.sidecar.start()
             self.gate = self.sidecar.gate
