@@ -9,6 +9,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from layer8.testing.browser import Chromium, Firefox
+from tests.tunnel.browsers import BrowserCase
 from tests.tunnel.cookies import ROWS
 
 ASK = """(async (count) => {
@@ -72,3 +73,17 @@ class FirefoxCookieTests(CookieTests):
     kind = Firefox
     skip = Firefox.absent()
     unlike: ClassVar[dict[str, str]] = {"a": "a=", "=a": ""}
+
+
+class JarOfPagesTests(BrowserCase):
+    """The jar of l8.js makes the same of them."""
+
+    async def test_rows(self) -> None:
+        await self.open(inside=True)
+        body = """
+            const url = new URL("https://shop.example/a/b");
+            return rows.map((lines) => inside.cookieField(inside.addCookies([], lines, url, 1e12), url, 1e12));
+        """
+        found = await self.run_js(body, rows=[lines for lines, _ in ROWS])
+        wrong = [(row, told) for row, told in zip(ROWS, found, strict=True) if told != row[1]]
+        self.assertEqual(wrong, [])
