@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,19 @@ class GatewayTests(SynchronousTestCase):
         plain = Gateway.open(settings(chunked=False))
         self.assertIsNone(plain.exchange("message/ohttp-chunked-req", 0.0))
         self.assertEqual(KeySet.read(plain.keys_document(), [IDENTITY.node_id]).media, ("message/ohttp-req",))
+
+    def test_memory_is_for_one_process(self) -> None:
+        child = os.fork()
+        if not child:
+            told = 1
+            try:
+                self.gateway.exchange("message/ohttp-req", 0.0)
+            except ConfigError:
+                told = 0
+            finally:
+                os._exit(told)
+        self.assertEqual(os.waitpid(child, 0)[1], 0)
+        self.assertIsNotNone(self.gateway.exchange("message/ohttp-req", 0.0))
 
     def test_chacha_is_offered_where_it_is_asked_for(self) -> None:
         self.assertEqual(len(self.gateway.ohttp_keys()), 43)
