@@ -8,6 +8,13 @@ const SHOWN = 5; // lines of it that stand there at once
 const HEAD = 39; // bytes of a sealed request that are not sealed: which key, which algorithms, a one-time key
 const ROWS = 40;
 
+// A service worker of an earlier demo knows another gateway: begin without it.
+if (navigator.serviceWorker?.controller) {
+  for (const one of await navigator.serviceWorker.getRegistrations()) await one.unregister();
+  location.reload();
+  await new Promise(() => {});
+}
+
 const $ = (selector, within = document) => within.querySelector(selector);
 
 /** Make an element; `more` are properties, and what is a child is put into it. */
@@ -444,7 +451,7 @@ async function look() {
     "read",
     good,
     good ? "There is nothing to read." : "It could be read!",
-    [`Looked for ${told.words} words of yours in all ${bytes(told.bytes)} that the relay has had, written in ${told.spellings} ways: ${told.found.length ? `found ${told.found.join(", ")}` : "found none"}.`],
+    [`Looked for what you wrote, ${told.words} phrases, in all ${bytes(told.bytes)} that the relay has had, spelled in ${told.spellings} ways: ${told.found.length ? `found ${told.found.join(", ")}` : "found none"}.`],
     [`A key of the relay\u2019s own ${told.opened ? "opens" : "does not open"} them. They carry ${told.entropy.toFixed(2)} of 8 bits a byte: what chance looks like.`],
   );
 }
