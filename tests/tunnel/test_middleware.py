@@ -11,17 +11,19 @@ from wsgiref.validate import validator
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from layer8.core.errors import LocalProtocolError
+from layer8.crypto import hpke_context
 from layer8.crypto.hpke_context import Private
 from layer8.crypto.keys import NodeKey
 from layer8.tunnel import asgi, bhttp, gateway_session, wire
 from layer8.tunnel.asgi import L8Middleware as AsgiMiddleware
-from layer8.tunnel.bhttp import Fields, Request
+from layer8.tunnel.bhttp import Fields, Request, Response
 from layer8.tunnel.client_session import ClientExchange, dressed
 from layer8.tunnel.gateway import Gateway
 from layer8.tunnel.keys import KeySet
 from layer8.tunnel.serving import READ
 from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH, Settings
-from layer8.tunnel.wire import CHUNKED
+from layer8.tunnel.wire import CHUNKED, SINGLE
 from layer8.tunnel.wsgi import L8Middleware
 from tests.proxy.postgres import Postgres, no_postgres
 from tests.tunnel.sealed import AUTHORITY, Failed, Page, Told, sealed, today
@@ -81,6 +83,11 @@ class Base(SynchronousTestCase):
         more.setdefault("length", len(content))
         exchange, out = sealed(self.keys, method, path, (content,) if content else (), **more)
         return exchange, b"".join(out)
+
+    def again(self, **more: Any) -> None:
+        """Take another gateway."""
+        self.gateway = gateway(**more)
+        self.keys = KeySet.read(self.gateway.keys_document(), [IDENTITY.node_id])
 
     def in_two(self, method: bytes, content: bytes) -> tuple[bytes, bytes]:
         """Seal a request with all of its content before the last chunk, which is padding."""
@@ -371,6 +378,55 @@ class WsgiTests(Base):
             "",
         ):
             self.assertEqual(self.ask(app, "GET", path).status, 400, path)
+
+    def test_requests_in_one_piece(self) -> None:
+        def app(environ: Environ, start_response: Any) -> list[bytes]:
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            return [environ["wsgi.input"].read()]
+
+        self.again(chunked=False)
+        for size, status in ((0, 200), (500_000, 200), (1 << 20, 413)):
+            content = bytes(size)
+            try:
+                exchange, data = self.seal("POST", "/", content)
+            except LocalProtocolError:  # more than the page itself would seal
+                asked = bhttp.write(Request(b"POST", b"https", AUTHORITY.encode(), b"/"), content)
+                aead = self.keys.config.aeads[0]
+                ephemeral = Private.make()
+                context = hpke_context.sender(
+                    aead, self.keys.config.public, wire.info(SINGLE, self.keys.config.key_id, aead), ephemeral
+                )
+                head = wire.Head(self.keys.config.key_id, aead, context.enc)
+                data = head.encode() + context.messages.seal(asked)
+            answer = self.run_app(app, self.environ(data, CONTENT_TYPE="message/ohttp-req"))
+            self.assertEqual(answer.status, status)
+            if status == 200:
+                self.assertEqual(answer.fields["content-type"], "message/ohttp-res")
+                self.assertEqual(Page.hear(exchange, answer).body, content)
+
+    def test_requests_without_dates(self) -> None:
+        def app(environ: Environ, start_response: Any) -> list[bytes]:
+            start_response("200 OK", [])
+            return [environ["REQUEST_METHOD"].encode()]
+
+        def ask(method: bytes) -> list[int]:
+            text = bhttp.write(Request(method, b"https", AUTHORITY.encode(), b"/")).ljust(512, b"\0")
+            aead = self.keys.config.aeads[0]
+            sealer, context = wire.seal_request(CHUNKED, self.keys.config, aead, Private.make())
+            data, found = sealer.finish(text), []
+            for _ in range(2):
+                opener = wire.open_answer(CHUNKED, context, aead)
+                body = self.run_app(app, self.environ(data)).read()
+                head = bhttp.read(b"".join(opener.feed(body)) + opener.end(), request=False)[0]
+                assert isinstance(head, Response)
+                found.append(head.status)
+            return found
+
+        self.assertEqual(ask(b"GET"), [400, 400])
+        for more in ({}, {"state": self.mktemp()}):
+            self.again(require_date=False, **more)
+            self.assertEqual(ask(b"GET"), [200, 425])
+            self.assertEqual(ask(b"POST"), [400, 400])
 
     def test_own_paths(self) -> None:
         def app(environ: Environ, start_response: Any) -> list[bytes]:
