@@ -78,7 +78,16 @@ class OhttpyTests(TestCase):
 class Page:
     """A page's end of a socket, of `noiseprotocol` and `websockets` and the pages of docs/tunnel-wire.md."""
 
-    def __init__(self, port: int, noise: bytes, epoch: int, fields: Any = ()) -> None:
+    def __init__(
+        self,
+        port: int,
+        noise: bytes,
+        epoch: int,
+        fields: Any = (),
+        *,
+        authority: str = "shop.test",
+        path: str = "/ws",
+    ) -> None:
         self.socket: ClientConnection = connect(
             f"ws://127.0.0.1:{port}{SOCKET_PATH}", subprotocols=[Subprotocol("l8.noise.v1")], compression=None
         )
@@ -87,7 +96,7 @@ class Page:
         self.noise.set_prologue(b"l8.noise.v1\0shop\0" + epoch.to_bytes(4, "big"))
         self.noise.set_keypair_from_public_bytes(Keypair.REMOTE_STATIC, noise)
         self.noise.start_handshake()
-        asked = bhttp.write(Request(b"GET", b"https", b"shop.test", b"/ws", fields))
+        asked = bhttp.write(Request(b"GET", b"https", authority.encode(), path.encode(), fields))
         self.socket.send(bytes(self.noise.write_message(asked.ljust(512, b"\0"))))
         second = self.noise.read_message(self.hear())
         assert len(second) == 256

@@ -18,6 +18,7 @@ from layer8.tunnel.client_session import Piece
 from layer8.tunnel.keys import pin_text, read_pin
 from layer8.tunnel.settings import GATEWAY_PATH
 from tests.interop.daemons import ROOT, RUN, TWISTD, Daemon, Program, Scope, answers, folder, free_port, missing
+from tests.interop.test_tunnel_python import Page as Socket
 from tests.tunnel.sealed import Page, sealed
 from tests.tunnel.test_frameworks import Suite
 from tests.tunnel.workers import EXAMPLES
@@ -312,7 +313,24 @@ def resident(pid: int) -> int:
     return int(text.split("VmRSS:")[1].split()[0]) * 1024
 
 
-class NodeTests(Suite, SynchronousTestCase):
+class Chat(Suite):
+    """What an example with a chat is asked besides."""
+
+    def test_chat(self: Any) -> None:
+        keys, port = self.page.keys, self.page.port
+        offered = ((b"sec-websocket-protocol", b"chat"), (b"origin", b"https://shop.example"))
+        socket = Socket(port, keys.noise, keys.epoch, offered, authority="shop.example", path="/chat")
+        socket.say(0x8B)
+        self.assertEqual(socket.next(), (0x8C, b"chat"))
+        for text in (b"hello", b"", b"a" * 100):
+            socket.say(0x81, text)
+            self.assertEqual(socket.next(), (0x81, b"you said " + text))
+        socket.say(0x88, (1000).to_bytes(2, "big"))
+        self.assertEqual(socket.next(), (0x88, (1000).to_bytes(2, "big")))
+        socket.socket.close()
+
+
+class NodeTests(Chat, SynchronousTestCase):
     """An Express-style server on node:http, behind the sidecar."""
 
     skip = missing(node="nodejs")
@@ -324,7 +342,7 @@ class NodeTests(Suite, SynchronousTestCase):
         self.page = _started["node"].page()
 
 
-class TwistedTests(Suite, SynchronousTestCase):
+class TwistedTests(Chat, SynchronousTestCase):
     """twisted.web with L8Resource."""
 
     def setUp(self) -> None:
