@@ -19,15 +19,18 @@ import re
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, Protocol
 
 from attrs import define, field, frozen
+from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectError, ConnectingCancelledError, DNSLookupError
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IDelayedCall, IHandshakeListener
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as TwistedProtocol
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from layer8.core.errors import LimitExceeded, LocalProtocolError, Unavailable
 from layer8.core.http1 import END, UNTIL_END, Malformed, Reader, Response, read_response
@@ -52,6 +55,7 @@ class Answering(Listener, Protocol):
         """Take the head of the answer, names in lower case; None: only the end of the body tells its length."""
 
 
+@implementer(IHandshakeListener)
 class Line(Wire):
     """One connection to a server, with at most one exchange on it."""
 
@@ -61,6 +65,7 @@ class Line(Wire):
         self.pool = pool
         self.used = 0  # exchanges that were begun
         self.unused = 0.0  # since when it waits in the pool
+        self.stands: Callable[[], None] | None = None  # told when the TLS stands, or will not
         self._reader: Reader[Response] = Reader(read_response)
         self._listener: Answering | None = None
         self._sending = False  # the request's body is not complete
@@ -72,6 +77,7 @@ class Line(Wire):
         self._held = False
         self._running = False
         self._early = 0
+        self.why: Failure | None = None  # it has gone
 
     def request(
         self, method: str, target: str, host: str, fields: Lines, listener: Answering, length: int | None = 0
@@ -262,11 +268,25 @@ class Line(Wire):
             with CORK:
                 self._listener.room()
 
+    def connectionMade(self) -> None:
+        """Begin; over TLS, nothing is asked before its handshake is done."""
+        super().connectionMade()
+        if hasattr(self.transport, "getPeerCertificate"):
+            self.stands = _nobody
+
+    def handshakeCompleted(self) -> None:
+        """Take that the server is the right one."""
+        told, self.stands = self.stands, None
+        if told is not None:
+            told()
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Take the end; it is the end of a body too, if that has no other."""
         if self.gone:
             return
         super().connectionLost(reason)
+        self.why = reason
+        self.handshakeCompleted()
         self.pool.lost(self)
         listener = self._listener
         if listener is None:
@@ -278,6 +298,10 @@ class Line(Wire):
                 listener.ended()
             else:
                 self._broken()
+
+
+def _nobody() -> None:
+    """Tell nobody."""
 
 
 @define(eq=False)
@@ -299,6 +323,7 @@ class Pool:
     _idle: deque[Line] = field(factory=deque, init=False, repr=False)
     _open: set[Line] = field(factory=set, init=False, repr=False)
     _dials: set[Deferred[Any]] = field(factory=set, init=False, repr=False)
+    _shaking: dict[Deferred[Any], Line] = field(factory=dict, init=False, repr=False)  # of _dials, those that do TLS
     _waiters: deque[_Waiter] = field(factory=deque, init=False, repr=False)
     _sweep: IDelayedCall | None = field(default=None, init=False, repr=False)
 
@@ -373,7 +398,7 @@ class Pool:
         """Close what is idle, and the rest as it ends; who waits is told."""
         self.stopped = True
         for dial in list(self._dials):
-            dial.cancel()
+            self._give_up(dial)
         while self._waiters:
             self._fail(self._waiters.popleft(), Unavailable("the pool is closed"))
         for line in list(self._idle):
@@ -390,10 +415,22 @@ class Pool:
         self._dials.add(dial)
         dial.addCallbacks(self._dialled, self._undialled, callbackArgs=(dial,), errbackArgs=(dial,))
 
+    def _give_up(self, dial: Deferred[Any]) -> None:
+        line = self._shaking.get(dial)
+        if line is None:
+            dial.cancel()
+        else:
+            line.abort()
+
     def _dialled(self, line: Line, dial: Deferred[Any]) -> None:
+        if line.stands is not None and not line.gone:
+            self._shaking[dial] = line
+            line.stands = partial(self._dialled, line, dial)
+            return
+        self._shaking.pop(dial, None)
         self._dials.discard(dial)
         if line.gone:
-            self._undialled(Failure(Unavailable("closed at once")), dial)
+            self._undialled(line.why or Failure(Unavailable("closed at once")), dial)
             return
         self._open.add(line)
         if self.stopped:
@@ -436,7 +473,7 @@ class Pool:
                     waiter.timer.cancel()
         spare = len(self._dials) - len(self._waiters)
         for dial in list(self._dials)[: max(spare, 0)]:
-            dial.cancel()
+            self._give_up(dial)
 
     def _look(self) -> None:
         """Close what nobody has used for a while."""
@@ -451,6 +488,8 @@ class Pool:
 
 
 def _why(failure: Failure) -> str:
+    if failure.check(SSL.Error):
+        return "the TLS of the other side is not what was expected"
     if failure.check(ConnectingCancelledError):
         return "the dial was given up"
     if failure.check(ConnectError, DNSLookupError, Unavailable, OSError):

@@ -187,11 +187,39 @@ class FetchTests(Case):
                 self.assertEqual((await fetch(pool, "GET", "/", "gate.test", most=0)).status, 200)
                 self.assertEqual(pool.open, 1)
             else:
-                await self.assertFailure(asked, Unavailable)
+                problem = await self.assertFailure(asked, Unavailable)
+                self.assertIn("TLS", str(problem))
+                await self.assertFailure(pool.take(), Unavailable)  # before anything was sent
+                self.assertEqual((pool.open, pool.waiting), (0, 0))
         port = clock().listenUNIX(str(folder / "sock"), self.server)
         self.addCleanup(port.stopListening)
         pool = self.pool(f"unix:{folder}/sock")
         self.assertEqual((await fetch(pool, "POST", "/", "gate.test", body=big, most=len(big))).body, big)
+
+    async def test_a_server_that_never_shakes_hands(self) -> None:
+        heard: list[bytes] = []
+
+        class Silent(Protocol):
+            def dataReceived(self, data: bytes) -> None:
+                heard.append(data)
+
+        port = clock().listenTCP(0, Factory.forProtocol(Silent), interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        pool = self.pool(f"tls:127.0.0.1:{port.getHost().port}:name=a.test")
+        asked = Deferred.fromCoroutine(fetch(pool, "GET", "/marker", "a.test", most=10))
+        while not heard:
+            await pause(0.01)
+        asked.cancel()
+        await self.assertFailure(asked, CancelledError)
+        await pause(0.05)
+        self.assertEqual((pool.waiting, len(pool._dials), len(pool._shaking)), (0, 0, 0))
+        self.assertNotIn(b"marker", b"".join(heard))
+        taken = pool.take()
+        await pause(0.05)
+        pool.close()
+        await self.assertFailure(taken, Unavailable)
+        await pause(0.05)
+        self.assertEqual((len(pool._dials), len(pool._shaking)), (0, 0))
 
     async def test_behind_a_proxy(self) -> None:
         port = self.serve(echo)
