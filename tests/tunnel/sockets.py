@@ -54,9 +54,9 @@ class SocketRelay:
         factory.protocol = _protocol(self)
         # Its timers would outlive a test.
         factory.setProtocolOptions(openHandshakeTimeout=0, closeHandshakeTimeout=0)
-        root, keys, ws = Resource(), Resource(), Resource()  # type: ignore[no-untyped-call]
+        root, keys, ws = Resource(), Resource(), Resource()
         root.putChild(b"r", keys)
-        keys.putChild(b"shop", shop := Resource())  # type: ignore[no-untyped-call]
+        keys.putChild(b"shop", shop := Resource())
         shop.putChild(b"keys", _Keys(self))
         root.putChild(b"ws", ws)
         ws.putChild(b"shop", WebSocketResource(factory))
@@ -102,7 +102,7 @@ class _Keys(Resource):
 
 
 def _protocol(relay: SocketRelay) -> type[WebSocketServerProtocol]:
-    class Pipe(WebSocketServerProtocol):  # type: ignore[misc]
+    class Pipe(WebSocketServerProtocol):
         def onConnect(self, request: Any) -> str:
             assert request.protocols == [frames.PROTOCOL]
             return frames.PROTOCOL

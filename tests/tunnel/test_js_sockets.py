@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from layer8.core.session import Send
 from layer8.crypto.hpke_context import Private
 from layer8.testing.browser import Chromium, Firefox
 from layer8.tunnel import socket_session
@@ -286,7 +287,10 @@ class JsSocketTests(BrowserCase):
             (one,) = relay.open
             session.send(message)
             (effect,) = session.effects()
-            one.sendMessage(effect.data[:-1] + bytes((effect.data[-1] ^ 1,)), True)  # type: ignore[union-attr]
+            assert isinstance(effect, Send)
+            sealed = bytearray(effect.data)
+            sealed[-1] ^= 1
+            one.sendMessage(bytes(sealed), True)
 
         relay.answer = bad
         told = await self.talk("wss://shop.test/ws", "now")

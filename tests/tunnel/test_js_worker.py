@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
+
+from twisted.internet.task import deferLater
 
 from layer8.crypto.keys import NodeKey
 from layer8.testing.browser import Chromium, Firefox
 from layer8.tunnel.integrity import AppGateway, File, Manifest, csp
-from tests.tunnel.backend import RED
+from tests.tunnel.backend import RED, pattern
 from tests.tunnel.browsers import BrowserCase
 from tests.tunnel.test_js_page import COLOUR
 
@@ -48,7 +51,7 @@ class Publisher:
         files = {path: File.of(data) for path, (_, data) in self.stage.app_files.items() if "/." not in path}
         files["/index.html"] = files.pop("/")
         end = self.stage.gateways["shop"]
-        told = {
+        told: dict[str, Any] = {
             "app": "app",
             "publisher": self.key.node_id,
             "version": self.version + 1,
@@ -123,6 +126,47 @@ class JsWorkerTests(BrowserCase):
         self.assertEqual(await page.evaluate("document.body.textContent"), "status 404\n")
         for end in self.stage.front:
             self.assertNotIn(b"/image.png", end.up)
+
+    async def test_forms_and_downloads(self) -> None:
+        await self.open()
+        folder = Path(self.mktemp()).absolute()
+        folder.mkdir()
+        backend = self.stage.gateways["shop"].backend
+        backend.resource._saved = saved  # type: ignore[attr-defined]
+        paths = ["/redirect-to", "/page", "/saved", "/echo"]
+        await self.run_js(
+            "await L8.connect(o); await L8.serviceWorker({ paths });", o=self.stage.connect(), paths=paths
+        )
+        await self.downloads(folder)
+        await self.run_js(
+            "const link = Object.assign(document.createElement('a'), { href: '/saved' });"
+            "document.body.appendChild(link).click()"
+        )
+        while not (found := [path for path in folder.iterdir() if path.name == "notes.bin"]):
+            await deferLater(self.stage.reactor, 0.05)
+        while found[0].stat().st_size < 100_000:
+            await deferLater(self.stage.reactor, 0.05)
+        self.assertEqual(found[0].read_bytes(), pattern(100_000))
+        # A form is sent, and its answer leads on to a page with its own address.
+        await self.run_js(
+            """
+            const action = "/redirect-to?url=/page&status=303";
+            const form = Object.assign(document.createElement("form"), { method: "POST", action });
+            form.append(Object.assign(document.createElement("input"), { name: "note", value: "é" }));
+            document.body.append(form);
+            setTimeout(() => form.submit());
+            """
+        )
+        while not await self.page.evaluate("location.pathname === '/page' && document.readyState === 'complete'"):
+            await deferLater(self.stage.reactor, 0.05)
+        self.assertEqual(await self.page.evaluate("document.querySelector('#p').textContent"), "page")
+        (call,) = [call for call in backend.calls if call.method == "POST"]
+        self.assertEqual(call.body, b"note=%C3%A9")
+        self.assertEqual(call.all("content-type"), ["application/x-www-form-urlencoded"])
+
+    async def downloads(self, folder: Path) -> None:
+        """Let the browser put downloads into a folder."""
+        await self.browser.wire.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
     async def test_wrong_words(self) -> None:
         await self.open()
@@ -209,6 +253,17 @@ def evil(request: Any, called: Any, rest: str) -> bytes:
     return b"<title>evil</title>" + scripts + b"<meta http-equiv=refresh content='0;url=/page'>"
 
 
+def saved(request: Any, called: Any, rest: str) -> bytes:
+    """A file to keep."""
+    request.setHeader("content-type", "application/octet-stream")
+    request.setHeader("content-disposition", 'attachment; filename="notes.bin"')
+    return pattern(100_000)
+
+
 class JsWorkerFirefoxTests(JsWorkerTests):
     kind = Firefox
     skip = Firefox.absent()
+
+    async def downloads(self, folder: Path) -> None:
+        allowed = {"type": "allowed", "destinationFolder": str(folder)}
+        await self.browser.wire.call("browser.setDownloadBehavior", downloadBehavior=allowed)

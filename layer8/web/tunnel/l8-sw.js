@@ -1,5 +1,5 @@
 // layer8's service worker, set up by L8.serviceWorker: pictures, styles, downloads, navigation and plain fetch go through
-// the tunnel, and the app's own files are served only as its signed manifest lists them. See docs/tunnel-js.md.
+// the tunnel, and the app's own files are served only as its signed manifest lists them. See docs/tunnel-pages.md.
 // It gives evidence, not protection: a first visit, a hard reload and the browser's own update of this file go around it.
 
 import L8, { L8Error, appStore, json, letters, readJws, settled, sha256, text, unletters } from "./l8.js";

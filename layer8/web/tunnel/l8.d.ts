@@ -1,4 +1,4 @@
-// Types of l8.js, layer8's module for browsers. See docs/tunnel-js.md.
+// Types of l8.js, layer8's module for browsers. See docs/tunnel-js.md and docs/tunnel-pages.md.
 
 /** How a page reaches a gateway. */
 export interface ConnectOptions {
