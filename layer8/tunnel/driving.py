@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from layer8.core.errors import Layer8Error, LocalProtocolError, StorageError
-from layer8.core.session import Close, Effect, Send, Tell
+from layer8.core.session import Close, Send, Tell
 from layer8.net.http_wire import CORK
 from layer8.tunnel import wire
 from layer8.tunnel.bhttp import Fields, Informational, Response
@@ -311,7 +311,7 @@ class Driven:
             fields = tuple((name, value) for name, value in fields if name != b"content-length")
         now = self._gate.seconds()
         head = Response(status, fields)
-        self._say(partial(self._session.respond, head, now, length=length, early=early))
+        self._say(self._session.respond, head, now, length=length, early=early)
         self._gate.flush_soon(self)
 
     def write(self, data: bytes) -> None:
@@ -321,15 +321,15 @@ class Driven:
         if self._events is not None:
             self._events += data
         else:
-            self._say(partial(self._session.write, data, self._gate.seconds()))
+            self._say(self._session.write, data, self._gate.seconds())
         self._gate.flush_soon(self)
 
     def finish(self, trailers: Fields = ()) -> None:
         """Take its end."""
         if self._events:
             rest, self._events = bytes(self._events), None
-            self._say(partial(self._session.write, rest, self._gate.seconds()))
-        self._say(partial(self._session.finish, self._gate.seconds(), trailers))
+            self._say(self._session.write, rest, self._gate.seconds())
+        self._say(self._session.finish, self._gate.seconds(), trailers)
 
     def failed(self, status: int = 502) -> None:
         """Take that there will be no (more of an) answer."""
@@ -344,12 +344,12 @@ class Driven:
         self._full = wanted
         self._read_or_rest()
 
-    def _say(self, word: Callable[[], None]) -> None:
+    def _say(self, word: Callable[..., None], *said: Any, **more: Any) -> None:
         """Tell the session what the backend says; what cannot be written costs the backend its answer."""
         if self._over:
             return
         try:
-            word()
+            word(*said, **more)
         except LocalProtocolError as error:
             self.log.warn("a backend's answer cannot be carried", event="gateway.answer_refused", reason=str(error))
             self._session.failed(self._gate.seconds())
@@ -362,8 +362,8 @@ class Driven:
         if self._events is not None:
             ready = pad_event(bytes(self._events))
             self._events.clear()
-            self._say(partial(self._session.write, ready, self._gate.seconds()))
-        self._say(partial(self._session.flush, self._gate.seconds()))
+            self._say(self._session.write, ready, self._gate.seconds())
+        self._say(self._session.flush, self._gate.seconds())
 
     def look(self, now: float) -> None:
         """Give up whom nobody hears from."""
@@ -379,10 +379,16 @@ class Driven:
         try:
             while effects := self._session.effects():
                 last = effects[-1]
-                whole = sum(isinstance(effect, Send) for effect in effects) == 1
-                self._ending = whole and isinstance(last, Close) and not last.abort
+                if isinstance(last, Close):
+                    sends = [effect for effect in effects if isinstance(effect, Send)]
+                    self._ending = len(sends) == 1 and not last.abort
                 for effect in effects:
-                    self._do(effect)
+                    if isinstance(effect, Tell):
+                        self._told(effect.what)
+                    elif isinstance(effect, Send):
+                        self._write(effect.data)
+                    elif isinstance(effect, Close) and not self._over:
+                        self._close(effect)
         except Exception:  # a peer cannot cause one: it is a bug, and costs this exchange only
             self.log.failure("an exchange failed", event="gateway.bug")
             self._cut()
@@ -393,40 +399,41 @@ class Driven:
         if not self._over:
             self._read_or_rest()
 
-    def _do(self, effect: Effect) -> None:
-        match effect:
-            case Send(data=data):
-                self._write(data)
-            case Tell(what=Body(data=data)) if self._work is not None:
-                self._work.body(data)
-            case Tell(what=Remember() as asked):
-                self._remember(asked)
-            case Tell(what=Call() as call):
-                self._called = True
-                self._work = self._gate.backend(call, self)
-            case Tell(what=Whole(trailers=trailers)) if self._work is not None:
-                self._work.whole(trailers)
-            case Tell(what=Begin(media=media)):
-                self._kind = media.response
-            case Tell(what=Broken()):
-                self._outcome = Outcome.BROKEN
-                if self._work is not None:
-                    self._work.broken()
-            case Tell(what=Leave()) if self._work is not None:
-                self._work.leave()
-            case Tell(what=Reply() as reply):
-                self._front.reply(*self._gate.gateway.refused(reply))
-                self._end()
-            case Close(abort=abort) if not self._over:
-                if abort:
-                    self._cut()
-                    self._outcome = self._outcome or Outcome.FAILED
-                else:
-                    if self._begun and not self._replied:
-                        self._front.finish()
-                    if self._called:
-                        self._outcome = self._outcome or Outcome.ANSWERED
-                self._end()
+    def _told(self, what: object) -> None:
+        work = self._work
+        if isinstance(what, Body):
+            if work is not None:
+                work.body(what.data)
+        elif isinstance(what, Remember):
+            self._remember(what)
+        elif isinstance(what, Call):
+            self._called = True
+            self._work = self._gate.backend(what, self)
+        elif isinstance(what, Whole):
+            if work is not None:
+                work.whole(what.trailers)
+        elif isinstance(what, Begin):
+            self._kind = what.media.response
+        elif isinstance(what, Reply):
+            self._front.reply(*self._gate.gateway.refused(what))
+            self._end()
+        elif isinstance(what, Broken):
+            self._outcome = Outcome.BROKEN
+            if work is not None:
+                work.broken()
+        elif isinstance(what, Leave) and work is not None:
+            work.leave()
+
+    def _close(self, close: Close) -> None:
+        if close.abort:
+            self._cut()
+            self._outcome = self._outcome or Outcome.FAILED
+        else:
+            if self._begun and not self._replied:
+                self._front.finish()
+            if self._called:
+                self._outcome = self._outcome or Outcome.ANSWERED
+        self._end()
 
     def _cut(self) -> None:
         """End it; where nothing was said yet with a word, for browsers ask again when they hear none."""

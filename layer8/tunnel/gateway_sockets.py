@@ -74,8 +74,21 @@ class Wire(TwistedProtocol):
 
     transport: Any
 
-    def __init__(self, speaker: Speaker, clock: Any, *, client: bool, most: int, greeting: bytes = b"") -> None:
-        """Hear messages of at most `most` bytes; a server's `greeting` is its answer to the handshake."""
+    def __init__(
+        self,
+        speaker: Speaker,
+        clock: Any,
+        *,
+        client: bool,
+        most: int,
+        greeting: bytes = b"",
+        among: set[Wire] | None = None,
+    ) -> None:
+        """Hear messages of at most `most` bytes; a server's `greeting` is its answer to the handshake.
+
+        It is `among` the others for as long as its connection stands.
+        """
+        self._among: set[Wire] = set() if among is None else among
         self._greeting = greeting
         self._speaker = speaker
         self._clock = clock
@@ -86,6 +99,7 @@ class Wire(TwistedProtocol):
 
     def connectionMade(self) -> None:
         """Begin."""
+        self._among.add(self)
         self.transport.registerProducer(self, True)
         if self._greeting:
             self.transport.write(self._greeting)
@@ -167,6 +181,7 @@ class Wire(TwistedProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Take the end of the connection."""
+        self._among.discard(self)
         if self._late is not None and self._late.active():
             self._late.cancel()
         if not self._over:
@@ -194,6 +209,7 @@ class Sockets:
         self.pool = pool
         self.encapsulated = encapsulated
         self.open: set[Conversation] = set()
+        self.wires: set[Wire] = set()  # of both sides, also those that only wait for the other's word of the end
         self.stopping = False
 
     def enter(self, fields: Texts, take: Callable[[Wire], None]) -> int | None:
@@ -233,6 +249,8 @@ class Sockets:
         self.stopping = True
         for one in list(self.open):
             one.cut()
+        for wire in list(self.wires):
+            wire.abort()
 
 
 class Conversation:
@@ -250,7 +268,7 @@ class Conversation:
         self._dial: _Dial | None = None
         self._back: Wire | None = None
         self._busy = self._over = False
-        self.front = Wire(self, gate.reactor, client=False, most=MESSAGE_MOST, greeting=greeting)
+        self.front = Wire(self, gate.reactor, client=False, most=MESSAGE_MOST, greeting=greeting, among=sockets.wires)
         self._timer.set(session.deadline())
 
     def close(self, code: int) -> None:
@@ -458,7 +476,7 @@ class _Dial:
             return
         self._line = None
         self._stop()
-        back = Wire(asking, self._sockets.gate.reactor, client=True, most=SOCKET_MESSAGE)
+        back = Wire(asking, self._sockets.gate.reactor, client=True, most=SOCKET_MESSAGE, among=self._sockets.wires)
         # what has followed the answer's head is heard when the page knows that the socket stands
         early = _Early()
         line.hand_over(early)
