@@ -43,6 +43,7 @@ class Mirrors:
     folder: Path
     publisher: NodeKey = field(factory=NodeKey.make)
     identity: NodeKey = field(factory=NodeKey.make)
+    following: str = ""  # the pin of the identity that the gateway announces
     relays: list[Any] = field(factory=list)
     ports: list[int] = field(factory=list)
     folders: list[Path] = field(factory=list)
@@ -54,7 +55,12 @@ class Mirrors:
         root = Resource()
         root.putChild(b"word", Data(b"from the backend", "text/plain"))
         self.gateway = L8Resource(
-            root, reactor=self.reactor, gateway="notes", authorities=["notes.test"], identity=self.identity
+            root,
+            reactor=self.reactor,
+            gateway="notes",
+            authorities=["notes.test"],
+            identity=self.identity,
+            next_identity=self.following,
         )
         self._port = self.reactor.listenTCP(0, self.gateway.site(), interface="127.0.0.1")
         for name in ("first", "second"):

@@ -30,10 +30,10 @@ MANIFEST = ".well-known/l8/manifest.json"
 class VerifyCase(TestCase):
     timeout = 60
 
-    async def start(self) -> Mirrors:
+    async def start(self, **more: Any) -> Mirrors:
         from twisted.internet import reactor
 
-        self.mirrors = Mirrors(reactor, Path(self.mktemp()).absolute())
+        self.mirrors = Mirrors(reactor, Path(self.mktemp()).absolute(), **more)
         self.addCleanup(self.mirrors.stop)
         await self.mirrors.start()
         return self.mirrors
@@ -88,6 +88,23 @@ class GoodTests(VerifyCase):
         report = await mirrors.look(seen=seen)
         self.assertEqual(self.bad(report), {})
         self.assertEqual(self.verdicts(report)["signature"], "open")
+
+    async def test_a_gateway_s_next_identity(self) -> None:
+        """Whoever looks sees that a changeover is under way, and whether the app is ready for it."""
+        following = NodeKey.make().node_id
+        mirrors = await self.start(following=pin_text(following))
+
+        async def told() -> str:
+            report = await mirrors.look()
+            self.assertEqual(self.bad(report), {})
+            [text] = [one.text for one in report.checks if one.name == "keys notes"]
+            return text
+
+        self.assertIn(f"{pin_text(following)} is going to sign next, not pinned yet", await told())
+        one = mirrors.app.gateways["notes"]
+        both = AppGateway(one.relays, one.authorities, (*one.identities, following))
+        mirrors.build(evolve(mirrors.app, gateways={"notes": both}))
+        self.assertIn("is going to sign next, pinned too", await told())
 
     async def test_webcat(self) -> None:
         mirrors = await self.start()
