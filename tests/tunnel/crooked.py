@@ -65,6 +65,7 @@ class Crooked:
     how: Callable[[bytes, Outer], Outer | None] = field(default=lambda request, answer: answer)
     answer: Callable[[Asked], tuple[Response, bytes]] | None = None
     ahead: float = 0.0  # seconds that the gateway's clock is wrong
+    old: list[GatewayKey] = field(factory=list)  # keys that still open
     chunked: bool = True
     calls: list[Asked] = field(factory=list)
     posts: list[bytes] = field(factory=list)  # sealed requests, by the relay
@@ -103,7 +104,8 @@ class Crooked:
     def serve(self, media: Media, data: bytes) -> Outer:
         """Be the gateway and its backend."""
         schedule = Schedule(0)
-        schedule.add(self.key)
+        for key in (*self.old, self.key):
+            schedule.add(key)
         rules = Rules(Allowed.of([self.authority]), schedule.find, self._marks.window)
         now = wall() + self.ahead
         session = GatewayExchange(media, rules, os.urandom(32), 0.0, now)

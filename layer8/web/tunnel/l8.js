@@ -1068,6 +1068,7 @@ class Tunnel extends EventTarget {
   #flaw = null;
   #looking = null;
   #hurried = -Infinity;
+  #doubted = false; // the gateway has said that it does not know the key
   #relay;
   #jar;
   #closing = new AbortController();
@@ -1130,7 +1131,6 @@ class Tunnel extends EventTarget {
     return true;
   }
 
-
   async _cookies(url) {
     return (await this.#jar?.field(url)) ?? "";
   }
@@ -1154,6 +1154,7 @@ class Tunnel extends EventTarget {
     if (this.#state === "closed") throw new L8Error("closed");
     if (this.#state === "failed") throw this.#flaw;
     if (this.#set && now > this.#set.not_after) this.#set = null;
+    if (this.#doubted && this.#looking) return this.#looking;
     if (this.#set) {
       if (now >= this.#set.not_after - FRESH && now - this.#hurried >= KEYS_HURRY) {
         this.#hurried = now;
@@ -1197,6 +1198,7 @@ class Tunnel extends EventTarget {
         throw error;
       } finally {
         this.#looking = null;
+        this.#doubted = false;
       }
     })();
     return this.#looking;
@@ -1295,7 +1297,7 @@ class Tunnel extends EventTarget {
       const safe = SAFE.has(ask.method) || ask.fields.some(([name]) => name === "idempotency-key");
       let may = !resent && (again === "date" || (again && safe));
       if (again === "relay" && relay.length === 1) may = false;
-      if (again === "keys") may = (await this._newer()) && may;
+      if (again === "keys") may = (await this._newer(keys.epoch)) && may;
       if (!may) {
         if (fallback === "direct" && again === "relay" && safe) return this.#direct(ask, error);
         throw error;
@@ -1310,14 +1312,17 @@ class Tunnel extends EventTarget {
   }
 
   /** Look for newer keys because an answer has said so; that is believed every KEYS_HURRY seconds. */
-  async _newer() {
+  async _newer(used) {
     const now = Date.now() / 1000;
-    const before = this.#set?.epoch;
-    if (now - this.#hurried >= KEYS_HURRY) {
-      this.#hurried = now;
-      await this.#look("refreshing");
+    if (this.#set?.epoch === used) {
+      if (!this.#looking && now - this.#hurried >= KEYS_HURRY) {
+        this.#hurried = now;
+        this.#look("refreshing").catch(() => {});
+      }
+      this.#doubted = this.#looking !== null;
+      await this.#looking;
     }
-    return this.#set !== null && this.#set.epoch !== before;
+    return this.#set !== null && this.#set.epoch !== used;
   }
 
   /** Go around the relay, because the page has asked for that: the backend sees who asks. */
@@ -1763,7 +1768,7 @@ class TunnelSocket extends EventTarget {
     outer.onmessage = ({ data }) => this.#later(() => this.#take(new Uint8Array(data)));
     outer.onclose = () =>
       this.#later(async () => {
-        if (this.#shake && this.readyState === 0 && (relays > 1 ? tunnel._turn() : await tunnel._newer())) await this.#dial(tunnel, inside, relays - 1);
+        if (this.#shake && this.readyState === 0 && (relays > 1 ? tunnel._turn() : await tunnel._newer(keys.epoch))) await this.#dial(tunnel, inside, relays - 1);
         else this.#fail(new L8Error("lost"));
       });
     this.#arm(() => this.#fail(new L8Error("slow")), SOCKET_WAIT);
