@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import signal
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +18,9 @@ from layer8.core.errors import Layer8Error
 from layer8.core.session import Tell
 from layer8.crypto.keys import NodeKey
 from layer8.tunnel.client_session import Piece
-from layer8.tunnel.keys import pin_text, read_pin
-from layer8.tunnel.settings import GATEWAY_PATH
-from tests.interop.daemons import ROOT, RUN, TWISTD, Daemon, Program, Scope, answers, folder, free_port, missing
+from layer8.tunnel.keys import KeySet, pin_text, read_pin
+from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH
+from tests.interop.daemons import ROOT, RUN, TWISTD, Daemon, Program, Scope, answers, folder, free_port, missing, until
 from tests.interop.test_tunnel_python import Page as Socket
 from tests.tunnel.sealed import Page, sealed
 from tests.tunnel.test_frameworks import Suite
@@ -33,20 +36,20 @@ class Sidecar(Daemon):
     port: int = 0
 
     @classmethod
-    def start(cls, scope: Scope, backend: str, text: str = "", prefix: tuple[str, ...] = ()) -> Sidecar:
+    def start(cls, scope: Scope, backend: str, text: str = "", kind: str = "tcp") -> Sidecar:
         """Start it; `text` is more of [gateway]."""
-        made = cls("gateway", folder(scope), scope, prefix)
+        made = cls("gateway", folder(scope), scope, ())
         made.port = free_port()
-        made.write(backend, text)
+        made.write(backend, text, kind)
         made.again()
         return made
 
-    def write(self, backend: str, text: str = "") -> None:
+    def write(self, backend: str, text: str = "", kind: str = "tcp") -> None:
         """Write the configuration."""
         (self.home / "test.toml").write_text(
             f'[control]\nlisten = []\n[log]\nformat = "json"\nblur = 0\n[gateway]\ngateway = "shop"\n'
             f'authorities = ["shop.example"]\nbackend = "{backend}"\n'
-            f'listen = ["tcp:{self.port}:interface=127.0.0.1"]\n{text}\n'
+            f'listen = ["{kind}:{self.port}:interface=127.0.0.1"]\n{text}\n'
         )
 
     def again(self) -> None:
@@ -263,6 +266,31 @@ class DaemonTests(SynchronousTestCase):
         page = Page(sidecar.port, read_pin(pin))
         self.assertEqual(page.ask("GET", "/notes/7").status, 200)
         self.assertIsNone(sidecar.ask("gateway.keys")["pin"])
+
+    def test_tls_of_its_own(self) -> None:
+        sidecar = Sidecar.start(self, f"tcp:127.0.0.1:{node(self)}", kind="tls")
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        for _ in range(2):
+            link = http.client.HTTPSConnection("127.0.0.1", sidecar.port, timeout=10, context=context)
+            link.request("GET", KEYS_PATH)
+            answer = link.getresponse()
+            self.assertEqual(answer.status, 200)
+            KeySet.read(answer.read(), [sidecar.pin])
+            link.close()
+            os.kill(sidecar.pid, signal.SIGHUP)
+            until("it has read its configuration again", lambda: "config.reloaded" in sidecar.program.said())
+        self.assertEqual(sidecar.defects(), [])
+
+    def test_a_port_that_is_taken(self) -> None:
+        first = Sidecar.start(self, "tcp:127.0.0.1:1")
+        told = {**os.environ, "LAYER8_HOME": str(folder(self)), "PYTHONPATH": str(ROOT)}
+        words = ["layer8-gateway", "--gateway", "shop", "--authorities", "a.example", "--control", "none"]
+        words += ["--listen", f"tcp:{first.port}:interface=127.0.0.1"]
+        ran = subprocess.run([*TWISTD, *words], env=told, capture_output=True, text=True)
+        lines = [line for line in ran.stderr.splitlines() if not line.startswith("{")]
+        self.assertEqual((ran.returncode, len(lines)), (1, 1), ran.stderr)
+        self.assertIn("choose another with --listen", lines[0])
 
     def test_wrong_usage_is_one_line(self) -> None:
         home = folder(self)
