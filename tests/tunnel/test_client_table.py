@@ -23,6 +23,7 @@ class ClientTableTests(TestCase):
 
     timeout = 100
     skip = Chromium.absent()
+    kind = "sidecar"
 
     async def asked(self, client: L8Client, row: Row) -> dict[str, Any]:
         content = row.content()
@@ -52,7 +53,7 @@ class ClientTableTests(TestCase):
     async def test_table(self) -> None:
         from twisted.internet import reactor
 
-        stage = await Stage.start(reactor)
+        stage = await Stage.start(reactor, kind=self.kind)
         self.addCleanup(stage.close)
         browser = await Chromium.start(reactor, hosts=stage.hosts)
         self.addCleanup(browser.close)
@@ -113,3 +114,9 @@ class ClientTableTests(TestCase):
             self.assertEqual(by_client[0], by_page[0], row.name)
             if number:  # the first has asked for the keys before
                 self.assertEqual(by_client[1], by_page[1], row.name)
+
+
+class ResourceTableTests(ClientTableTests):
+    """The same with the gateway in twisted.web."""
+
+    kind = "resource"
