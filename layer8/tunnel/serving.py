@@ -50,17 +50,19 @@ class Serving:
     def sort(self) -> None:
         """Look at what the exchange asks for."""
         for effect in self.exchange.effects():
-            match effect:
-                case Send(data):
-                    self._out.append(data)
-                case Close():
-                    self.end = effect
-                    if effect.reason == "done" and not self.left and not self.broken and self.call is not None:
-                        self.gateway.count(Outcome.ANSWERED)
-                case Tell(Body(data)):
-                    self.body.append(data)
-                case Tell(what):
+            kind = type(effect)  # three of them, for each piece of each request
+            if kind is Send:
+                self._out.append(effect.data)  # type: ignore[union-attr]
+            elif kind is Tell:
+                what = effect.what  # type: ignore[union-attr]
+                if type(what) is Body:
+                    self.body.append(what.data)
+                else:
                     self._told(what)
+            elif isinstance(effect, Close):
+                self.end = effect
+                if effect.reason == "done" and not self.left and not self.broken and self.call is not None:
+                    self.gateway.count(Outcome.ANSWERED)
 
     def sealed(self) -> bytes:
         """Give what is to be sent now."""
@@ -125,7 +127,7 @@ def length_told(call: Call) -> int | None:
 
 def decoded(path: str) -> bytes:
     """Give a path as programs have it that never see a URL."""
-    return unquote_to_bytes(path)
+    return unquote_to_bytes(path) if "%" in path else path.encode("ascii")
 
 
 def server(call: Call) -> tuple[str, int]:

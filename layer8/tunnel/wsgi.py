@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from http import HTTPStatus
 from tempfile import SpooledTemporaryFile
 from time import monotonic
@@ -158,7 +159,6 @@ class _Exchange:
             self._first = False
             exchange.received(data, now)
             if self._left == 0:
-                self._settle()
                 exchange.ended(now)
         else:
             exchange.ended(now)
@@ -352,13 +352,19 @@ class _Content(io.RawIOBase):
 
 def _variables(fields: Fields) -> Environ:
     """Write fields as CGI does; those that come twice are joined."""
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for name, value in fields:
-        key = name.decode("ascii").upper().replace("-", "_")
-        key = key if key == "CONTENT_TYPE" else f"HTTP_{key}"
-        text = value.decode("latin-1")
-        found[key] = f"{found[key]}{'; ' if key == 'HTTP_COOKIE' else ', '}{text}" if key in found else text
-    return dict(found)
+        key, text = _variable(name), value.decode("latin-1")
+        if key in found:
+            text = f"{found[key]}{'; ' if key == 'HTTP_COOKIE' else ', '}{text}"
+        found[key] = text
+    return found
+
+
+@lru_cache(maxsize=256)
+def _variable(name: bytes) -> str:
+    key = name.decode("ascii").upper().replace("-", "_")
+    return key if key == "CONTENT_TYPE" else f"HTTP_{key}"
 
 
 def _outer_length(environ: Mapping[str, Any]) -> int | None:
