@@ -63,8 +63,7 @@ const CODES = {
   "no-events": ["backend", "no stream of events", "answer 200 with the type text/event-stream"],
   "no-file": ["backend", "there is no such file", "look whether the address is right"],
   manifest: ["page", "the app's manifest is not what its publisher has signed", "do not go on; L8.evidence() may say more"],
-  "no-worker": ["page",
- "the service worker does not start", "serve l8-sw.js and l8.js from the page's own origin, with Service-Worker-Allowed where it is not at the top"],
+  "no-worker": ["page", "the service worker does not start", "serve l8-sw.js and l8.js from the page's own origin, with Service-Worker-Allowed where it is not at the top"],
   unsupported: ["page", "this browser lacks what the tunnel needs", "use https or localhost, and a browser with X25519 and Ed25519"],
 };
 const AGAIN = new Set(["keys", "busy", "lost", "slow", "cut", "unreachable"]);
@@ -2030,8 +2029,9 @@ async function serviceWorker(options) {
   const near = new URL(import.meta.url).origin === location.origin ? import.meta.url : location.origin;
   const script = new URL("l8-sw.js", near);
   script.searchParams.set("l8", JSON.stringify({ tunnels: await Promise.all(all), paths: [paths].flat(), publisher }));
-  scripts ??= globalThis.trustedTypes?.createPolicy("l8", { createScriptURL: workerUrl }) ?? { createScriptURL: workerUrl };
   try {
+    scripts ??= globalThis.trustedTypes?.createPolicy("l8", { createScriptURL: workerUrl }) ?? { createScriptURL: workerUrl };
+
     const url = scripts.createScriptURL(script.href);
     const registration = await workers.register(url, { scope, type: "module", updateViaCache: "none" });
     const worker = registration.installing ?? registration.waiting ?? registration.active;
