@@ -126,8 +126,7 @@ class Incoming:
     @property
     def peer(self) -> IAddress:
         """Who asks, as Twisted's transport says it."""
-        peer: IAddress = self._wire.transport.getPeer()
-        return peer
+        return self._wire.peer
 
     @property
     def secure(self) -> bool:
@@ -283,6 +282,7 @@ class _Connection(Wire):
 
     def connectionMade(self) -> None:
         super().connectionMade()
+        self.peer: IAddress = self.transport.getPeer()
         self.server.opened(self)
 
     def dataReceived(self, data: bytes) -> None:

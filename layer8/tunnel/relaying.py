@@ -93,13 +93,25 @@ class Relaying:
 class _Exchange:
     """One of them; as a listener it hears the gateway's leg."""
 
-    __slots__ = ("_entered", "_explaining", "_line", "_page", "_relaying", "_session", "_status", "_taking", "_upload")
+    __slots__ = (
+        "_entered",
+        "_explaining",
+        "_line",
+        "_now",
+        "_page",
+        "_relaying",
+        "_session",
+        "_status",
+        "_taking",
+        "_upload",
+    )
 
     def __init__(self, relaying: Relaying, page: Incoming) -> None:
         """Begin with a head."""
         self._relaying = relaying
+        self._now = relaying.clock.seconds
         self._page = page
-        self._session = RelayExchange(relaying.routes, relaying.clock.seconds())
+        self._session = RelayExchange(relaying.routes, self._now())
         self._upload = _Upload(self)
         self._line: Line | None = None
         self._taking: Deferred[Line] | None = None
@@ -292,10 +304,6 @@ class _Exchange:
         if entered is not None:
             self._relaying.admission.leave(entered)
         self._relaying.over(self, outcome)
-
-    def _now(self) -> float:
-        now: float = self._relaying.clock.seconds()
-        return now
 
 
 _TOLD: Final[dict[type, Callable[[_Exchange, Any], None]]] = {

@@ -351,7 +351,7 @@ class TlsTests(RelayCase):
         await self.assertFailure(Deferred.fromCoroutine(ask("relay.test")), Unavailable)
         wrong = self.config(of={"endpoint": f"tls:127.0.0.1:{number}:name=gate.test:ca={folder}/relay.test.pem"})
         await relay.apply(evolve(Config(), tunnel=evolve(wrong, listen=config.listen)))
-        self.assertEqual(await ask("fresh.test"), 502)
+        self.assertEqual(await ask("fresh.test"), 503)
         self.assertEqual(self.gateway.bodies, [SEALED] * 2)
 
 
