@@ -33,6 +33,9 @@ from importlib.resources import files
 from layer8.cli.inspector import FILES
 for name in FILES:
     assert (files("layer8") / "web" / "inspect" / name).read_bytes()
+from layer8.tunnel.demo_stage import FILES
+for name in FILES:
+    assert (files("layer8") / "web" / "demo" / name).read_bytes()
 """
 
 
@@ -138,6 +141,10 @@ def main(folder: Path) -> None:
         step("layer8 --help")
         run(*isolated(), BIN / "layer8", "demo", "--once", env=env)
         step("layer8 demo --once")
+        tunnel = (sys.executable, "-P", "-m", "layer8.tunnel.demo", "--once", "--no-browser")
+        if "none found" not in run(*isolated(), *tunnel, env=env):
+            fail("the tunnel's demo does not say that no word got out")
+        step("python -m layer8.tunnel.demo --once")
 
     if not list((Path(sys.prefix) / "share" / "layer8" / "systemd").glob("*.service")):
         fail("the wheel brought no systemd units")

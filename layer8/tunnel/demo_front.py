@@ -24,7 +24,7 @@ from layer8.net.http import Handler, Incoming
 from layer8.net.http_client import Pool
 from layer8.net.http_wire import Lines, Listener
 from layer8.tunnel import wire
-from layer8.tunnel.demo_record import Recorder, Row
+from layer8.tunnel.demo_record import Recorder, Row, spellings
 from layer8.tunnel.keys import GatewayKey
 from layer8.tunnel.wire import CHUNKED, HEAD, Head, Refusal
 
@@ -155,7 +155,7 @@ class Front:
             return {
                 "words": len(words),
                 "bytes": len(recorder.heard),
-                "spellings": 12,
+                "spellings": max((len(spellings(word)) for word in words), default=0),
                 "found": recorder.search(words),
                 "opened": self.opens(),
                 "entropy": recorder.entropy(),

@@ -77,7 +77,7 @@ function redraw(ask) {
   for (const node of ask.nodes ?? []) body.append(node);
   if (ask.got) {
     const words = make("b", { textContent: ask.got.words, className: ask.got.good ? "" : "bad" });
-    body.append(make("p", { className: "got" }, ask.got.good ? "answered " : "failed: ", words, ` after ${ask.got.time.toFixed(0)} ms`));
+    body.append(make("p", { className: "got" }, ask.got.good ? "answered " : "failed: ", words, ask.got.time ? ` after ${ask.got.time.toFixed(0)} ms` : ""));
   } else {
     body.append(make("p", { className: "got", textContent: "sealed, and on its way \u2026" }));
   }
@@ -347,7 +347,7 @@ async function chat(line = $("#line").value) {
   if (socket === null) {
     const made = new L8.WebSocket(`${ORIGIN.replace("https", "wss")}/chat`);
     const talk = make("div");
-    const open = { title: "You chat", target: "GET /chat", said: "", row: null, nodes: [talk], got: { good: true, words: "a socket", time: 0 } };
+    const open = { title: "You chat", target: "GET /chat", said: "", row: null, nodes: [talk], got: { good: true, words: "over a socket", time: 0 } };
     asks.push(open);
     socket = { made, talk, waiting: [] };
     made.addEventListener("message", (event) => {
