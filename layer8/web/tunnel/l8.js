@@ -2031,7 +2031,6 @@ async function serviceWorker(options) {
   script.searchParams.set("l8", JSON.stringify({ tunnels: await Promise.all(all), paths: [paths].flat(), publisher }));
   try {
     scripts ??= globalThis.trustedTypes?.createPolicy("l8", { createScriptURL: workerUrl }) ?? { createScriptURL: workerUrl };
-
     const url = scripts.createScriptURL(script.href);
     const registration = await workers.register(url, { scope, type: "module", updateViaCache: "none" });
     const worker = registration.installing ?? registration.waiting ?? registration.active;
