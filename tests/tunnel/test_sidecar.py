@@ -16,6 +16,7 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 from layer8.net.http_client import fetch
+from layer8.tunnel.gateway_service import GatewayMetrics
 from layer8.tunnel.settings import SOCKET_PATH
 from tests.tunnel.backend import pattern
 from tests.tunnel.by_hand import asked, seal
@@ -203,6 +204,16 @@ class PastTests(TestCase):
         hand = self.rig.hand
         self.assertEqual((await fetch(hand.pool, "GET", SOCKET_PATH, "x", most=9999)).status, 400)
         self.assertEqual((await fetch(hand.pool, "POST", SOCKET_PATH, "x", most=9999)).status, 400)
+
+    async def test_metrics(self) -> None:
+        await self.rig.hand.ask(asked())
+        found = {family.name: family for family in GatewayMetrics(self.rig.sidecar).families()}
+        self.assertTrue(all(name.startswith("layer8_gateway_") for name in found))
+        self.assertEqual(found["layer8_gateway_outcomes_total"].values[("answered",)], 1)
+        self.assertEqual(found["layer8_gateway_keys"].values[()], 1)
+        self.assertEqual(
+            {label for family in found.values() for label in family.labels}, {"outcome", "leg", "direction"}
+        )
 
     async def test_bytes_are_counted_to_the_byte(self) -> None:
         tap = Tap(self.rig.reactor, self.rig.hand.port)
