@@ -359,8 +359,8 @@ class _Connection(Wire):
         if self._exchange is not exchange:
             return
         head = exchange.head
-        expects = head.body and head.minor and not self._reader.held and not isinstance(exchange._listener, Deaf)
-        if expects and exchange.values("expect"):
+        waits = head.body and head.minor and not self._reader.held and not exchange.begun
+        if waits and not isinstance(exchange._listener, Deaf) and exchange.values("expect"):
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         if not self._running:
             with CORK:

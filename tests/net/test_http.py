@@ -299,6 +299,15 @@ class RequestTests(SynchronousTestCase):
         self.assertNotIn(b"100 Continue", Rig(whole).say(head))
         self.assertIn(b" 417 ", Rig().say(head.replace(b"100-C", b"200-C")))
 
+    def test_nobody_is_told_to_go_on_within_an_answer(self) -> None:
+        def early(exchange: Incoming) -> None:
+            exchange.begin(200)
+            exchange.to(Recorder(exchange, [], answers=False))
+
+        said = Rig(early).say(b"POST / HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n" + HOST + b"\r\n")
+        self.assertTrue(said.startswith(b"HTTP/1.1 200 OK\r\n"))
+        self.assertNotIn(b"100 Continue", said)
+
     def test_small_bodies_whole(self) -> None:
         said: list[object] = []
 
