@@ -163,12 +163,13 @@ class Keeping:
 
     async def compare(self, kept: Kept) -> None:
         """Look at the other relays' copies."""
-        if kept.document is None:
+        ours = kept.document
+        if ours is None:
             return
         apart: list[str] = []
         for relay in kept.source.others[:COMPARED]:
-            document = await self._theirs(relay, kept.gateway)
-            if document is not None and kept.document is not None and differs(kept.copy, kept.document, document):
+            theirs = await self._theirs(relay, kept.gateway)
+            if theirs is not None and differs(kept.copy, ours, theirs):
                 apart.append(relay)
         if tuple(apart) != kept.apart:
             kept.apart = tuple(apart)

@@ -121,7 +121,7 @@ class RelayMetrics:
             ("exchanges", "Sealed requests that have ended, by how.", told.exchanges),
             ("sockets", "WebSockets that have ended, by how.", told.sockets),
         ):
-            values = {(outcome,): float(count) for outcome, count in ends.items()}
+            values: dict[tuple[str, ...], float] = {(outcome,): count for outcome, count in ends.items()}
             yield Family(f"layer8_tunnel_{name}_total", meaning, "counter", values, ("outcome",))
         yield gauge("layer8_tunnel_exchanges_under_way", "Sealed requests that are under way.", told.under_way)
         yield gauge("layer8_tunnel_sockets_open", "WebSockets that are open.", told.open_sockets)
