@@ -161,7 +161,7 @@ class App:
         return self._fields
 
     def relays(self, gateway: str) -> tuple[str, ...]:
-        """Give the relays that its manifest names for a gateway; nobody has looked at the signature."""
+        """Give the relays that its manifest names for a gateway, none of this machine; nobody has checked it."""
         try:
             told = jws.peek((self.folder / MANIFEST).read_bytes()).get("gateways")
         except (OSError, RemoteProtocolError):
@@ -170,7 +170,8 @@ class App:
         relays = words.get("relays") if isinstance(words, dict) else None
         if not isinstance(relays, list) or len(relays) > RELAYS_MOST:
             return ()
-        return tuple(text for text in relays if isinstance(text, str) and accept.origins((text,)) is None)
+        texts = tuple(text for text in relays if isinstance(text, str) and text.startswith("https://"))
+        return tuple(text for text in texts if accept.origins((text,)) is None)
 
     def _find(self, path: str) -> tuple[Path, int, int] | None:
         """Give the file, its size and when it changed, without ever leaving the folder."""

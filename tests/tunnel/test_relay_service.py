@@ -26,6 +26,7 @@ from layer8.net.ways import connector
 from layer8.tunnel import jws, keeping
 from layer8.tunnel.integrity import BESIDE, csp
 from layer8.tunnel.keys import GatewayKey
+from layer8.tunnel.mirror import App
 from layer8.tunnel.service import Relay, _Alone, alone
 from layer8.tunnel.wire import CHUNKED, OHTTP_KEY, PROBLEM_TYPE, problem
 from tests.control.callers import caller
@@ -196,6 +197,29 @@ class MirrorTests(RelayCase):
         (folder / ".well-known/l8/manifest.json").write_bytes(b"broken, and longer than before" * 99)
         fields = (await client.ask(get("/", "shop.localhost")))[1]
         self.assertEqual(fields["content-security-policy"], csp(()))
+
+    async def test_relays_of_the_manifest(self) -> None:
+        """What a publisher writes down makes a relay ask nobody on its own machine, and nothing that is no relay."""
+        relays = [
+            "https://a.test",
+            "https://b.test:8443",
+            "http://127.0.0.1:22",
+            "https://c.test/path",
+            5,
+            "file:///etc",
+        ]
+        told = {"gateways": {"shop": {"relays": relays}, "many": {"relays": ["https://a.test"] * 99}, "odd": 7}}
+        manifest = jws.sign(NodeKey.make(), "l8-app+jws", told)
+        app = App(self.app(**{".well-known/l8/manifest.json": manifest}))
+        self.assertEqual(app.relays("shop"), ("https://a.test", "https://b.test:8443"))
+        for name in ("many", "odd", "none"):
+            self.assertEqual(app.relays(name), ())
+        (app.folder / ".well-known/l8/manifest.json").write_bytes(b"broken")
+        self.assertEqual(app.relays("shop"), ())
+        self.assertEqual(App(self.app()).relays("shop"), ())
+        known = self.config(of={"app": str(self.app(**{".well-known/l8/manifest.json": manifest}))}, name="a.test")
+        relay = alone(self.reactor, known)
+        self.assertEqual(relay.keeping.kept["shop"].source.others, ("https://b.test:8443",))
 
     async def test_the_scripts_of_the_wheel(self) -> None:
         self.start()
