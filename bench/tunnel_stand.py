@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -127,9 +127,9 @@ class Stand:
         for child in reversed(self.children):
             child.end()
 
-    def _try(self, name: str, start: object) -> None:
+    def _try(self, name: str, start: Callable[[], object]) -> None:
         try:
-            start()  # type: ignore[operator]
+            start()
         except (DidNotStart, NoLoad, OSError, subprocess.TimeoutExpired) as problem:
             self.reasons[name] = str(problem)
             self.ways.pop(name, None)
