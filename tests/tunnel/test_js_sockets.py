@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from layer8.core.session import Send
 from layer8.crypto.hpke_context import Private
 from layer8.testing.browser import Chromium, Firefox
 from layer8.tunnel import socket_session
-from layer8.tunnel.frames import FIRST_SIZE, SECOND_SIZE, SIZES, Kind, Message
+from layer8.tunnel.frames import FIRST_SIZE, LAST, SECOND_SIZE, SIZES, Assembly, BadFrame, Kind, Message
 from layer8.tunnel.limits import SOCKET_DEAD, SOCKET_MESSAGE, SOCKET_PING, SOCKET_REKEY
 from layer8.tunnel.socket_session import Closed, GatewaySocket
 from tests.tunnel.browsers import HEX, BrowserCase, probe
@@ -62,6 +63,7 @@ class JsSocketTests(BrowserCase):
         self.made = 0
         for check in (
             self.numbers,
+            self.the_same_verdicts,
             self.whole,
             self.a_new_key_after_so_many,
             self.the_other_side_closes,
@@ -150,6 +152,36 @@ class JsSocketTests(BrowserCase):
         )
         self.assertEqual(limits, [SOCKET_REKEY, SOCKET_MESSAGE, SOCKET_PING * 1000, list(SIZES)])
         self.assertEqual(SOCKET_DEAD, 2 * SOCKET_PING)
+
+    async def the_same_verdicts(self) -> None:
+        """What Python's reader of frames takes or refuses, and with which code, so does the script's."""
+        await self.begin()
+        chance = Random(8)
+        told, wanted = [], []
+        for _ in range(400):
+            one = [crooked(chance) for _ in range(chance.randrange(1, 5))]
+            told.append([data.hex() for data in one])
+            wanted.append(verdicts(one))
+        self.assertGreater(sum(isinstance(last, int) for *_, last in wanted), 100)
+        self.assertGreater(sum(not isinstance(last, int) for *_, last in wanted), 50)
+        found = await self.run_js(
+            """
+            return told.map((frames) => {
+              const assembly = new inside.Assembly();
+              const out = [];
+              try {
+                for (const one of frames) {
+                  const message = assembly.take(unhex(one));
+                  if (message?.[0] === 1) inside.textOf(message[1]);
+                  out.push(message ? [message[0], hex(message[1])] : null);
+                }
+              } catch (error) { out.push(error.closes); }
+              return out;
+            });
+            """,
+            told=told,
+        )
+        self.assertEqual(found, wanted)
 
     async def whole(self) -> None:
         relay = await self.begin()
@@ -342,6 +374,31 @@ class JsSocketTests(BrowserCase):
 class JsSocketFirefoxTests(JsSocketTests):
     kind = Firefox
     skip = Firefox.absent()
+
+
+def crooked(chance: Random) -> bytes:
+    """Make a frame that is right, or a little wrong."""
+    data = bytearray(chance.choice((b"", b"x", b"\xff", "é".encode(), "ß".encode(), chance.randbytes(253))))
+    kind = chance.choice((0, 1, 1, 2, 2, 8, 9, 10, 11, 12, chance.choice((3, 7, 13, 0x7F))))
+    text = bytearray((kind | chance.choice((0, LAST, LAST, LAST)), 0, len(data))) + data
+    text = text.ljust(chance.choice((256, 256, 256, 256, 512, 1024, chance.choice((257, 300, 256)))), b"\0")
+    if chance.random() < 0.1:
+        text[chance.randrange(len(text))] ^= 1
+    if chance.random() < 0.05:
+        text[1:3] = chance.randbytes(2)
+    return bytes(text)
+
+
+def verdicts(frames: list[bytes]) -> list[Any]:
+    """Give what Python makes of them: messages, and the code of the first that is refused."""
+    assembly, out = Assembly(), list[Any]()
+    try:
+        for one in frames:
+            message = assembly.take(one)
+            out.append(message and [int(message.kind), message.data.hex()])
+    except BadFrame as error:
+        out.append(error.code)
+    return out
 
 
 KEYS = """
