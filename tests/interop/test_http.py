@@ -1,181 +1,159 @@
-"""Our HTTP server before clients that others wrote: curl, wrk, Python's http.client, and nginx in front of it."""
-
-from __future__ import annotations
+"""What HTTP/1.1 does on one connection, between real clients and nginx, with an agent in between and without."""
 
 import hashlib
-import http.client
-import shutil
-import tempfile
+import json
+import re
+import socket
+import subprocess
 from pathlib import Path
-from typing import Any
 
-from twisted.internet.defer import Deferred
-from twisted.internet.protocol import ProcessProtocol
-from twisted.internet.task import deferLater
-from twisted.internet.threads import deferToThread
-from twisted.internet.utils import getProcessOutputAndValue
-from twisted.python.failure import Failure
-from twisted.trial.unittest import SkipTest, TestCase
+from twisted.trial.unittest import SynchronousTestCase
 
-from layer8.net.http import Incoming, Server
-from tests.interop.daemons import found, free_port, missing
-from tests.net.test_http_client import clock, echo
+from tests.interop.daemons import found, missing
+from tests.interop.recorder import Recorder
+from tests.interop.stage import CURL, MIB, WAYS, pair, sha256, stage
 
-NGINX = """daemon off; worker_processes 1; pid {folder}/pid; error_log {folder}/log crit;
-events {{ worker_connections 64; }}
-http {{
-    access_log off; client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
-    uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s; client_max_body_size 0;
-    server {{ listen 127.0.0.1:{port};
-        location / {{ proxy_pass http://127.0.0.1:{back}; }}
-        location /new {{ proxy_pass http://127.0.0.1:{back}; proxy_http_version 1.1; proxy_set_header Connection "";
-            proxy_request_buffering off; proxy_buffering off; }} }}
-}}
-"""
+READ_S = 20.0
 
 
-def handler(exchange: Incoming) -> None:
-    if exchange.path.endswith("/early"):
-        exchange.answer(413)
-    elif exchange.path.endswith("/none"):
-        exchange.answer(204)
-    elif exchange.path.endswith("/chunks"):
-        exchange.begin(200, [("content-type", "text/plain")])
-        for number in range(3):
-            clock().callLater(0.01 * number, exchange.write, b"%d\n" % number)
-        clock().callLater(0.05, exchange.finish)
-    elif exchange.path.endswith("/cut"):
-        exchange.begin(200, [("content-type", "text/plain")])
-        exchange.write(b"some")
-        clock().callLater(0.05, exchange.abort)
-    else:
-        echo(exchange)
+def heads(data: bytes) -> list[bytes]:
+    """Give the status codes of the answers in a stream whose bodies hold no status line."""
+    return re.findall(rb"HTTP/1\.1 (\d{3}) ", data)
 
 
-class Case(TestCase):
-    timeout = 60
+class HttpTests(SynchronousTestCase):
+    skip = missing(nginx="nginx", curl="curl")
 
-    def setUp(self) -> None:
-        self.server = Server(clock(), handler)
-        port = clock().listenTCP(0, self.server, interface="127.0.0.1")
-        self.addCleanup(port.stopListening)
-        self.addCleanup(self.gone)
-        self.port = port.getHost().port
-        self.folder = Path(tempfile.mkdtemp())
-        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
-        self.folder.chmod(0o755)  # nginx's worker may run as another user
+    def curl(self, way: str, path: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*CURL, *words, *stage().url("web", way, path)], check=True, capture_output=True, text=True
+        )
 
-    async def gone(self) -> None:
-        self.server.abort()
-        await self.server.stop()
+    def exchange(self, way: str, *pieces: bytes, half: bool = True) -> bytes:
+        """Send pieces one by one on one connection, end our half if wanted, and give all that comes back."""
+        with socket.create_connection(("127.0.0.1", stage().server.http), READ_S) as visitor:
+            visitor.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for piece in pieces:
+                visitor.sendall(piece.replace(b"HOST", f"web.{way}.test".encode()))
+            if half:
+                visitor.shutdown(socket.SHUT_WR)
+            answer = b""
+            while data := visitor.recv(65536):
+                answer += data
+        return answer
 
+    def test_head(self) -> None:
+        for way in WAYS:
+            answer = self.curl(way, "/100m", "--head").stdout
+            self.assertIn("200 OK", answer)
+            self.assertIn(f"Content-Length: {100 * MIB}", answer)
 
-class Ended(ProcessProtocol):
-    """Tells the end of a program."""
+    def test_not_modified_and_ranges(self) -> None:
+        for way in WAYS:
+            code = self.curl(way, "/1m", "-z", str(stage().nginx.files / "1m"), "-w", "%{http_code}").stdout
+            self.assertEqual(code, "304")
+            got, size = stage().fetched("-r", "1000-66535", *stage().url("web", way, "/1m"))
+            whole = (stage().nginx.files / "1m").read_bytes()
+            self.assertEqual((got, size), (hashlib.sha256(whole[1000:66536]).hexdigest(), 65536))
 
-    def __init__(self, told: Deferred[None]) -> None:
-        self.told = told
+    def test_expect_100_continue(self) -> None:
+        for way in WAYS:
+            source = str(stage().nginx.files / "1m")
+            answer = self.curl(
+                way, f"/up/expect-{way}", "-v", "-H", "Expect: 100-continue", "--expect100-timeout", "20", "-T", source
+            )
+            self.assertIn("< HTTP/1.1 100 Continue", answer.stderr)
+            self.assertEqual(sha256(stage().nginx.uploads / f"expect-{way}"), stage().sums["1m"])
 
-    def processEnded(self, reason: Failure) -> None:
-        self.told.callback(None)
+    def test_upload_in_chunks(self) -> None:
+        for way in WAYS:
+            source = (stage().nginx.files / "1m").read_bytes()
+            subprocess.run(
+                [*CURL, "-H", "Transfer-Encoding: chunked", "-T", "-", *stage().url("web", way, f"/up/chunked-{way}")],
+                input=source,
+                check=True,
+                capture_output=True,
+            )
+            self.assertEqual(sha256(stage().nginx.uploads / f"chunked-{way}"), stage().sums["1m"])
 
+    def test_chunks_with_trailers(self) -> None:
+        for way in WAYS:
+            head = (
+                f"PUT /up/trailers-{way} HTTP/1.1\r\nHost: HOST\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n"
+            )
+            after = b"GET /1 HTTP/1.1\r\nHost: HOST\r\nConnection: close\r\n\r\n"
+            answer = self.exchange(way, head.encode(), b"5;name=value\r\nhello\r\n", b"0\r\nX-Sum: 5\r\n\r\n" + after)
+            self.assertEqual(heads(answer), [b"201", b"200"])
+            self.assertEqual((stage().nginx.uploads / f"trailers-{way}").read_bytes(), b"hello")
 
-class CurlTests(Case):
-    skip = missing(curl="curl")
+    def test_pipelining(self) -> None:
+        for way in WAYS:
+            asked = ["1", "1k", "64k-1", "64k", "64k+1"] * 20
+            requests = b"".join(f"GET /{name} HTTP/1.1\r\nHost: HOST\r\n\r\n".encode() for name in asked)
+            # nginx leaves a visitor in the middle of an answer who has ended his half, so the last request ends it all.
+            requests = requests[:-2] + b"Connection: close\r\n\r\n"
+            answer = self.exchange(way, requests, half=False)
+            for name in asked:
+                head, _, answer = answer.partition(b"\r\n\r\n")
+                size = int(re.findall(rb"Content-Length: (\d+)", head)[0])
+                body, answer = answer[:size], answer[size:]
+                self.assertEqual(hashlib.sha256(body).hexdigest(), stage().sums[name])
+            self.assertEqual(answer, b"")
 
-    async def curl(self, path: str, *words: str, origin: str = "") -> tuple[str, bytes, int]:
-        """Give what was asked to be written, the body, and the exit status."""
-        body = self.folder / "body"
-        body.write_bytes(b"")
-        argv = ["-sS", "-m", "20", "-o", str(body), "-w", "%{http_code} %{num_connects}", *words]
-        argv.append(f"{origin or f'http://127.0.0.1:{self.port}'}{path}")
-        out, _, code = await getProcessOutputAndValue("curl", argv)
-        return out.decode(), body.read_bytes(), code
+    def test_curl_keeps_one_connection_for_many_requests(self) -> None:
+        for way in WAYS:
+            words = []
+            for name in ("1", "64k", "1m", "64k+1"):
+                *options, url = stage().url("web", way, f"/{name}")
+                words += [*options, "-o", "/dev/null", "-w", "%{http_code} %{num_connects}\\n", url]
+            said = subprocess.run([*CURL, *words], check=True, capture_output=True, text=True).stdout
+            self.assertEqual(said.split("\n")[:4], ["200 1", "200 0", "200 0", "200 0"])
 
-    async def test_bodies(self) -> None:
-        data = bytes(range(256)) * 8192
-        (self.folder / "up").write_bytes(data)
-        up = str(self.folder / "up")
-        for words in (
-            ("--data-binary", f"@{up}"),
-            ("--data-binary", f"@{up}", "-H", "Expect: 100-continue"),
-            ("-T", up, "-X", "POST", "-H", "Transfer-Encoding: chunked"),
-            ("-0", "--data-binary", f"@{up}"),
-        ):
-            said, body, code = await self.curl("/", *words)
-            self.assertEqual((said.split()[0], code), ("200", 0), words)
-            self.assertEqual(hashlib.sha256(body).digest(), hashlib.sha256(data).digest(), words)
-
-    async def test_answers(self) -> None:
-        for path, words, wanted in (
-            ("/chunks", (), ("200", b"0\n1\n2\n", 0)),
-            ("/chunks", ("-0",), ("200", b"0\n1\n2\n", 0)),
-            ("/none", (), ("204", b"", 0)),
-            ("/chunks", ("-I",), ("200", b"", 0)),
-        ):
-            said, body, code = await self.curl(path, *words)
-            content = body if "-I" not in words else b""
-            self.assertEqual((said.split()[0], content, code), wanted, (path, words))
-        await deferLater(clock(), 0.1)
-
-    async def test_a_cut_answer_is_none(self) -> None:
-        """With chunks and, for old clients, without: curl knows that it is not whole."""
-        for words in ((), ("-0",)):
-            _, body, code = await self.curl("/cut", *words)
-            self.assertEqual(body, b"some")
-            self.assertIn(code, (18, 56))
-
-    async def test_an_early_answer(self) -> None:
-        (self.folder / "up").write_bytes(bytes(8 << 20))
-        said, _, code = await self.curl("/early", "--data-binary", f"@{self.folder / 'up'}", "-H", "Expect:")
-        self.assertEqual((said.split()[0], code), ("413", 0))
-
-    async def test_one_connection(self) -> None:
-        url = f"http://127.0.0.1:{self.port}/none"
-        said, _, _ = await self.curl("/none", url, url)
-        self.assertEqual(said, "204 1204 0204 0")
-
-    async def test_behind_nginx(self) -> None:
-        if (reason := missing(nginx="nginx")) is not None:
-            raise SkipTest(reason)
-        port = free_port()
-        config = self.folder / "nginx.conf"
-        config.write_text(NGINX.format(folder=self.folder, port=port, back=self.port))
-        ended: Deferred[None] = Deferred()
-        argv = ["nginx", "-p", str(self.folder), "-c", str(config)]
-        nginx: Any = clock().spawnProcess(Ended(ended), found("nginx"), argv, env=None)
-        self.addCleanup(lambda: ended)
-        self.addCleanup(nginx.signalProcess, "TERM")
-        origin = f"http://127.0.0.1:{port}"
-        for _ in range(200):
-            if (await self.curl("/none", origin=origin))[2] == 0:
-                break
-            await deferLater(clock(), 0.05)
-        data = bytes(range(256)) * 2048
-        (self.folder / "up").write_bytes(data)
-        for prefix in ("", "/new"):
-            for words in ((), ("-H", "Transfer-Encoding: chunked")):
-                said, body, code = await self.curl(
-                    f"{prefix}/", "-T", str(self.folder / "up"), "-X", "POST", *words, origin=origin
-                )
-                self.assertEqual((said.split()[0], body == data, code), ("200", True, 0), (prefix, words))
-            said, body, code = await self.curl(f"{prefix}/chunks", origin=origin)
-            self.assertEqual((said.split()[0], body, code), ("200", b"0\n1\n2\n", 0))
-            self.assertNotEqual((await self.curl(f"{prefix}/cut", origin=origin))[2], 0)
+    def test_every_byte_of_a_strange_but_legal_request_arrives(self) -> None:
+        with Recorder(lambda seen: b"HTTP/1.1 204 No\r\n\r\n" if seen.endswith(b"END") else b"") as backend:
+            server, _ = pair(self, plain=backend.port, text='mode = "raw"\n')
+            for way in WAYS:
+                request = (
+                    b"\r\nPOST http://WEB.%b.test/?q=%%00 HTTP/1.1\r\nhost:web.%b.test:80\r\nX-Odd:\t \x80\xff\r\n"
+                    b"Content-Length: 1000\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+                    b"GET / HTTP/1.1\r\nHost: x\r\n\r\nEND"
+                ) % (way.encode(), way.encode())
+                with socket.create_connection(("127.0.0.1", server.http), READ_S) as visitor:
+                    visitor.sendall(request)
+                    self.assertEqual(visitor.recv(100), b"HTTP/1.1 204 No\r\n\r\n")
+                self.assertEqual(bytes(backend.connections[-1]), request)
 
 
-class StandardClientTests(Case):
-    async def test_many_on_one_connection(self) -> None:
-        def work() -> list[tuple[int, bytes]]:
-            client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-            heard = []
-            for number in range(20):
-                client.request("POST", "/", body=iter([b"a", b"%d" % number]), encode_chunked=True)
-                answer = client.getresponse()
-                heard.append((answer.status, answer.read()))
-            client.close()
-            return heard
+class LoadTests(SynchronousTestCase):
+    """Many requests at the same time: not one may fail."""
 
-        heard = await deferToThread(work)
-        self.assertEqual(heard, [(200, b"a%d" % number) for number in range(20)])
-        self.assertGreater(self.server.tally.heard, 0)
+    skip = missing(nginx="nginx", wrk="wrk", ab="apache2-utils")
+
+    def test_wrk_with_keep_alive_and_without(self) -> None:
+        here = stage()
+        for way in WAYS:
+            for more in ((), ("-H", "Connection: close")):
+                wrk = [str(found("wrk")), "-t1", "-c32", "-d2s", "-H", f"Host: web.{way}.test", *more]
+                said = subprocess.run(
+                    [*wrk, f"http://127.0.0.1:{here.server.http}/1k"], check=True, capture_output=True, text=True
+                ).stdout
+                requests = re.findall(r"(\d+) requests in", said)
+                self.assertGreater(int(requests[0]), 100, said)
+                self.assertNotIn("Non-2xx", said)
+                self.assertNotIn("Socket errors", said)
+
+    def test_ab_counts_every_request(self) -> None:
+        here = stage()
+        for way in WAYS:
+            for keep in ((), ("-k",)):
+                ab = [str(found("ab")), "-q", "-n", "1000", "-c", "20", "-H", f"Host: web.{way}.test", *keep]
+                said = subprocess.run(
+                    [*ab, f"http://127.0.0.1:{here.server.http}/64k+1"], check=True, capture_output=True, text=True
+                ).stdout
+                self.assertIn("Complete requests:      1000", said)
+                self.assertIn("Failed requests:        0", said)
+
+    def tearDown(self) -> None:
+        here = stage()
+        self.assertEqual(json.dumps([*here.server.defects(), *here.agent.defects()]), "[]")
+        self.assertTrue(Path(f"/proc/{here.server.pid}").exists())
