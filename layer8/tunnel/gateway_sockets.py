@@ -293,8 +293,10 @@ class Conversation:
             if opcode != BINARY:
                 self.front.close(WRONG_KIND)
                 self._session.lost(self._now())
-            else:
-                self._session.received(data, self._now())
+                self._settle()
+                self._end()
+                return
+            self._session.received(data, self._now())
         elif not self._over:
             try:
                 self._session.send(Message(Kind(opcode), data))

@@ -15,13 +15,35 @@ from twisted.internet.utils import getProcessOutputAndValue
 from twisted.trial.unittest import TestCase
 
 from layer8.config.tunnel import TunnelConfig, TunnelGatewayConfig
+from layer8.testing.browser import Chromium, Firefox
 from layer8.tunnel import dates
 from layer8.tunnel.client import L8Client
 from layer8.tunnel.service import alone
 from layer8.tunnel.settings import GATEWAY_PATH
 from tests.interop.daemons import Program, Scope, answers, folder, found, free_port, no_npm, npm
+from tests.tunnel.browsers import BrowserCase
 from tests.tunnel.by_hand import wall
 from tests.tunnel.test_gateways import Rig
+
+ASK = """
+const { readKeys, sealRequest, types } = await import("/ohttp.js");
+const keys = await readKeys(new Uint8Array(await (await fetch(relay + "/keys?raw")).arrayBuffer()));
+const told = [];
+for (const chunked of [true, false]) {
+  // a page may set no date in a Request
+  const request = new Request("https://shop.test/echo", { method: "POST", body: "hello ".repeat(5000) });
+  const headers = new Headers([...request.headers, ["date", date]]);
+  const { method, url } = request;
+  const dressed = { method, url, headers, arrayBuffer: () => request.arrayBuffer() };
+  const { body, open } = await sealRequest(keys, dressed, chunked);
+  const [ask, answer] = types(chunked);
+  const outer = await fetch(relay, { method: "POST", body, headers: { "content-type": ask }, credentials: "omit" });
+  if (outer.status !== 200 || outer.headers.get("content-type") !== answer) throw new Error(`outer ${outer.status}`);
+  const inner = await open(new Uint8Array(await outer.arrayBuffer()));
+  told.push({ status: inner.status, body: await inner.text() });
+}
+return told;
+"""
 
 HERE = Path(__file__).parent / "npm"
 
@@ -131,3 +153,35 @@ class GatewayTests(TestCase):
             self.assertEqual((told["method"], told["body"]), ("POST", content.decode()))
             allowed = {"host", "content-type", "content-length", "transfer-encoding", "incremental", "connection"}
             self.assertLessEqual(set(told["outer"]), allowed)
+
+
+class BrowserTests(BrowserCase):
+    """The page is `hpke` and `bhttp-js` in a browser."""
+
+    skip = no_npm() or Chromium.absent()
+
+    async def test_through_the_relay(self) -> None:
+        await self.open()
+        modules = npm()
+        assert modules is not None
+        peers = {"hpke": "hpke/index.js", "bhttp-js": "bhttp-js/esm/mod.js"}
+        text = (HERE / "ohttp.mjs").read_text()
+        for name, path in peers.items():
+            text = text.replace(f'from "{name}"', f'from "/npm/{path}"')
+            folder_of = modules / "node_modules" / name
+            for file in folder_of.rglob("*.js"):
+                where = f"/npm/{name}/{file.relative_to(folder_of)}"
+                self.stage.app_files[where] = ("text/javascript", file.read_bytes())
+        self.stage.app_files["/ohttp.js"] = ("text/javascript", text.encode())
+        told = await self.run_js(ASK, relay=f"{self.stage.relay}/r/shop", date=dates.write(wall() // 60 * 60).decode())
+        self.assertEqual([one["status"] for one in told], [200, 200])
+        for one in told:
+            said = json.loads(one["body"])
+            self.assertEqual((said["method"], said["size"]), ("POST", 30_000))
+
+
+class FirefoxTests(BrowserTests):
+    """The same in Firefox."""
+
+    kind = Firefox
+    skip = no_npm() or Firefox.absent()

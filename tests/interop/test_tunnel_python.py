@@ -186,6 +186,7 @@ class NoiseTests(TestCase):
             self.assertEqual(page.socket.close_code, 1003)
 
         await deferToThread(talk)
+        self.assertEqual(self.rig.gateway.counts()["sockets"], 0)
 
     async def test_a_repeated_first_message_opens_nothing(self) -> None:
         keys = await self.rig.hand.keys()
