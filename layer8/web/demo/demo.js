@@ -96,8 +96,8 @@ function take(told) {
   if (row === undefined) {
     row = { told, element: $("#row").content.firstElementChild.cloneNode(true), ask: null };
     rows.set(told.n, row);
-    for (const one of document.querySelectorAll(".row:not(.kept)")) fold(one, true);
     $("#rows").prepend(row.element);
+    fold(row.element, true);
     if (!keys(told)) $("#empty").hidden = true;
     const { element } = row;
     const button = $(".fold", element);
@@ -110,6 +110,9 @@ function take(told) {
       rows.get(first).element.remove();
       rows.delete(first);
     }
+  }
+  if (told.kind !== "keys" && (row.told === told || row.told.kind === "keys")) {
+    for (const one of document.querySelectorAll(".row:not(.kept)")) fold(one, one !== row.element);
   }
   row.told = told;
   if (row.ask === null && told.backend) {
