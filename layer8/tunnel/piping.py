@@ -161,15 +161,23 @@ class _Pipe(Deaf):
         taking.addCallbacks(self._taken, self._untaken).addErrback(self._failed)
 
     def look(self, now: float) -> None:
-        if now - self._heard < self._patience:
+        """Leave those that say nothing, or take nothing."""
+        if any(leg.full_since and now - leg.full_since >= SOCKET_DEAD for leg in self._legs or ()):
+            self.cut("silent")
+        elif now - self._heard < self._patience:
             return
-        if self._legs is not None:
+        elif self._legs is not None:
             self.close(passage.GOING_AWAY, "silent")
         else:
             self._give_up(504)
 
     def heard(self) -> None:
         self._heard = self._piping.clock.seconds()
+
+    def now(self) -> float:
+        """Give the time."""
+        now: float = self._piping.clock.seconds()
+        return now
 
     def later(self, seconds: float, what: Callable[[], None]) -> IDelayedCall:
         """Call later."""
@@ -317,7 +325,7 @@ class _Leg(Protocol):
         self._mask = mask  # of our own control frames
         self._early: list[bytes] = []
         self._timer: IDelayedCall | None = None
-        self._crowded = False
+        self.full_since = 0.0  # since when more waits to be sent than should, 0 if it does not
         self.counts = False  # what comes with the connection is counted already
         self.closed = False  # nothing more is sent
         self.gone = False
@@ -364,7 +372,7 @@ class _Leg(Protocol):
         for one in controls:
             if one.opcode == passage.CLOSE:
                 self._pipe.said(self, one.code)
-            elif one.opcode == passage.PING and not self._crowded:
+            elif one.opcode == passage.PING and not self.full_since:
                 self.say(passage.control(passage.PONG, one.data, self._mask))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -378,12 +386,12 @@ class _Leg(Protocol):
 
     def pauseProducing(self) -> None:
         """Take that too much waits to be sent: the other side has to rest."""
-        self._crowded = True
+        self.full_since = self.full_since or self._pipe.now()
         if self.other.transport is not None and not self.other.closed:
             self.other.transport.pauseProducing()
 
     def resumeProducing(self) -> None:
-        self._crowded = False
+        self.full_since = 0.0
         self.other._resume()
 
     def stopProducing(self) -> None:

@@ -193,10 +193,32 @@ class PipeTests(PipeCase):
         text = frame(BINARY, bytes(65_535)) * 400
         client.transport.write(text)  # type: ignore[union-attr]
         leg = next(iter(self.relay.piping._live))._legs[0]  # type: ignore[union-attr, index]
-        await self.settle(lambda: leg.other._crowded)
+        await self.settle(lambda: leg.other.full_since)
         self.assertLess(len(leg.other.transport.dataBuffer), 1 << 20)
         end.transport.resumeProducing()  # type: ignore[union-attr]
         await self.settle(lambda: len(end.heard) == len(text))
+
+    async def test_a_side_that_takes_nothing(self) -> None:
+        """What waits for it is bounded, pings are not answered any more, and it is dropped in the end."""
+        relay = self.start()
+        client = await self.open()
+        client.transport.pauseProducing()  # type: ignore[union-attr]
+        (pipe,) = relay.piping._live
+        assert pipe._legs is not None
+        leg = pipe._legs[0]
+        end = self.gateway.ends[0]
+        end.transport.write(frame(BINARY, bytes(65_535), mask=b"") * 400)  # type: ignore[union-attr]
+        await self.settle(lambda: leg.full_since)
+        before = len(leg.transport.dataBuffer) + leg.transport._tempDataLen
+        client.transport.write(frame(PING, bytes(125)) * 20_000)  # type: ignore[union-attr]
+        await self.settle(lambda: relay.stats().bytes.page_in > 20_000 * 131)
+        self.assertLessEqual(len(leg.transport.dataBuffer) + leg.transport._tempDataLen, before)
+        self.assertLess(before, 1 << 20)
+        pipe.look(leg.full_since + 59)
+        self.assertEqual(len(relay.piping), 1)
+        pipe.look(leg.full_since + 60)
+        await self.settle(lambda: len(relay.piping) == 0)
+        self.assertEqual(relay.stats().sockets, {"silent": 1})
 
     async def test_a_drain_sends_them_elsewhere(self) -> None:
         relay = self.start()
