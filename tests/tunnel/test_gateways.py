@@ -14,7 +14,7 @@ from layer8.core.errors import Unavailable
 from layer8.crypto.keys import NodeKey
 from layer8.net.http_client import Pool, fetch
 from layer8.net.ways import connector
-from layer8.tunnel import dates, wire
+from layer8.tunnel import dates, gateway, socket_session, wire
 from layer8.tunnel.bhttp import Fields, Request
 from layer8.tunnel.frames import Kind, Message
 from layer8.tunnel.gateway import Gateway
@@ -337,6 +337,46 @@ class GatewayTests(TestCase):
         self.assertLess(len(page.all(Message)), 60)
         page.wire.rest(False)
         self.assertEqual(len(await page.find(Message, 60)), 60)
+
+    async def test_too_many_sockets(self) -> None:
+        self.patch(gateway, "SOCKET_SESSIONS", 1)
+        first = await self.page()
+        await first.find(Opened)
+        keys = await self.rig.hand.keys()
+        second = await Page(self.rig.hand, keys, Request(b"GET", b"https", b"shop.test", b"/ws")).open()
+        self.assertEqual(second.status, 503)
+        first.close()
+        await until(self.rig.reactor, lambda: not self.rig.gateway.counts()["sockets"])
+
+    async def test_sockets_that_talk_nonsense(self) -> None:
+        """A first message under no key, one of a wrong length, and a frame that does not open."""
+        for first in (bytes(560), bytes(100), b""):
+            page = await self.page()
+            await page.find(Opened)
+            assert page.wire is not None
+            page.wire.send(2, first or bytes(272))
+            await until(self.rig.reactor, lambda page=page: page.ends)
+        keys = await self.rig.hand.keys()
+        for first in (bytes(560), bytes(100)):
+            page = Page(self.rig.hand, keys, Request(b"GET", b"https", b"shop.test", b"/ws"))
+            page.session.effects()
+            await page.open()
+            assert page.wire is not None
+            page.wire.send(2, first)
+            await until(self.rig.reactor, lambda page=page: page.ends)
+        await until(self.rig.reactor, lambda: not self.rig.gateway.counts()["sockets"])
+        await until(self.rig.reactor, lambda: not self.rig.backend.sockets)
+
+    async def test_a_silent_page_is_asked_and_left(self) -> None:
+        self.patch(socket_session, "SOCKET_PING", 0.2)
+        self.patch(socket_session, "SOCKET_DEAD", 0.5)
+        page = await self.page()
+        await page.find(Opened)
+        heard: list[bytes] = []
+        page.session.received = lambda data, now: heard.append(data)  # type: ignore[method-assign]
+        await until(self.rig.reactor, lambda: page.ends)
+        self.assertEqual(len(heard), 1)  # the ping
+        await until(self.rig.reactor, lambda: not self.rig.gateway.counts()["sockets"])
 
     async def test_a_page_that_closes(self) -> None:
         page = await self.page()
