@@ -142,11 +142,11 @@ class Crooked:
 
 class _Site(Site):
     def __init__(self, resource: Resource) -> None:
-        super().__init__(resource)
+        super().__init__(resource)  # type: ignore[no-untyped-call]
         self.links: set[Any] = set()
 
     def buildProtocol(self, addr: Any) -> Any:
-        channel = super().buildProtocol(addr)
+        channel = super().buildProtocol(addr)  # type: ignore[no-untyped-call]
         made = channel.makeConnection
 
         def make_connection(transport: Any) -> None:

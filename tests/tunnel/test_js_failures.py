@@ -138,7 +138,12 @@ class JsFailureTests(CrookedCase):
         self.assertNotEqual(dates[-1], dates[0])
         self.assertEqual(await self.run_js(get), 200)  # for that request only
         self.assertEqual(len(crooked.posts), 4)
-        crooked.how = lambda request, answer: setattr(crooked, "ahead", crooked.ahead + 5000) or answer
+
+        def later(request: bytes, answer: Outer) -> Outer:
+            crooked.ahead += 5000.0
+            return answer
+
+        crooked.how = later
         said = await self.failure("L8.fetch('/x')")
         self.assertEqual((said["code"], said["leg"]), ("date", "gateway"))
 
@@ -154,10 +159,10 @@ class JsFailureTests(CrookedCase):
                 said = await self.failure(f"L8.fetch('/x', {{ method: '{method}' }})")
                 self.assertEqual(said["code"], "busy")
                 self.assertEqual(len(crooked.calls), most, method)
-        stored = []
-        crooked.how = lambda request, answer: stored.append(request) or answer
+        crooked.how = lambda request, answer: answer
         await self.run_js("await L8.fetch('/x', { method: 'POST' })")
-        crooked.how = lambda request, answer: crooked.serve(wire.CHUNKED, stored[0])  # the same message twice
+        first = crooked.posts[-1]
+        crooked.how = lambda request, answer: crooked.serve(wire.CHUNKED, first)  # the same message twice
         said = await self.failure("L8.fetch('/x', { method: 'POST' })")
         self.assertEqual(said["code"], "tampered")  # the answer to another request
 

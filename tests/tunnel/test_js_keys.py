@@ -44,7 +44,7 @@ class JsKeyTests(CrookedCase):
         )
         for least in (100, 400, 700):
             while len(end.backend.calls) < least and not going.called:
-                await deferLater(reactor, 0.01)  # type: ignore[arg-type]
+                await deferLater(reactor, 0.01)
             end.rotate()
         self.assertEqual(await going, {"200": 1000})
         self.assertEqual(len(end.backend.calls), 1000)

@@ -60,7 +60,7 @@ class JsUploadTests(BrowserCase):
 
         most = 0
         while not going.called:
-            await deferLater(reactor, 0.1)  # type: ignore[arg-type]
+            await deferLater(reactor, 0.1)
             most = max(most, await self.heap() - before)
         told, seen = await going
         self.assertEqual((told["size"], told["sha256"]), (self.size, digest(self.size)))
