@@ -10,7 +10,7 @@ from typing import Any
 from layer8.core.session import Send
 from layer8.crypto.hpke_context import Private
 from layer8.testing.browser import Chromium, Firefox
-from layer8.tunnel import socket_session
+from layer8.tunnel import frames, socket_session
 from layer8.tunnel.frames import FIRST_SIZE, LAST, SECOND_SIZE, SIZES, Assembly, BadFrame, Kind, Message
 from layer8.tunnel.limits import SOCKET_DEAD, SOCKET_MESSAGE, SOCKET_PING, SOCKET_REKEY
 from layer8.tunnel.socket_session import Closed, GatewaySocket
@@ -71,6 +71,7 @@ class JsSocketTests(BrowserCase):
             self.the_interface,
             self.bad_frames,
             self.a_frame_that_was_changed,
+            self.a_gateway_that_leaves_at_once,
             self.silence,
             self.the_relay_goes,
         ):
@@ -248,6 +249,7 @@ class JsSocketTests(BrowserCase):
             ("wss://shop.test/ws", ["a", "a"], "argument"),
             ("wss://shop.test/ws", "no token", "argument"),
             ("wss://shop.test/" + "a" * 500, [], "too-large"),
+            ("wss://shop.test/ws", [{}], "argument"),
         ):
             told = await self.talk(url, protocols=protocols)
             self.assertEqual((told["error"], told["code"], told["states"]), (code, 1006, [0, 3]), url)
@@ -346,6 +348,23 @@ class JsSocketTests(BrowserCase):
         told = await self.talk("wss://shop.test/ws")
         self.assertEqual((told["error"], told["code"]), ("slow", 1006))
 
+    async def a_gateway_that_leaves_at_once(self) -> None:
+        """It says why, and waits for no answer."""
+        relay = await self.begin()
+
+        def leave(session: GatewaySocket, message: Message, now: float) -> None:
+            (one,) = relay.open
+            session._side.say(frames.close(1011, "no more"))
+            for effect in session.effects():
+                assert isinstance(effect, Send)
+                one.sendMessage(bytes(effect.data), True)
+            one.sendClose(1000)
+
+        relay.answer = leave
+        told = await self.talk("wss://shop.test/ws", "now")
+        self.assertEqual((told["code"], told["reason"], told["clean"]), (1011, "no more", True))
+        self.assertNotIn("error", told)
+
     async def the_relay_goes(self) -> None:
         relay = await self.begin()
 
@@ -389,11 +408,11 @@ def crooked(chance: Random) -> bytes:
     return bytes(text)
 
 
-def verdicts(frames: list[bytes]) -> list[Any]:
+def verdicts(sent: list[bytes]) -> list[Any]:
     """Give what Python makes of them: messages, and the code of the first that is refused."""
     assembly, out = Assembly(), list[Any]()
     try:
-        for one in frames:
+        for one in sent:
             message = assembly.take(one)
             out.append(message and [int(message.kind), message.data.hex()])
     except BadFrame as error:

@@ -720,13 +720,14 @@ function locate(input, base) {
 
 /** Read a request as the browser encodes it: `{url, method, fields, body: Blob or null, ...}`. */
 async function readRequest(input, init, url) {
-  const { onprogress, stream, ...rest } = init ?? {};
+  const { onprogress, stream, body: said } = init ?? {};
   if (onprogress !== undefined && typeof onprogress !== "function") throw wrong("onprogress is no function");
   try {
     // Browsers' own requests do not carry streams everywhere; a Blob takes them out of memory.
-    if (rest.body instanceof ReadableStream) rest.body = await new Response(rest.body).blob();
-    const request = new Request(input instanceof Request ? input : url.href, rest);
-    const given = rest.body instanceof Blob ? rest.body : null;
+    const made = said instanceof ReadableStream ? await new Response(said).blob() : null;
+    const given = made ?? (said instanceof Blob ? said : null);
+    const how = made ? Object.create(init, { body: { value: made } }) : (init ?? undefined);
+    const request = new Request(input instanceof Request ? input : url.href, how);
     const empty = SAFE.has(request.method) && request.method !== "OPTIONS";
     const body = empty || request.body === null ? null : (given ?? (await request.blob()));
     const fields = [...request.headers].filter(([name]) => !OURS.has(name));
@@ -1701,7 +1702,7 @@ class TunnelSocket extends EventTarget {
 
   constructor(url, protocols = []) {
     super();
-    this.#begin(url, protocols).catch((error) => this.#fail(error));
+    this.#begin(url, protocols).catch((error) => this.#fail(error instanceof L8Error ? error : wrong(error.message, error)));
   }
 
   get bufferedAmount() {
@@ -1728,7 +1729,6 @@ class TunnelSocket extends EventTarget {
     if (!this.#opened) {
       queueMicrotask(() => this.#fail(new L8Error("closed", { message: "the socket was not open yet" })));
       return;
-
     }
     this.#say(CLOSE, code === undefined ? NOTHING : join(number(code, 2), said));
     this.#writing.then(() => this.#arm(() => this.#end(1006), SOCKET_WAIT));
@@ -1767,8 +1767,9 @@ class TunnelSocket extends EventTarget {
     outer.onmessage = ({ data }) => this.#later(() => this.#take(new Uint8Array(data)));
     outer.onclose = () =>
       this.#later(async () => {
-        if (this.#shake && this.readyState === 0 && (relays > 1 ? tunnel._turn() : await tunnel._newer(keys.epoch))) await this.#dial(tunnel, inside, relays - 1);
-        else this.#fail(new L8Error("lost"));
+        const again = this.#shake && this.readyState === 0 && (relays > 1 ? tunnel._turn() : await tunnel._newer(keys.epoch));
+        if (!again) throw new L8Error("lost");
+        await this.#dial(tunnel, inside, relays - 1);
       });
     this.#arm(() => this.#fail(new L8Error("slow")), SOCKET_WAIT);
   }
@@ -1780,7 +1781,8 @@ class TunnelSocket extends EventTarget {
   async #take(data) {
     if (this.readyState > 2) return;
     if (this.#shake) {
-      const status = await this.#shake.read(data).then(readStatus).catch((cause) => Promise.reject(new L8Error("tampered", { cause })));
+      const tampered = (cause) => Promise.reject(new L8Error("tampered", { cause }));
+      const status = await this.#shake.read(data).then(readStatus).catch(tampered);
       if (status !== 200) throw new L8Error("no-socket", { message: String(status) });
       [this.#out, this.#in] = await this.#shake.split();
       this.#shake = null;
@@ -1792,12 +1794,12 @@ class TunnelSocket extends EventTarget {
       });
       if (++this.#listened % SOCKET_REKEY === 0) await this.#in.rekey();
       const message = this.#assembly.take(frame);
-      if (message) this.#heed(...message);
+      if (message) await this.#heed(...message);
     }
     this.#heard = performance.now();
   }
 
-  #heed(kind, data) {
+  async #heed(kind, data) {
     if (kind === PING) {
       if (this.readyState < 2) this.#say(PONG, data);
     } else if (kind === CLOSE) {
@@ -1806,10 +1808,10 @@ class TunnelSocket extends EventTarget {
         throw badFrame("a close frame with a code that is none");
       const reason = textOf(data.subarray(2));
       if (!this.#opened) throw new L8Error("no-socket", { leg: "backend", message: `${code} ${reason}` });
-
       if (this.readyState < 2) this.#say(CLOSE, data);
       this.readyState = 2;
-      this.#writing.then(() => this.#end(code, reason, true));
+      await this.#writing;
+      this.#end(code, reason, true);
     } else if (kind === OPENED && !this.#opened) {
       this.#opened = true;
       this.protocol = textOf(data);
@@ -1842,8 +1844,7 @@ class TunnelSocket extends EventTarget {
     this.#arm(() => {
       const silent = performance.now() - this.#heard;
       if (silent < SOCKET_PING) return this.#watch(SOCKET_PING - silent);
-      if (this.#asked === this.#heard)
-        return this.#fail(new L8Error("slow"));
+      if (this.#asked === this.#heard) return this.#fail(new L8Error("slow"));
       this.#asked = this.#heard;
       this.#say(PING, NOTHING);
       this.#watch(SOCKET_PING);
@@ -1888,7 +1889,7 @@ class TunnelEvents extends EventTarget {
 
   constructor(url) {
     super();
-    this.#run(url).catch((error) => this.#over(error));
+    this.#run(url).catch((error) => this.#over(error instanceof L8Error ? error : wrong(error.message, error)));
   }
 
   close() {
