@@ -24,7 +24,7 @@ from layer8.net.http_client import Pool, fetch
 from layer8.net.ways import connector
 from layer8.testing.browser import Chromium, Firefox
 from layer8.testing.browser_wire import BrowserError
-from layer8.tunnel import demo_stage
+from layer8.tunnel import demo_backend, demo_stage
 from layer8.tunnel.demo import finish
 from layer8.tunnel.demo_hands import NOTE, Played, by_browser, by_client
 from layer8.tunnel.demo_record import Opened, Recorder
@@ -101,6 +101,7 @@ class StageCase(TestCase):
 
         folder = Path(tempfile.mkdtemp(prefix="l8-"))
         self.addCleanup(shutil.rmtree, folder)
+        self.patch(demo_backend, "GAP", 0.02)
         self.stage = Stage(reactor, folder, port)
         self.addCleanup(self.stage.close)
         await self.stage.open()
