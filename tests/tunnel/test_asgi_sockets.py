@@ -9,6 +9,7 @@ from typing import Any
 from twisted.trial.unittest import SynchronousTestCase
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from layer8.core.session import Send, Tell
 from layer8.tunnel.bhttp import Request
@@ -19,6 +20,7 @@ from tests.interop.daemons import RUN
 from tests.tunnel.sealed import AUTHORITY, Page
 from tests.tunnel.workers import Backend
 
+NOISE = Subprotocol(PROTOCOL)
 _started: list[Backend] = []
 
 
@@ -27,7 +29,7 @@ class Socket:
 
     def __init__(self, page: Page, path: str = "/chat", protocols: str = "") -> None:
         self.link: ClientConnection = connect(
-            f"ws://127.0.0.1:{page.port}{SOCKET_PATH}", subprotocols=[PROTOCOL], compression=None, max_size=None
+            f"ws://127.0.0.1:{page.port}{SOCKET_PATH}", subprotocols=[NOISE], compression=None, max_size=None
         )
         fields = ((b"sec-websocket-protocol", protocols.encode()),) if protocols else ()
         asked = Request(b"GET", b"https", AUTHORITY.encode(), path.encode(), fields)
@@ -114,7 +116,7 @@ class SocketTests(SynchronousTestCase):
         made = PageSocket(self.page.keys, Request(b"GET", b"https", AUTHORITY.encode(), b"/chat"), 0.0)
         first += [effect.data for effect in made.effects() if isinstance(effect, Send)]
         for _ in range(2):
-            link = connect(f"ws://127.0.0.1:{self.page.port}{SOCKET_PATH}", subprotocols=[PROTOCOL], compression=None)
+            link = connect(f"ws://127.0.0.1:{self.page.port}{SOCKET_PATH}", subprotocols=[NOISE], compression=None)
             self.addCleanup(link.close)
             link.send(first[0])
             self.assertEqual(len(link.recv(10)), 304)  # and no more: the application is not called
@@ -124,14 +126,14 @@ class SocketTests(SynchronousTestCase):
 
     def test_nonsense(self) -> None:
         for data in (b"", b"x" * 560, b"x" * 304, "text"):
-            link = connect(f"ws://127.0.0.1:{self.page.port}{SOCKET_PATH}", subprotocols=[PROTOCOL], compression=None)
+            link = connect(f"ws://127.0.0.1:{self.page.port}{SOCKET_PATH}", subprotocols=[NOISE], compression=None)
             self.addCleanup(link.close)
             link.send(data)
             with self.assertRaises(ConnectionClosed):
                 link.recv(10)
-        for protocols in ([], ["chat"]):
+        for protocols in (None, [Subprotocol("chat")]):
             with self.assertRaises(InvalidStatus):
-                connect(f"ws://127.0.0.1:{self.page.port}{SOCKET_PATH}", subprotocols=protocols or None)  # type: ignore[arg-type]
+                connect(f"ws://127.0.0.1:{self.page.port}{SOCKET_PATH}", subprotocols=protocols)
 
     def test_direct(self) -> None:
         link = connect(f"ws://127.0.0.1:{self.page.port}/chat", compression=None)
