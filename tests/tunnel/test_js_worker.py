@@ -192,12 +192,14 @@ class JsWorkerTests(BrowserCase):
         found = await self.run_js(
             """
             const own = await fetch("/data.json");
+            const head = await fetch("/data.json?x", { method: "HEAD" });
             const theirs = await fetch("/echo?app");
             const policy = own.headers.get("content-security-policy");
-            return [own.headers.get("content-type"), policy, (await theirs.json()).uri];
+            const texts = [await own.text(), await head.text()];
+            return [own.headers.get("content-type"), policy, (await theirs.json()).uri, ...texts];
             """
         )
-        self.assertEqual(found, ["application/json", csp([self.stage.relay]), "/echo?app"])
+        self.assertEqual(found, ["application/json", csp([self.stage.relay]), "/echo?app", "{}", ""])
         # A file that was changed, and a worker that has been ended in between: it knows its manifest still.
         await self.end_worker()
         shop.write("evil")

@@ -9,7 +9,7 @@ const { tunnels, paths, publisher } = JSON.parse(new URL(location.href).searchPa
 const MANIFEST = "/.well-known/l8/manifest.json";
 const MANIFEST_MOST = 2 ** 20; // letters of a manifest
 const VERSIONS = 100; // manifests that are read to get from the one that counts to the newest
-const EVIDENCE = 100; // entries that are kept
+const EVIDENCE = 32; // entries that are kept, each with two manifests
 const MISSING = 60_000; // milliseconds before a manifest that was not there is looked for again
 const RELAYS = /^\/(?:\.well-known|r|ws)\//; // what relays serve on every origin, beside /l8/
 
@@ -144,7 +144,7 @@ const refused = (status, why) =>
 // ---- The app's own files ----
 
 /** Serve a file if it is what the manifest lists. */
-async function own(path, name) {
+async function own(path, name, method) {
   const answer = await fetch(path, { cache: "no-cache", redirect: "error", credentials: "omit" });
   if (!answer.ok) return refused(502, `The host of this app answers ${answer.status} for ${name}.`);
   const bytes = new Uint8Array(await answer.arrayBuffer());
@@ -159,7 +159,7 @@ async function own(path, name) {
   const type = TEXT[ending] ? `${TEXT[ending]}; charset=utf-8` : (TYPES[ending] ?? "application/octet-stream");
   const headers = new Headers({ ...BESIDE, "content-type": type, "content-security-policy": known.told.csp });
   for (const [field, value] of answer.headers) if (field.startsWith("integrity-policy")) headers.set(field, value);
-  return new Response(bytes, { headers });
+  return new Response(method === "HEAD" ? null : bytes, { headers });
 }
 
 // ---- What is the backend's ----
@@ -205,7 +205,7 @@ async function answered(event, url) {
   if (listed) {
     if (request.mode === "navigate") event.waitUntil(refresh());
     const name = unescaped(url.pathname).replace(/\/$/, "/index.html");
-    if (Object.hasOwn(listed.told.files, name) && (request.method === "GET" || request.method === "HEAD")) return own(url.pathname, name);
+    if (Object.hasOwn(listed.told.files, name) && (request.method === "GET" || request.method === "HEAD")) return own(url.pathname, name, request.method);
   }
   const tunneled = paths.length ? paths.some((path) => url.pathname.startsWith(path)) : listed && !url.pathname.startsWith("/l8/");
   return tunneled && first ? through(request, first + url.pathname + url.search) : fetch(request);
