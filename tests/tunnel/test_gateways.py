@@ -237,6 +237,22 @@ class GatewayTests(TestCase):
         self.assertGreater(times[-1] - times[0], 0.2)
         self.assertEqual(text.count(b"event: tick"), 4)
 
+    async def test_events_that_are_filled_up(self) -> None:
+        """A relay cannot tell a short event from a long one; a reader of events passes over what was added."""
+        rig = Rig(self.rig.reactor, self.kind, pad_events=True)
+        self.addCleanup(lambda: Deferred.fromCoroutine(rig.close()))
+        await rig.hand.keys()
+        sealed = seal(rig.hand.config, asked(b"GET", b"/events?n=12&gap=0.05"))
+        stream = await Stream.post(rig.hand, sealed.body)
+        opener = wire.open_answer(CHUNKED, sealed.context, sealed.aead)
+        pieces = []
+        async for data in stream:
+            pieces += opener.feed(data)
+        sizes = {len(piece) for piece in pieces[1:]}
+        self.assertLessEqual(sizes, {514, 1026, 2050, 4098})  # one or more at a time, with the length before each
+        text = b"".join(pieces) + opener.end()
+        self.assertEqual(text.count(b"event: tick"), 12)
+
     async def test_a_repeat(self) -> None:
         """The same bytes a second time are refused under seal, whatever the method."""
         for method in (b"GET", b"POST", b"DELETE"):
