@@ -92,6 +92,9 @@ class RelayTests(TestCase):
         body = head.encode() + picture + f"\r\n--{edge}--\r\n".encode()
         told = await (await client.post("/upload", body, headers=headers)).json()
         self.assertEqual(told["picture"]["sha256"], hashlib.sha256(picture).hexdigest())
+        headers["content-type"] = "application/octet-stream"
+        echoed = await (await client.post("/echo", 2 * picture, headers=headers)).content()
+        self.assertEqual(echoed, 2 * picture)
         pieces = [piece async for piece in await client.get("/events?n=3&gap=0.1")]
         self.assertGreaterEqual(len(pieces), 3)
         self.assertEqual(b"".join(pieces).count(b"data: tick"), 3)
