@@ -133,10 +133,22 @@ class JsWorkerTests(BrowserCase):
         folder.mkdir()
         backend = self.stage.gateways["shop"].backend
         backend.resource._saved = saved  # type: ignore[attr-defined]
-        paths = ["/redirect-to", "/page", "/saved", "/echo"]
+        paths = ["/redirect-to", "/page", "/saved", "/cookies"]
         await self.run_js(
-            "await L8.connect(o); await L8.serviceWorker({ paths });", o=self.stage.connect(), paths=paths
+            "await L8.connect(o); await L8.serviceWorker({ paths });",
+            o=self.stage.connect(session="persistent"),
+            paths=paths,
         )
+        # One jar for page and worker, if it is kept where both find it.
+        cookies = await self.run_js(
+            """
+            await L8.fetch("/cookies/set?a=page");
+            await fetch("/cookies/set?b=worker");
+            const both = [await fetch("/cookies"), await L8.fetch("/cookies")];
+            return Promise.all(both.map(async (answer) => (await answer.json()).cookie));
+            """
+        )
+        self.assertEqual(cookies, [["a=page; b=worker"]] * 2)
         await self.downloads(folder)
         await self.run_js(
             "const link = Object.assign(document.createElement('a'), { href: '/saved' });"
