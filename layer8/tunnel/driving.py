@@ -272,12 +272,13 @@ class Driven:
         if isinstance(result, Failure) and not result.check(Layer8Error):
             self.log.failure("keys could not be read", result, event="gateway.bug")
         held, self._held = self._held or [], None
-        for data in held:
-            if data:
-                self.received(data)
-            else:
-                self.ended()
-        self._read_or_rest()
+        with CORK:
+            for data in held:
+                if data:
+                    self.received(data)
+                else:
+                    self.ended()
+            self._read_or_rest()
 
     def cut(self) -> None:
         """End it at once."""
@@ -470,8 +471,9 @@ class Driven:
             self._remembered(verdict)
 
     def _remembered(self, verdict: Verdict) -> None:
-        self._session.remembered(verdict, self._gate.seconds())
-        self._settle()
+        with CORK:
+            self._session.remembered(verdict, self._gate.seconds())
+            self._settle()
 
     def _forgot(self, failure: Failure | None = None) -> None:
         """Nobody can say whether the request is new: it is not let in."""

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import TestCase
 
-from layer8.core.errors import Unavailable
+from layer8.core.errors import StorageError, Unavailable
 from layer8.crypto.keys import NodeKey
 from layer8.net.http_client import Pool, fetch
 from layer8.net.ways import connector
@@ -22,7 +22,7 @@ from layer8.tunnel.resource import L8Resource
 from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, Settings
 from layer8.tunnel.sidecar import Sidecar
 from layer8.tunnel.socket_session import Closed, Opened, Refused
-from layer8.tunnel.wire import CHUNKED, SINGLE
+from layer8.tunnel.wire import CHUNKED, SINGLE, KeyConfig
 from tests.tunnel.backend import Backend, pattern
 from tests.tunnel.by_hand import Hand, Page, asked, seal, wall
 
@@ -135,6 +135,7 @@ class Rig:
             stop()
         await self.port.stopListening()
         await self.backend.close()
+        self.gateway.close()
 
 
 class GatewayTests(TestCase):
@@ -283,6 +284,36 @@ class GatewayTests(TestCase):
         for config in (old, new.config):
             told = await hand.send(seal(config, asked(date=self.rig.clock.seconds())))
             self.assertEqual(told.status, 200)
+
+    async def test_a_key_of_another_worker(self) -> None:
+        """Two gateways share a folder; what one of them has made a moment ago, the other opens."""
+        folder = self.mktemp()
+        rig = Rig(self.rig.reactor, self.kind, state=folder)
+        self.addCleanup(lambda: Deferred.fromCoroutine(rig.close()))
+        await rig.hand.keys()
+        rig.clock.advance(3600)
+        settings = Settings(gateway="shop", authorities=["shop.test"], identity=rig.identity, state=folder)
+        other = Gateway.open(settings, wall=rig.clock.seconds)
+        other.rotate()
+        config = KeyConfig.read_document(other.ohttp_keys())
+        other.close()
+        self.assertNotEqual(config, rig.hand.config)
+        for content in (b"", bytes(100_000)):
+            told = await rig.hand.send(seal(config, asked(b"POST", date=rig.clock.seconds()), content))
+            self.assertEqual(json.loads(told.body)["size"], len(content))
+
+    async def test_a_replay_set_that_cannot_be_asked(self) -> None:
+        def fail(asked: object) -> None:
+            raise StorageError("the disk is full")
+
+        remember = Gateway.remember
+        for quick in (True, False):
+            self.patch(Gateway, "quick", quick)
+            self.assertEqual((await self.rig.hand.ask(asked())).status, 200)
+            self.patch(Gateway, "remember", lambda gateway, one: fail(one))
+            self.assertEqual((await self.rig.hand.ask(asked())).status, 503)
+            self.patch(Gateway, "remember", remember)
+        self.assertEqual(len(self.rig.backend.calls), 2)
 
     async def test_a_date_that_is_off(self) -> None:
         told = await self.rig.hand.ask(asked(date=wall() - 1000))
