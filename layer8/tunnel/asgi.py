@@ -41,7 +41,7 @@ LOOK: Final = 5.0  # seconds between two looks at whether a socket's deadline ha
 STORAGE_TIME: Final = 10.0  # seconds that a database may take to say whether a request is new
 
 _OWN: Final = (b"l8-encapsulated", b"l8-token")
-_log = logging.getLogger("layer8.gateway")
+_python_log = logging.getLogger("layer8.gateway")  # these run where nobody listens to Twisted's
 
 
 class L8Middleware:
@@ -210,7 +210,7 @@ class _Exchange:
             raise
         except Exception as error:  # whatever it is, it is the application's, and its server would say 500
             if not (serving.left or serving.end is not None):
-                _log.error("an application behind the tunnel has failed", exc_info=error)
+                _python_log.error("an application behind the tunnel has failed", exc_info=error)
         if serving.end is None:
             serving.failed(monotonic(), 500)
             serving.sort()
@@ -321,7 +321,7 @@ class _Exchange:
                         verdict = await asyncio.to_thread(serving.gateway.remember, asked)
                 self._exchange.remembered(verdict, monotonic())
             except (StorageError, TimeoutError) as error:
-                _log.error("the replay set cannot be asked: %s", error)
+                _python_log.error("the replay set cannot be asked: %s", error)
                 serving.failed(monotonic(), 503)
             serving.sort()
 
@@ -439,7 +439,7 @@ class _Socket:
             await self._app(self._inner(), self._app_receive, self._app_send)
         except Exception as error:  # whatever it is, it is the application's
             if not self._over.done():
-                _log.error("an application behind the tunnel has failed", exc_info=error)
+                _python_log.error("an application behind the tunnel has failed", exc_info=error)
             raise
 
     async def _app_receive(self) -> Event:
@@ -517,7 +517,7 @@ def _quietly(work: Callable[[], None]) -> None:
     try:
         work()
     except (ConfigError, StorageError) as error:
-        _log.error("the gateway's keys cannot be read or written: %s", error)
+        _python_log.error("the gateway's keys cannot be read or written: %s", error)
 
 
 async def _problem(send: SendEvent, status: int) -> None:

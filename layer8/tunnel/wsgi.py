@@ -35,7 +35,7 @@ Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 SPOOL: Final = 1 << 20  # bytes of content of unknown length that wait in memory; more waits in a file
 
 _KEPT: Final = ("wsgi.version", "wsgi.errors", "wsgi.multithread", "wsgi.multiprocess", "wsgi.run_once")
-_log = logging.getLogger("layer8.gateway")
+_python_log = logging.getLogger("layer8.gateway")  # these run where nobody listens to Twisted's
 
 
 class L8Middleware:
@@ -202,7 +202,7 @@ class _Exchange:
             raise
         except Exception as error:  # whatever it is, it is the application's, and its server would say 500
             if not isinstance(error, ConnectionResetError) or not serving.broken:
-                _log.exception("an application behind the tunnel has failed")
+                _python_log.exception("an application behind the tunnel has failed")
             serving.failed(monotonic(), 500)
         finally:
             close = getattr(answer, "close", None)
@@ -314,7 +314,7 @@ class _Exchange:
             try:
                 self._exchange.remembered(serving.gateway.remember(asked), monotonic())
             except StorageError as error:
-                _log.error("the replay set cannot be asked: %s", error)
+                _python_log.error("the replay set cannot be asked: %s", error)
                 serving.failed(monotonic(), 503)
             serving.sort()
 
@@ -387,7 +387,7 @@ def _quietly(work: Callable[[], None]) -> None:
     try:
         work()
     except (ConfigError, StorageError) as error:
-        _log.error("the gateway's keys cannot be read or written: %s", error)
+        _python_log.error("the gateway's keys cannot be read or written: %s", error)
 
 
 def _problem(start_response: StartResponse, status: int) -> Iterable[bytes]:
