@@ -418,12 +418,12 @@ function padded(size) {
 async function sealRequest(media, keyId, publicKey, ephemeral) {
   const algorithms = join(number(keyId, 1), SUITE);
   const context = await hpke(publicKey, join(media.info, number(0, 1), algorithms), ephemeral);
+  const secret = await context.exported(media.exported, NONCE);
+  const base = await subtle.importKey("raw", secret, "HKDF", false, ["deriveBits"]);
   return {
     prefix: join(algorithms, context.enc),
     sequence: context.sequence,
     async answer(nonce) {
-      const secret = await context.exported(media.exported, NONCE);
-      const base = await subtle.importKey("raw", secret, "HKDF", false, ["deriveBits"]);
       const salt = join(context.enc, nonce);
       const [key, first] = await Promise.all([hkdf(salt, base, utf8("key"), 16), hkdf(salt, base, utf8("nonce"), 12)]);
       return new Sequence(await aesKey(key), first);
@@ -831,7 +831,7 @@ async function packed(pieces, size) {
 const pathOf = (url) => url.href.split("#")[0].slice(url.origin.length);
 
 /** Send one message to a relay; gives the opened answer, `{status, fields, next, stop}`, or a Failed. */
-async function exchange(keys, address, ask, { date, pad, timeout, trace }) {
+async function exchange(keys, address, ask, { date, pad, timeout, trace, ready }) {
   const { media } = keys;
   const began = performance.now();
   const watching = watch(ask.signal, timeout);
@@ -847,7 +847,7 @@ async function exchange(keys, address, ask, { date, pad, timeout, trace }) {
     const { url } = ask;
     const fields = [["date", minute(date)], ["origin", url.origin], ["user-agent", "L8"], ...ask.fields];
     const head = writeHead(ask.method, url.protocol.slice(0, -1), url.host, pathOf(url), fields, size);
-    const sealing = await sealRequest(media, keys.keyId, keys.publicKey);
+    const sealing = await (ready ?? sealRequest(media, keys.keyId, keys.publicKey));
     const progress = (sent, total) => (watching.touch(), signal.throwIfAborted(), ask.onprogress?.(sent, total));
     const body = await packed(seal(media, sealing, plaintext(head, ask.body, progress), pad), size);
     signal.throwIfAborted();
@@ -953,30 +953,32 @@ async function makeResponse(answer, ask, redirected) {
   if (mute) {
     while ((await next()) !== null);
   } else {
-    body = new ReadableStream(
-      {
-        async pull(controller) {
-          try {
-            const piece = await next();
-            if (piece === null) controller.close();
-            else controller.enqueue(piece);
-          } catch (error) {
-            failure.error = error;
-            throw error;
-          }
-        },
-        cancel: (reason) => stop(reason),
-      },
-      { highWaterMark: 0 },
-    );
+    const pull = async (controller) => {
+      try {
+        const piece = await next();
+        if (piece === null) controller.close();
+        else controller.enqueue(piece);
+      } catch (error) {
+        failure.error = error;
+        throw error;
+      }
+    };
+    const small = answer.length !== null && answer.length <= CHUNK; // as a rule it has come with the head
+    body = small ? await gathered(next) : new ReadableStream({ pull, cancel: (reason) => stop(reason) }, { highWaterMark: 0 });
     const coding = fields.filter(([name]) => name === "content-encoding").map(([, value]) => value.toLowerCase()).join();
     const known = { gzip: "gzip", "x-gzip": "gzip", deflate: "deflate" }[coding];
-    if (known) body = body.pipeThrough(new DecompressionStream(known));
+    if (known) body = new Response(body).body.pipeThrough(new DecompressionStream(known));
     if (ask.whole) body = await checked(await telling(new Response(body).blob(), failure), ask.integrity);
   }
   const headers = new Headers();
   for (const [name, value] of fields) headers.append(name, value);
   return named(new Response(body, { status, headers }), ask.url, redirected, failure);
+}
+
+async function gathered(next) {
+  const pieces = [];
+  for (let piece; (piece = await next()) !== null; ) pieces.push(piece);
+  return join(...pieces);
 }
 
 async function telling(reading, failure) {
@@ -1067,6 +1069,7 @@ class Tunnel extends EventTarget {
   #seen = 0;
   #flaw = null;
   #looking = null;
+  #ready = null; // what the next request is sealed with
   #hurried = -Infinity;
   #doubted = false; // the gateway has said that it does not know the key
   #relay;
@@ -1204,6 +1207,18 @@ class Tunnel extends EventTarget {
     return this.#looking;
   }
 
+  /** Give what the next request is sealed with, made while the page had time, and make another. */
+  #take(keys) {
+    const ready = this.#ready?.keys === keys ? this.#ready.made : null;
+    this.#ready = null;
+    setTimeout(() => {
+      if (this.#set !== keys || this.#ready) return;
+      this.#ready = { keys, made: sealRequest(keys.media, keys.keyId, keys.publicKey) };
+      this.#ready.made.catch(() => {});
+    });
+    return ready;
+  }
+
   /** Get the key set that a relay has. */
   async _document(relay) {
     const signal = AbortSignal.any([this._closed, AbortSignal.timeout(Math.min(this._options.timeout, 10_000))]);
@@ -1220,7 +1235,9 @@ class Tunnel extends EventTarget {
     const { pad, timeout } = this._options;
     const trace = {};
     const ask = { url, method: "HEAD", fields: [["accept", "*/*"]], body: null, signal: this._closed };
-    const answer = await exchange(await this._keys(), `${this._relay}/r/${this.gateway}`, ask, { date: Date.now(), pad, timeout, trace });
+    const keys = await this._keys();
+    const address = `${this._relay}/r/${this.gateway}`;
+    const answer = await exchange(keys, address, ask, { date: Date.now(), pad, timeout, trace, ready: this.#take(keys) });
     if (answer instanceof Failed) throw answer.error;
     while ((await answer.next()) !== null);
     return trace;
@@ -1283,7 +1300,7 @@ class Tunnel extends EventTarget {
       if (cookies) fields.push(["cookie", cookies]);
       const address = `${this._relay}/r/${this.gateway}`;
       try {
-        result = await exchange(keys, address, { ...ask, fields }, { date: date ?? Date.now(), pad, timeout, trace });
+        result = await exchange(keys, address, { ...ask, fields }, { date: date ?? Date.now(), pad, timeout, trace, ready: this.#take(keys) });
       } catch (error) {
         result = new Failed(error);
       }
