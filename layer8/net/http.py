@@ -40,6 +40,7 @@ from layer8.net.http_wire import BUFFER, CORK, LAST_CHUNK, Deaf, Lines, Listener
 
 HEAD_TIME: Final = 10.0  # seconds for a request's head, from its first byte
 KEEP_TIME: Final = 75.0  # seconds without a request, after which a connection is closed
+LAST_CALL: Final = 1.0  # seconds without a request, after which it is closed if the server ends
 IDLE_TIME: Final = 60.0  # seconds in which IDLE_TIME * SLOWEST bytes of a body have to move
 SLOWEST: Final = 64  # bytes per second
 LINGER: Final = 5.0  # seconds, and
@@ -495,6 +496,8 @@ class _Connection(Wire):
             state, limit = "linger", LINGER
         elif self.closing:
             state, limit, moved = "closing", IDLE_TIME, self.sent - self.waiting
+        elif exchange is None and self.server.stopping and self.idle:
+            state, limit = "last", LAST_CALL
         elif exchange is None:
             fresh = self.idle and self._requests
             state, limit = ("idle", KEEP_TIME) if fresh else ("head", HEAD_TIME)
@@ -515,7 +518,7 @@ class _Connection(Wire):
                 self._slow(state)
 
     def _slow(self, state: str) -> None:
-        if state == "idle" or (state == "head" and self._reader.between):
+        if state in ("idle", "last") or (state == "head" and self._reader.between):
             self.close()
         elif state == "head" or (state == "body" and self._exchange is not None and not self._exchange._begun):
             self._malformed(Malformed("too slow", 408))
@@ -581,11 +584,11 @@ class Server(Factory):
         return self._date
 
     def stop(self) -> Deferred[None]:
-        """Take no more requests; fires when every open exchange has ended. `abort` does not wait for them."""
+        """Take no more connections; fires when all that are open have ended. `abort` does not wait for them.
+
+        Whoever has one may be asking at this moment, so it ends with the next answer, or after LAST_CALL.
+        """
         self.stopping = True
-        for wire in list(self._open):
-            if wire.idle:
-                wire.close()
         empty: Deferred[None] = Deferred()
         if self._open:
             self._empty.append(empty)

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import LimitExceeded, LocalProtocolError, Unavailable
 from layer8.core.http1 import FIELDS, HEAD
-from layer8.net.http import HEAD_TIME, IDLE_TIME, KEEP_TIME, SLOWEST, Incoming, Server
+from layer8.net.http import HEAD_TIME, IDLE_TIME, KEEP_TIME, LAST_CALL, SLOWEST, SWEEP, Incoming, Server
 from layer8.net.http_wire import BUFFER, field_lines
 
 HOST = b"Host: a.test\r\n"
@@ -667,6 +667,7 @@ class DrainTests(SynchronousTestCase):
         rig.connect()
         idle = rig.transport
         done = rig.server.stop()
+        rig.clock.pump([SWEEP] * int(LAST_CALL / SWEEP + 1))
         self.assertEqual((idle.connected, busy.connected, done.called), (False, True, False))
         self.assertIsNone(rig.server.buildProtocol(None))
         exchange.answer(200, [], b"bye")
@@ -674,6 +675,16 @@ class DrainTests(SynchronousTestCase):
         self.assertEqual(answers(busy.value(), [b"GET"]), [(200, b"bye")])
         self.assertEqual((busy.connected, done.called, len(rig.server)), (False, True, 0))
         self.assertEqual(rig.clock.getDelayedCalls(), [])
+
+    def test_who_asks_at_this_moment_is_answered(self) -> None:
+        rig = Rig(whole)
+        rig.say(GET)
+        done = rig.server.stop()
+        self.assertEqual((rig.open, done.called), (True, False))
+        rig.say(GET)
+        self.assertEqual([status for status, _ in answers(rig.transport.value(), [b"GET", b"GET"])], [200, 200])
+        self.assertIn(b"connection: close", rig.transport.value())
+        self.assertEqual((rig.open, done.called), (False, True))
 
     def test_at_once(self) -> None:
         rig = Rig(rig_silent)
