@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,6 @@ from layer8.crypto.keys import NodeKey
 from layer8.testing.browser import Firefox
 from layer8.tunnel import wire
 from layer8.tunnel.bhttp import Response
-from layer8.tunnel.client_session import CODES
 from layer8.tunnel.keys import Flaw, GatewayKey
 from layer8.tunnel.relay_session import EXPOSED
 from tests.tunnel.browsers import BrowserCase
@@ -377,18 +375,6 @@ class JsFailureTests(CrookedCase):
 
     def hosts(self) -> dict[str, str]:
         return {**super().hosts(), "plain.test": "127.0.0.1"}
-
-    async def test_words(self) -> None:
-        """The page's codes are the client's, with a few of its own; each says what to do."""
-        await self.open(inside=True)
-        codes = await self.run_js("return inside.CODES")
-        for code, words in CODES.items():
-            self.assertEqual(codes[code][1], words)
-        for leg, words, hint in codes.values():
-            self.assertIn(leg, ("page", "relay", "gateway", "backend"))
-            self.assertTrue(re.match(r"[a-z]", words), words)
-            self.assertTrue(hint)
-        self.assertGreaterEqual(len(codes), 20)
 
 
 class FirefoxJsFailureTests(JsFailureTests):
