@@ -302,7 +302,7 @@ class JsFailureTests(CrookedCase):
     async def test_silence(self) -> None:
         await self.open()
         crooked = self.relay()
-        await self.connect(crooked, timeout=300)
+        await self.connect(crooked, timeout=1500)
         crooked.how = lambda request, answer: None
         said = await self.failure("L8.fetch('/x')")
         self.assertEqual((said["code"], said["leg"]), ("slow", "relay"))
