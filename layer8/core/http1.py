@@ -78,7 +78,7 @@ class Malformed(RemoteProtocolError):
         self.status = status
 
 
-@frozen(eq=False)
+@frozen(eq=False, slots=False)
 class Request:
     """The head of a request. `raw` is all of it, blank line included; `minor` is the 1 of HTTP/1.1.
 
@@ -111,7 +111,7 @@ class Request:
         return b"*" if self.method == b"OPTIONS" and not path else b"/" + path
 
 
-@frozen(eq=False)
+@frozen(eq=False, slots=False)
 class Response:
     """The head of a response; `body` is a number of bytes, CHUNKED or UNTIL_END, as if it answered no HEAD."""
 

@@ -212,6 +212,10 @@ class Upstream:
         self._take()
 
     def _take(self) -> None:
+        line = self._sidecar.pool.ready()
+        if line is not None:
+            self._took(line)
+            return
         self._taking = taking = self._sidecar.pool.take()
         taking.addCallbacks(self._took, self._untaken)
 
@@ -382,6 +386,10 @@ class Direct:
 
     def start(self) -> None:
         """Ask for a connection."""
+        line = self._sidecar.pool.ready()
+        if line is not None:
+            self._took(line)
+            return
         self._taking = taking = self._sidecar.pool.take()
         taking.addCallbacks(self._took, self._untaken)
 
