@@ -42,6 +42,7 @@ from layer8.tunnel import (
 )
 from layer8.tunnel.admission import IN_FLIGHT, Admission, Pass, Wait
 from layer8.tunnel.bhttp import Malformed, Reader, varint
+from layer8.tunnel.checks import Got
 from layer8.tunnel.client import L8Client, L8Error
 from layer8.tunnel.gateway import SIGNED_MOST, Gateway
 from layer8.tunnel.gateway_sockets import Wire
@@ -318,9 +319,7 @@ class PostgresTests(SynchronousTestCase):
             self.assertEqual(said, (f"{gateway_pg.STATEMENT_TIME}s",))
         self.assertEqual((len(pool._idle), sum(one.closed for one in inside)), (gateway_pg.IDLE, 2))
         with self.assertRaises(StorageError) as caught, pool.use() as connection:
-            connection.execute(
-                f"SELECT 'x' AS \"{'a' * 60}\", no_such_{'b' * 50}, {', '.join(['1'] * 100)} FROM nowhere_{'c' * 50}"
-            )
+            connection.execute("SELECT * FROM " + ", ".join(["nowhere"] * 100))
         self.assertLessEqual(len(str(caught.exception)), len("PostgreSQL: ") + gateway_pg.REASON)
 
     def test_a_database_that_never_shakes_hands(self) -> None:
@@ -360,8 +359,10 @@ class ResourceTests(TestCase):
         began = some.seconds()
         page.transport.write(
             b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-type: %b\r\ncontent-length: 9000000\r\n\r\n%b"
-            % (GATEWAY_PATH.encode(), CHUNKED.request.encode(), bytes(100) + more)
+            % (GATEWAY_PATH.encode(), CHUNKED.request.encode(), bytes(100))
         )
+        await deferLater(some, 0.1)
+        page.transport.write(more)
         await gone
         self.assertTrue(b"".join(heard).startswith(b"HTTP/1.1 400 "))
         return float(some.seconds() - began)
@@ -407,9 +408,9 @@ class LookingTests(TestCase):
     async def test_so_far_back(self) -> None:
         asked: list[str] = []
 
-        async def get(clock: object, path: str, most: int) -> verify.Got:
+        async def get(clock: object, path: str, most: int) -> Got:
             asked.append(path)
-            return verify.Got(404)
+            return Got(404)
 
         place: Any = SimpleNamespace(get=get)
         await verify._old(None, place, evolve(ONE, version=verify.HISTORY + 50, prev=bytes(32)), None)
