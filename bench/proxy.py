@@ -7,7 +7,6 @@ the machine hits all alike. Run it from a checkout: `python -m bench.proxy --hel
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import signal
 import subprocess
@@ -211,13 +210,7 @@ def main(quick: bool, as_json: bool, markdown: Path | None, only: tuple[str, ...
     tunnels = [system.name for system in TUNNELS if system in wanted]
     distant = [system.name for system in far if system in wanted]
     made = report.tables(results, (("One hop", one_hop), ("Server and agent", tunnels), ("A long way", distant)))
-    if markdown is not None:
-        report.keep(markdown, made, facts)
-    if as_json:
-        json.dump({"facts": facts, **results.as_json()}, sys.stdout, indent=1)
-        print()
-    else:
-        report.show(made, facts)
+    report.tell(made, facts, results.as_json(), markdown, as_json)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -297,6 +299,24 @@ def keep(
     """Write the tables where a page has the last run of them."""
     page = path.read_text() if path.exists() else ""
     path.write_text(into_page(page, markdown(made, facts), part))
+
+
+def tell(
+    made: Sequence[tuple[str, list[str], list[list[str]]]],
+    facts: Mapping[str, str],
+    values: Mapping[str, Any],
+    page: Path | None,
+    as_json: bool,
+    part: str = "",
+) -> None:
+    """Put the tables into a page if there is one, and print them, or the values as JSON."""
+    if page is not None:
+        keep(page, made, facts, part)
+    if as_json:
+        json.dump({"facts": facts, **values}, sys.stdout, indent=1)
+        print()
+    else:
+        show(made, facts)
 
 
 def _line(cells: Iterable[str]) -> str:

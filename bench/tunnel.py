@@ -7,7 +7,6 @@ random order, so that a slow hour of the machine hits all alike. Processor time 
 from __future__ import annotations
 
 import gzip
-import json
 import random
 import signal
 import sys
@@ -399,13 +398,7 @@ def main(quick: bool, seconds: int | None, as_json: bool, markdown: Path | None,
     if results.reasons:
         facts["not measured"] = "; ".join(f"{name}: {reason}" for name, reason in results.reasons.items())
     made = tables(results, wanted)
-    if markdown is not None:
-        report.keep(markdown, made, facts, "tunnel")
-    if as_json:
-        json.dump({"facts": facts, **results.as_json()}, sys.stdout, indent=1)
-        print()
-    else:
-        report.show(made, facts)
+    report.tell(made, facts, results.as_json(), markdown, as_json, "tunnel")
 
 
 if __name__ == "__main__":

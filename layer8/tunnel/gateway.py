@@ -76,7 +76,7 @@ class Outcome(StrEnum):
 
 @frozen
 class KeyState:
-    """One key as operators see it; times are seconds since 1970."""
+    """A key that still opens requests, as operators see it; times are seconds since 1970."""
 
     epoch: int
     key_id: int
@@ -229,8 +229,8 @@ class Gateway:
         return True
 
     def due(self) -> bool:
-        """Say whether it is time for `upkeep`."""
-        return self._wall() >= self._due
+        """Say whether it is time for `upkeep`, also since the clock was put back."""
+        return not 0 < self._due - self._wall() <= UPKEEP
 
     def reload(self) -> None:
         """Read the keys again; raises `StorageError`. Who asks while others wait for the same is served with them."""

@@ -21,25 +21,12 @@ ADMIN = "admin"
 
 
 @frozen
-class KeyRow:
-    """A key that still opens requests; times are seconds since 1970."""
-
-    epoch: int
-    key_id: int
-    offered: bool
-    made: int
-    offered_until: int
-    good_until: int
-    opened_until: int
-
-
-@frozen
 class KeyRows:
     """The keys of this gateway; `pin` is what pages pin, null if the identity key is kept elsewhere."""
 
     gateway: str
     pin: str | None
-    keys: tuple[KeyRow, ...]
+    keys: tuple[KeyState, ...]
 
 
 @frozen
@@ -95,7 +82,7 @@ class GatewayRows:
         """List the keys that still open requests, newest first."""
         gateway = self._gateway
         pin = None if gateway.identity is None else gateway.pin
-        return KeyRows(gateway.id, pin, tuple(map(_row, gateway.keys())))
+        return KeyRows(gateway.id, pin, tuple(gateway.keys()))
 
     @method("gateway.rotate", role="operate", errors=(CallUnavailable,))
     async def rotate(self, caller: Caller, params: Rotate) -> Rotated:
@@ -116,7 +103,3 @@ class GatewayRows:
         exact = caller.may(ADMIN)
         said = [count if exact else blur_bytes(count) for count in self._traffic()]
         return GatewayStats(dict(sorted(counts.items())), self._open(), sockets, *said)
-
-
-def _row(key: KeyState) -> KeyRow:
-    return KeyRow(key.epoch, key.key_id, key.offered, key.made, key.offered_until, key.good_until, key.opened_until)
