@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -82,7 +83,7 @@ class Stand:
             roles["layer8-inside"] = {"gateway": self._inside()}
         for name in FRAMEWORKS:
             if name in wanted or f"layer8-{name}" in wanted:
-                self._try(name, lambda name=name: self._gunicorn(name, roles))
+                self._try(name, partial(self._gunicorn, name, roles))
         if roles:
             relay = self._relay()
             for name, found in roles.items():
@@ -90,7 +91,7 @@ class Stand:
                 target.learn()
                 self.ways[name] = Way(name, target, roles={"relay": relay, **found})
         for way in list(self.ways.values()):
-            self._try(way.name, lambda way=way: self.check(way))
+            self._try(way.name, partial(self.check, way))
 
     def check(self, way: Way) -> tuple[int, int]:
         """Ask once, and see that the answer is the backend's; how many bytes the tunnel adds, up and down."""

@@ -3,6 +3,7 @@
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core import knowledge
+from layer8.core.knowledge_row import Row
 from tests.names import find_test
 
 
@@ -24,10 +25,10 @@ class KnowledgeTests(SynchronousTestCase):
         self.assertEqual([row.party for row in knowledge.TABLE if row.tests and not row.built], [])
 
     def test_a_row_without_a_test_says_so(self) -> None:
-        row = knowledge.Row(part="x", party="p", learns="l", hidden="h")
+        row = Row(part="x", party="p", learns="l", hidden="h")
         self.assertEqual(row.shown, "not shown yet")
-        self.assertEqual(knowledge.Row("x", "p", "l", "h", built=False).shown, "not built yet")
-        self.assertEqual(knowledge.Row("x", "p", "l", "h", tests=("a.b", "c.d")).shown, "a.b, c.d")
+        self.assertEqual(Row("x", "p", "l", "h", built=False).shown, "not built yet")
+        self.assertEqual(Row("x", "p", "l", "h", tests=("a.b", "c.d")).shown, "a.b, c.d")
 
     def test_the_page_holds_every_row(self) -> None:
         for part in {row.part for row in knowledge.TABLE}:

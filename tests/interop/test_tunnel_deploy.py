@@ -34,7 +34,10 @@ class NginxTests(TestCase):
     timeout = 60
     skip = missing(nginx="nginx", curl="curl")
 
-    async def setUp(self) -> None:
+    def setUp(self) -> Deferred[None]:  # type: ignore[override]
+        return Deferred.fromCoroutine(self.begin())
+
+    async def begin(self) -> None:
         home = self.home = folder(self)
         home.chmod(0o755)
         key, certificate = self_signed(["localhost"])
