@@ -236,7 +236,7 @@ class GatewayExchange:
     def finish(self, now: float, trailers: Fields = ()) -> None:
         """End the answer; one with less content than was promised is cut.
 
-        A backend knows when it has all of the content, but padding may follow: who is still sending would be cut off, so
+        A backend knows when it has all of the content, but padding may follow: who is still sending would be cut, so
         `Close` waits until the request is whole.
         """
         if self._at is _At.CLOSED or self._said:
