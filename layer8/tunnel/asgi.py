@@ -77,7 +77,7 @@ class L8Middleware:
             await self._exchange(scope, receive, send)
         elif kind == "http" and path in (GATEWAY_PATH, KEYS_PATH):
             await self._keys(scope, send)
-        elif gateway.guards(path) or gateway.guards((scope.get("raw_path") or b"/").decode("latin-1")):
+        elif any(map(gateway.guards, _paths(scope))):
             gateway.count(Outcome.DIRECT)
             if kind == "http":
                 await _problem(send, 403)
@@ -85,7 +85,9 @@ class L8Middleware:
                 await receive()
                 await send({"type": "websocket.close", "code": 1008})
         else:
-            headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _OWN]
+            headers = [
+                (name, value) for name, value in scope["headers"] if name.lower().replace(b"_", b"-") not in _OWN
+            ]
             await self._app({**scope, "headers": headers, "l8.encapsulated": False, "l8.token": None}, receive, send)
 
     async def _look_after(self) -> None:
@@ -489,6 +491,12 @@ class _Socket:
             "scheme": "wss" if target.scheme == "https" else "ws",
             "subprotocols": [one.strip().decode("latin-1") for value in offered for one in value.split(b",")],
         }
+
+
+def _paths(scope: Scope) -> tuple[str, ...]:
+    """Give what a router may look at: with the prefix that the application is below, or without."""
+    path, root = scope["path"], scope.get("root_path", "").rstrip("/")
+    return path, path.removeprefix(root), (scope.get("raw_path") or b"/").decode("latin-1")
 
 
 def _parts(scope: Scope, call: Call, headers: list[tuple[bytes, bytes]]) -> Scope:

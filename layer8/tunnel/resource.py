@@ -23,6 +23,7 @@ from twisted.web.server import NOT_DONE_YET, Request, Site
 from zope.interface import implementer
 
 from layer8.core.errors import Unavailable
+from layer8.core.http1 import plain
 from layer8.net.http_client import Pool
 from layer8.tunnel.driving import Driven, Gate, Work
 from layer8.tunnel.gateway import Gateway, Outcome
@@ -98,9 +99,10 @@ class L8Resource:
         path = b"/".join([name, *behind])
         if path in (_GATEWAY, _KEYS, _SOCKET):
             return _Page(self)
-        for field in OURS:
-            request.requestHeaders.removeHeader(field)
-        if self.gateway.guards(request.uri.decode("latin-1")):
+        for field, _ in list(request.requestHeaders.getAllRawHeaders()):
+            if plain(field) in OURS:  # in any spelling: in WSGI's variables `_` is `-`
+                request.requestHeaders.removeHeader(field)
+        if any(self.gateway.guards(text.decode("latin-1")) for text in (request.uri, b"/" + path)):
             self.gateway.count(Outcome.DIRECT)
             return _Page(self)
         if self.inner.isLeaf:

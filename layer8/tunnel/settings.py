@@ -19,6 +19,7 @@ GATEWAY_PATH: Final = "/.well-known/ohttp-gateway"
 KEYS_PATH: Final = "/.well-known/l8/keys.json"
 SOCKET_PATH: Final = "/.well-known/l8/ws"
 
+_ENDS: Final = re.compile(r"[#\0]").split  # where some think that a path ends
 _DECODED: Final = 2  # times that somebody behind us may decode a path
 
 _BEARER = re.compile(r"[A-Za-z0-9._~+/-]{16,512}=*").fullmatch
@@ -92,14 +93,14 @@ class Settings:
             raise ConfigError("database and database_file exclude each other")
         if self.signed_file and (self.identity_file or self.identity):
             raise ConfigError("signed_file is for a gateway without its identity: leave out identity_file")
+        if self.signed_file and not (self.state or self.database_file or self.database):
+            raise ConfigError("signed_file needs state or database_file: its keys outlive what memory has seen")
         if (self.database_file or self.database) and not (self.identity_file or self.identity or self.signed_file):
             raise ConfigError("keys in a database need identity_file (the same on each machine) or signed_file")
 
     def guards(self, path: str) -> bool:
         """Say whether a path, as it came, is under `require`: however the backend may read it."""
-        return bool(self.require) and any(
-            _under(read, one.rstrip("/").lower()) for read in _readings(path) for one in self.require
-        )
+        return bool(self.require) and any(_under(read, _root(one)) for read in _readings(path) for one in self.require)
 
 
 def read_bearers(text: str) -> frozenset[str]:
@@ -112,11 +113,23 @@ def read_bearers(text: str) -> frozenset[str]:
 
 
 def _readings(path: str) -> set[str]:
-    """Give what a path may be to somebody behind us: decoded or not, with or without parameters and double slashes."""
-    texts = [path]
+    """Give what a path may be to somebody behind us: decoded or not, with or without parameters and double slashes.
+
+    Letters beyond ASCII are the bytes of UTF-8, each a letter of Latin-1, as requests have them; a text is read so too.
+    """
+    texts = [path, _octets(path)]
     for _ in range(_DECODED):
-        texts.append(unquote(texts[-1], "latin-1"))
+        texts += [unquote(text, "latin-1") for text in texts[-2:]]
+    texts += [_ENDS(text)[0] for text in texts]
     return {_plain(text, bare) for text in texts for bare in (False, True)}
+
+
+def _root(required: str) -> str:
+    return unquote(_octets(required), "latin-1").rstrip("/").lower()
+
+
+def _octets(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def _plain(path: str, bare: bool) -> str:

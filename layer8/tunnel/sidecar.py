@@ -26,6 +26,7 @@ from layer8.net.http import Incoming, Server
 from layer8.net.http_client import Fields as Texts
 from layer8.net.http_client import Line, Pool
 from layer8.net.http_wire import field_lines
+from layer8.net.timer import Timer
 from layer8.tunnel import target
 from layer8.tunnel.bhttp import Fields
 from layer8.tunnel.driving import Driven, Gate, Work
@@ -33,7 +34,7 @@ from layer8.tunnel.gateway import Gateway, Outcome
 from layer8.tunnel.gateway_session import SAFE, Call
 from layer8.tunnel.gateway_sockets import Sockets
 from layer8.tunnel.keys import SET_TYPE
-from layer8.tunnel.limits import BUFFER
+from layer8.tunnel.limits import BUFFER, IDLE_TIME, SOCKET_SESSIONS
 from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH
 from layer8.tunnel.wire import KEYS_TYPE
 
@@ -63,6 +64,7 @@ class Sidecar:
         self.gate = Gate(reactor, gateway, self._call, told=partial(told, "keys"))
         self.sockets = Sockets(self.gate, pool, ENCAPSULATED)
         self.server = Server(reactor, self.handle)
+        self.joined: set[_Half] = set()  # clients' ends of sockets past the tunnel
 
     def start(self) -> None:
         """Keep the keys."""
@@ -72,6 +74,8 @@ class Sidecar:
         """Cut everything."""
         self.sockets.stop()
         self.gate.stop()
+        for half in list(self.joined):
+            half.transport.abortConnection()
         self.server.abort()
         self.pool.abort()
 
@@ -382,16 +386,34 @@ class Direct:
         self._line: Line | None = None
         self._taking: Deferred[Line] | None = None
         self._over = False
-        self._upgrade = asked.method == "GET" and "upgrade" in [word.lower() for word in _words(asked, "connection")]
+        asks = asked.method == "GET" and "upgrade" in [word.lower() for word in _words(asked, "connection")]
+        # no other protocol: with HTTP/2, say, all that follows would go past us
+        self._upgrade = asks and [word.lower() for word in _words(asked, "upgrade")] == ["websocket"]
+        gate = sidecar.gate
+        self._timer = Timer(gate.reactor, gate.seconds, self._late)
 
     def start(self) -> None:
         """Ask for a connection."""
+        if self._upgrade and len(self._sidecar.joined) >= SOCKET_SESSIONS:
+            self._asked.answer(503)
+            return
         line = self._sidecar.pool.ready()
         if line is not None:
             self._took(line)
             return
         self._taking = taking = self._sidecar.pool.take()
         taking.addCallbacks(self._took, self._untaken)
+
+    def _late(self) -> None:
+        """Leave a backend that takes nothing, or does not answer."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.cut()
+            self._asked.answer(504)
+
+    def _heard(self) -> None:
+        """The client has sent something: from here on it is the backend's turn."""
+        self._timer.set(self._sidecar.gate.seconds() + IDLE_TIME)
 
     def _took(self, line: Line) -> None:
         self._taking = None
@@ -403,7 +425,7 @@ class Direct:
         told = target.told(tuple((name.encode("ascii"), value.encode("latin-1")) for name, value in asked.fields))
         fields = [(name.decode("ascii"), value.decode("latin-1")) for name, value in told if name != b"expect"]
         if self._upgrade:
-            fields += [("connection", "upgrade"), *(("upgrade", value) for value in asked.values("upgrade"))]
+            fields += [("connection", "upgrade"), ("upgrade", "websocket")]
         try:
             line.request(
                 asked.method, asked.target, asked.only("host") or "localhost", fields, _Back(self), asked.length
@@ -412,6 +434,7 @@ class Direct:
             line.cut()
             asked.answer(400)
             return
+        self._heard()
         asked.to(self)
 
     def _untaken(self, failure: Failure) -> None:
@@ -425,6 +448,8 @@ class Direct:
     def received(self, data: bytes) -> None:
         """Take a piece of the request."""
         if self._line is not None:
+            if not self._asked.begun:
+                self._heard()
             self._line.write(data)
 
     def ended(self) -> None:
@@ -434,6 +459,7 @@ class Direct:
 
     def lost(self) -> None:
         """Take that the client has gone."""
+        self._timer.stop()
         if self._line is not None:
             self._line.cut()
 
@@ -453,10 +479,11 @@ class Direct:
         """Take the head of the answer."""
         line, asked = self._line, self._asked
         assert line is not None
+        self._timer.stop()
         self._sidecar.reached()
         if status == 101 and self._upgrade:
             self._line = None
-            join(asked, line, fields)
+            join(asked, line, fields, self._sidecar.joined)
             return
         if status < 200:
             line.cut()
@@ -480,6 +507,7 @@ class Direct:
 
     def gone(self) -> None:
         """Take that the connection to the backend has gone before that."""
+        self._timer.stop()
         self._line = None
         if self._asked.begun:
             self._asked.abort()
@@ -537,6 +565,7 @@ class _Half(Protocol):
 
     def __init__(self) -> None:
         self.other: _Half | None = None
+        self.among: set[_Half] = set()
         self._early: list[bytes] = []
 
     def dataReceived(self, data: bytes) -> None:
@@ -546,6 +575,7 @@ class _Half(Protocol):
             self.other.transport.write(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.among.discard(self)
         if self.other is not None and self.other.transport is not None:
             self.other.transport.loseConnection()
 
@@ -558,11 +588,13 @@ class _Half(Protocol):
             other.transport.write(data)
 
 
-def join(asked: Incoming, line: Line, fields: Texts) -> None:
-    """Let client and backend speak what they have agreed on."""
+def join(asked: Incoming, line: Line, fields: Texts, among: set[_Half]) -> None:
+    """Let client and backend speak what they have agreed on; the client's end is `among` the others while it stands."""
     kept = [(name, value) for name, value in fields if name not in ("content-length", "transfer-encoding")]
     head = f"HTTP/1.1 101 Switching Protocols\r\n{field_lines(kept)}\r\n".encode("latin-1")
     there, here = _Half(), _Half()
+    here.among = among
+    among.add(here)
     line.hand_over(there)
     asked.hand_over(here, b"")
     here.transport.write(head)

@@ -136,9 +136,18 @@ def normal(path: str) -> str:
 
 
 def told(fields: Fields) -> Fields:
-    """Give the fields that the backend hears: none of a connection, none that speaks for us, no second length."""
+    """Give the fields that the backend hears: none of a connection, none that speaks for us, no second length.
+
+    Nor any with `_` in its name: where names are those of CGI it is another one's, and SCRIPT_NAME moves the path.
+    """
     gone = _with_named(_UNHEARD, fields)
-    return tuple([one for one in fields if one[0] not in gone and not one[0].startswith(SPOKEN_FOR_PREFIX)])
+    return tuple(
+        [
+            one
+            for one in fields
+            if one[0] not in gone and not one[0].startswith(SPOKEN_FOR_PREFIX) and b"_" not in one[0]
+        ]
+    )
 
 
 def answered(fields: Fields) -> Fields:

@@ -32,6 +32,8 @@ ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
 StartResponse = Callable[..., Any]
 Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 
+LINGER: Final = 5.0  # seconds, and
+LINGER_BYTES: Final = 16 << 20  # bytes, for which a request is thrown away whose answer is there already
 SPOOL: Final = 1 << 20  # bytes of content of unknown length that wait in memory; more waits in a file
 
 _KEPT: Final = ("wsgi.version", "wsgi.errors", "wsgi.multithread", "wsgi.multiprocess", "wsgi.run_once")
@@ -68,7 +70,7 @@ class L8Middleware:
             return self._keys(path, start_response)
         if path == SOCKET_PATH:
             return _problem(start_response, 501)
-        if gateway.guards(environ.get("SCRIPT_NAME", "") + path) or gateway.guards(_raw(environ)):
+        if any(map(gateway.guards, (path, environ.get("SCRIPT_NAME", "") + path, _raw(environ)))):
             gateway.count(Outcome.DIRECT)
             return _problem(start_response, 403)
         for name in ("HTTP_L8_ENCAPSULATED", "HTTP_L8_TOKEN"):
@@ -135,8 +137,9 @@ class _Exchange:
             raise ConnectionAbortedError(
                 "an answer of the application that is cut"
             )  # so that nobody takes it for whole
-        while self._left != 0 and self._read():
-            pass  # servers keep a connection only if its request was read
+        ends, left = monotonic() + LINGER, LINGER_BYTES
+        while self._left != 0 and left > 0 and monotonic() < ends and (data := self._read()):
+            left -= len(data)  # servers keep a connection only if its request was read
 
     def pull(self) -> None:
         """Read some more of the sealed request."""

@@ -201,7 +201,7 @@ class KeyTests(SynchronousTestCase):
         ):
             write_private(path, data)
             with self.assertRaisesRegex(ConfigError, why):
-                Gateway.open(Settings(gateway="shop", authorities="shop.example", signed_file=path), wall=self.clock)
+                self.worker(identity=None, signed_file=path)
         for days in (0, 31):
             with self.assertRaises(ConfigError):
                 sign_ahead(settings(), IDENTITY, WALL, days)
