@@ -74,6 +74,7 @@ class Window:
         gone = sorted(of for of in self._counts if of < minute(now) - REPLAY_WINDOW)
         for of in gone:
             del self._counts[of]
+            self.since = max(self.since, of + MINUTE)  # should the clock be put back
         return gone
 
     def __len__(self) -> int:
