@@ -94,7 +94,7 @@ class Wire(TwistedProtocol):
         self._clock = clock
         self._client = client
         self._messages = Messages(masked=not client, most=most)
-        self._over = self._said = False
+        self._over = self._said = self._crowded = False
         self._late: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
@@ -113,7 +113,8 @@ class Wire(TwistedProtocol):
         try:
             for opcode, payload in self._messages.feed(data):
                 if opcode == PING:
-                    self._write(PONG, payload)
+                    if not self._crowded:
+                        self._write(PONG, payload)
                 elif opcode == CLOSE:
                     code, reason = read_close(payload)
                     self._write(CLOSE, write_close(code) if code != NO_CODE else b"")
@@ -190,10 +191,12 @@ class Wire(TwistedProtocol):
 
     def pauseProducing(self) -> None:
         """Enough waits to be sent."""
+        self._crowded = True
         self._speaker.crowded(self, True)
 
     def resumeProducing(self) -> None:
         """All of it has left."""
+        self._crowded = False
         self._speaker.crowded(self, False)
 
     def stopProducing(self) -> None:
@@ -267,7 +270,7 @@ class Conversation:
         self._routed: Routed | None = None
         self._dial: _Dial | None = None
         self._back: Wire | None = None
-        self._busy = self._over = False
+        self._busy = self._over = self._front_full = self._back_full = False
         self.front = Wire(self, gate.reactor, client=False, most=MESSAGE_MOST, greeting=greeting, among=sockets.wires)
         self._timer.set(session.deadline())
 
@@ -316,10 +319,14 @@ class Conversation:
             self._settle()
 
     def crowded(self, wire: Wire, wanted: bool) -> None:
-        """Let the other side rest."""
-        other = self._back if wire is self.front else self.front
-        if other is not None:
-            other.rest(wanted)
+        """Let rest whoever makes it more: the other side, and a page too, whose words are answered here."""
+        if wire is self.front:
+            self._front_full = wanted
+            if self._back is not None:
+                self._back.rest(wanted)
+        else:
+            self._back_full = wanted
+        self.front.rest(self._front_full or self._back_full)
 
     # What the dial says.
 

@@ -140,7 +140,7 @@ class Keeping:
     def hurry(self, gateway: str) -> None:
         """Take that a gateway has another key than a page thought: look sooner, if the last look is long ago enough."""
         kept = self.kept.get(gateway)
-        if kept is not None and kept.document is not None:
+        if kept is not None and kept.document is not None and not kept.tried:  # else the next look is near
             kept.copy.answered(wire.OHTTP_KEY)
             self._arm(kept)
 

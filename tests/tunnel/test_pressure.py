@@ -1,0 +1,161 @@
+"""Peers that take nothing, say nothing, or never stop: each meets a limit that has a name."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.logger import Logger
+from twisted.trial.unittest import SynchronousTestCase, TestCase
+
+from layer8.net.http_client import fetch
+from layer8.tunnel import sidecar, wsgi
+from layer8.tunnel.gateway_sockets import Conversation, Sockets, Wire
+from layer8.tunnel.keeping import FETCH_TIME, Keeping, Kept, Source
+from layer8.tunnel.messages import frame
+from layer8.tunnel.passage import MESSAGE_MOST, PING, PONG
+from layer8.tunnel.relay_keys import KeyCopy
+from layer8.tunnel.wsgi import L8Middleware
+from tests.tunnel.test_gateways import Rig, until
+from tests.tunnel.test_middleware import Base, gateway
+from tests.tunnel.test_sidecar import Scripted
+
+
+class PingTests(SynchronousTestCase):
+    """Whoever reads nothing is sent no answers that would wait."""
+
+    def test_pings_of_who_does_not_read(self) -> None:
+        speaker: Any = SimpleNamespace(crowded=lambda wire, wanted: None, heard=None, ended=None)
+        one, transport = Wire(speaker, Clock(), client=False, most=MESSAGE_MOST), StringTransport()
+        one.makeConnection(transport)
+        producer: Any = transport.producer
+        ping = frame(PING, b"x" * 125, b"mask")
+        one.dataReceived(ping)
+        self.assertEqual(transport.value(), frame(PONG, b"x" * 125))
+        producer.pauseProducing()
+        transport.clear()
+        one.dataReceived(ping * 1000)
+        self.assertEqual(transport.value(), b"")
+        producer.resumeProducing()
+        one.dataReceived(ping)
+        self.assertEqual(transport.value(), frame(PONG, b"x" * 125))
+
+    def test_who_does_not_read_is_not_read(self) -> None:
+        """Words under seal are answered under seal: those wait, too. And two reasons to rest are two."""
+        gate: Any = SimpleNamespace(gateway=gateway(), reactor=Clock(), seconds=lambda: 0.0)
+        sockets = Sockets(gate, None, ("x", "y"))  # type: ignore[arg-type]
+        session = gate.gateway.socket(0.0)
+        talk = Conversation(session, sockets, b"")
+        front, back = StringTransport(), StringTransport()
+        talk.front.makeConnection(front)
+        talk._back = Wire(talk, Clock(), client=True, most=MESSAGE_MOST)
+        talk._back.makeConnection(back)
+        self.addCleanup(talk.cut)
+
+        def states() -> tuple[str, str]:
+            return front.producerState, back.producerState
+
+        talk.front.pauseProducing()
+        self.assertEqual(states(), ("paused", "paused"))
+        talk._back.pauseProducing()
+        talk.front.resumeProducing()
+        self.assertEqual(states(), ("paused", "producing"))
+        talk._back.resumeProducing()
+        self.assertEqual(states(), ("producing", "producing"))
+
+
+class DirectTests(TestCase):
+    """Requests past the tunnel share the pool with those that came through it."""
+
+    async def stage(self, words: bytes) -> tuple[Rig, list[Scripted]]:
+        from twisted.internet import reactor
+
+        loop: Any = reactor
+        seen: list[Scripted] = []
+        factory = Factory.forProtocol(lambda: Scripted(lambda one, data: one.transport.write(words), seen))
+        port = loop.listenTCP(0, factory, interface="127.0.0.1")
+        self.addCleanup(port.stopListening)
+        self.addCleanup(lambda: [one.transport.abortConnection() for one in seen] and None)
+        rig = Rig(loop, "sidecar", backend=port.getHost().port)
+        self.addCleanup(lambda: Deferred.fromCoroutine(rig.close()))
+        return rig, seen
+
+    async def test_a_backend_that_never_answers(self) -> None:
+        self.patch(sidecar, "IDLE_TIME", 0.2)
+        rig, seen = await self.stage(b"")
+        answer = await fetch(rig.hand.pool, "POST", "/", "shop.test", body=b"x", most=99)
+        self.assertEqual(answer.status, 504)
+        await until(rig.reactor, lambda: seen[0].lost)
+
+    async def test_sockets_that_are_joined(self) -> None:
+        self.patch(sidecar, "SOCKET_SESSIONS", 1)
+        yes = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+        rig, seen = await self.stage(yes)
+        end = TCP4ClientEndpoint(rig.reactor, "127.0.0.1", rig.hand.port)
+        heard: list[Scripted] = []
+        for status in (b"101", b"503"):
+            raw: Any = await end.connect(Factory.forProtocol(lambda: Scripted(lambda one, data: None, heard)))
+            self.addCleanup(raw.transport.abortConnection)
+            raw.transport.write(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+            await until(rig.reactor, lambda raw=raw: b"\r\n\r\n" in raw.data)  # type: ignore[misc]
+            self.assertEqual(raw.data[9:12], status)
+        self.assertEqual((len(rig.sidecar.joined), len(seen)), (1, 1))
+        rig.sidecar.stop()
+        await until(rig.reactor, lambda: heard[0].lost and seen[0].lost and not rig.sidecar.joined)
+
+
+class RestTests(Base):
+    """A request that goes on when all is said."""
+
+    def test_what_follows_is_not_read_for_ever(self) -> None:
+        self.patch(wsgi, "LINGER_BYTES", 100_000)
+        _, data = self.seal("POST", "/", bytes(100_000), date=1.0)
+
+        class Endless:
+            size = 0
+
+            def read(self, size: int) -> bytes:
+                self.size += size
+                return data[:size] if self.size == size else bytes(size)
+
+        endless = Endless()
+        environ: Any = {
+            "REQUEST_METHOD": "POST",
+            "PATH_INFO": wsgi.GATEWAY_PATH,
+            "CONTENT_TYPE": "message/ohttp-chunked-req",
+            "HTTP_TRANSFER_ENCODING": "chunked",
+            "wsgi.input": endless,
+        }
+        told: list[str] = []
+        b"".join(L8Middleware(None, self.gateway)(environ, lambda status, headers: told.append(status)))  # type: ignore[arg-type]
+        self.assertEqual(told, ["200 OK"])
+        self.assertLess(endless.size, 300_000)
+
+
+class HurryTests(SynchronousTestCase):
+    """A page says that a gateway has another key, and says it again and again."""
+
+    def test_a_look_that_is_due_is_not_put_off(self) -> None:
+        clock = Clock()
+        keeping = Keeping(clock, lambda: 0.0, Logger(), lambda kept: None)
+        dials: list[Deferred[Any]] = []
+
+        def take() -> Deferred[Any]:
+            dials.append(Deferred())
+            return dials[-1]
+
+        pool: Any = SimpleNamespace(take=take, ready=lambda: None)
+        kept = keeping.kept["shop"] = Kept("shop", Source("/", "shop.example"), KeyCopy("shop"), pool)
+        kept.copy.document = b"kept from before"
+        keeping.start()
+        clock.pump([FETCH_TIME])
+        self.assertEqual((kept.tried, len(dials)), (1, 1))
+        for _ in range(20):
+            clock.advance(0.5)
+            keeping.hurry("shop")
+        self.assertEqual(len(dials), 2)
