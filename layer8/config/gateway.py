@@ -46,14 +46,14 @@ class GatewayConfig:
     """A gateway before a backend: it sees what is asked, never who asks."""
 
     gateway: str = option(
-        "",
+        "local",
         doc="Its name, by which relays and pages know it: 1 to 63 of a-z, 0-9 and -.",
         check=_name,
         hot=False,
         example="shop",
     )
     authorities: tuple[str, ...] = option(
-        (),
+        ("localhost",),
         doc="Names that it answers for, with a port where pages write one; https:// unless it says http://.",
         check=_authorities,
         hot=False,

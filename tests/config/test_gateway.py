@@ -24,10 +24,12 @@ class GatewayConfigTests(SynchronousTestCase):
             self.assertIn(word, str(error))
 
     def test_nothing_at_all(self) -> None:
-        self.assertEqual(read(""), GatewayConfig())
-        self.assertEqual(GatewayConfig().listen, ("tcp:5002:interface=127.0.0.1",))
-        with self.assertRaises(ConfigError):
-            settings_of(GatewayConfig(), Path("/nowhere"))
+        """It runs on this machine, for this machine."""
+        found = settings_of(read(""), Path("/home"))
+        self.assertEqual((found.gateway, found.authorities), ("local", ("localhost",)))
+        for text in ('gateway = ""', "authorities = []"):
+            with self.assertRaises(ConfigError):
+                settings_of(read(text), Path("/home"))
 
     def test_settings(self) -> None:
         """Every key that the middlewares take too has the same name, and means the same."""

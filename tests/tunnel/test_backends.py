@@ -296,7 +296,7 @@ class DaemonTests(SynchronousTestCase):
         home = folder(self)
         told = {**os.environ, "LAYER8_HOME": str(home), "PYTHONPATH": str(ROOT)}
         for words, line in (
-            ([], "a gateway needs a name and what it answers for"),
+            (["--gateway", ""], "a gateway needs a name and what it answers for"),
             (["--gateway", "Shop!", "--authorities", "a.example"], "it has 1 to 63 of a-z, 0-9 and -"),
             (["--gateway", "shop", "--authorities", "a b"], "is no authority"),
             (["--gateway", "shop", "--authorities", "a.example", "--sign-days", "3"], "need each other"),
