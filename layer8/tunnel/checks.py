@@ -16,6 +16,9 @@ from layer8.tunnel.jws import BadJws
 from layer8.tunnel.keys import BadKeys, KeySet, pin_text
 
 WAICT_FIELD: Final = "integrity-policy-waict-v1"
+TELLING: Final = ("refresh", "link", "speculation-rules", "content-security-policy-report-only", "nel")
+"""Fields by which a mirror makes browsers load, or tell, what no page says."""
+
 WEBCAT_PATH: Final = "/.well-known/webcat/manifest.json"
 _HTML: Final = re.compile(r"text/html\s*;\s*charset=\"?utf-8\"?", re.IGNORECASE).fullmatch
 TOLD: Final = 5  # things that one check names; more are counted
@@ -191,6 +194,8 @@ def _files(made: Manifest, views: Sequence[View]) -> Check:
                 wrong.append(f"{path} is another file {view.name}")
         if "/" in view.got and "/index.html" in made.files and view.body("/") != view.body("/index.html"):
             wrong.append(f"/ is another file {view.name}")
+        elif "/index.html" not in made.files and view.body("/") is not None:
+            wrong.append(f"/ is no file of the manifest {view.name}")
     return _check("files", wrong, f"{len(made.files)} as the manifest says")
 
 
@@ -250,6 +255,7 @@ def _policy(made: Manifest, views: Sequence[View]) -> Check:
             policy = told.fields.get("content-security-policy", "")
             if policy != made.csp:
                 wrong.append(f"{path} is served with {'another policy' if policy else 'none'} {view.name}")
+            wrong += [f"{path} is served with {name} {view.name}" for name in TELLING if name in told.fields]
             for name, value in integrity.BESIDE:
                 if told.fields.get(name) != value:
                     wrong.append(f"{path} is served without {name}: {value} {view.name}")

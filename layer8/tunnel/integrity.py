@@ -285,7 +285,12 @@ def leaks(policy: str, authorities: Iterable[str]) -> list[str]:
         found += [f"{name} {one}" for one in sorted(beyond)]
     weak = {"'unsafe-inline'", "'unsafe-eval'", "*", "http:", "https:", "data:"}
     for name in told.keys() - ours.keys():
-        found += [f"{name} {one}" for one in sorted(told[name] & weak)]
+        beyond = told[name] & weak
+        if name.endswith(("-src", "-src-elem", "-src-attr")):  # it counts before the one that ours has
+            beyond |= told[name] - {"'none'", "'self'", "blob:"}
+        if name.startswith(("script-", "style-")):
+            beyond |= told[name] & {"blob:"}
+        found += [f"{name} {one}" for one in sorted(beyond)]
     hosts = {host_of(one) for one in authorities}
     named = {one for sources in told.values() for one in sources if host_of(one) in hosts}
     return found + [f"the provider's host {one}" for one in sorted(named)]

@@ -21,7 +21,14 @@ from attrs import frozen
 
 IMPORTS_MOST: Final = 1024  # modules of one page
 
-_RUN: Final = frozenset(("", "module", "text/javascript", "application/javascript"))
+_SCRIPTS: Final = ("javascript", "ecmascript", "x-javascript", "x-ecmascript")
+_RUN: Final = frozenset(  # types of scripts that browsers run (MIME Sniffing, section 4.6)
+    (
+        *("", "module", "text/jscript", "text/livescript"),
+        *(f"{kind}/{name}" for kind in ("text", "application") for name in _SCRIPTS),
+        *(f"text/javascript1.{version}" for version in range(6)),
+    )
+)
 _LOADERS: Final = ("script", "link", "style", "base", "meta", "iframe", "object", "embed")
 _LOADING = re.compile(rf"<(?:{'|'.join(_LOADERS)})(?![\w:-])", re.IGNORECASE | re.ASCII).findall
 _IMPORT = re.compile(

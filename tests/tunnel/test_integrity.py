@@ -169,6 +169,10 @@ class PolicyTests(SynchronousTestCase):
             ("; trusted-types l8", ""),
             ("; trusted-types l8", "; trusted-types l8; script-src-elem 'unsafe-inline'"),
             ("; trusted-types l8", "; trusted-types l8; media-src shop.example"),
+            ("; trusted-types l8", "; trusted-types l8; script-src-elem https://cdn.example"),
+            ("; trusted-types l8", "; trusted-types l8; script-src-elem 'self' blob:"),
+            ("; trusted-types l8", "; trusted-types l8; style-src-elem cdn.example"),
+            ("; trusted-types l8", "; trusted-types l8; object-src https://cdn.example"),
         ):
             self.assertIn(before, policy)
             self.assertNotEqual(integrity.leaks(policy.replace(before, after), ["shop.example"]), [], after)
@@ -242,11 +246,22 @@ class PageTests(SynchronousTestCase):
         check(done, "plain.js has another integrity", {**SITE, "/plain.js": b"2"}.get)
         self.assertRaises(LookupError, markup.complete, "/", '<script src="x.js">', SITE.get, integrity.sri)
 
+    def test_scripts_of_old_types(self) -> None:
+        """Browsers run them, so they need integrity like any other."""
+        for kind in ("text/ecmascript", "application/x-javascript", "text/livescript", "text/javascript1.0"):
+            text = f'<script type="{kind}" src="/evil.js"></script>'
+            self.assertEqual(
+                markup.missing("/x.html", text, SITE.get, integrity.sri), ["/evil.js is no file of the app"]
+            )
+
     def test_what_belongs_into_a_file(self) -> None:
         for text in (
             "<script>1</script>",
             "<SCRIPT>1</SCRIPT>",
             '<script type="importmap">{}</script>',
+            '<script type="text/ecmascript">1</script>',
+            '<script type=" Application/X-JavaScript ">1</script>',
+            '<script type="text/javascript1.5">1</script>',
             '<p onclick="x()">',
             "<p ONCLICK=x()>",
             '<a href="java&#115;cript:x()">',

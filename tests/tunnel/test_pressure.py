@@ -20,6 +20,7 @@ from layer8.tunnel.keeping import FETCH_TIME, Keeping, Kept, Source
 from layer8.tunnel.messages import frame
 from layer8.tunnel.passage import MESSAGE_MOST, PING, PONG
 from layer8.tunnel.relay_keys import KeyCopy
+from layer8.tunnel.settings import GATEWAY_PATH
 from layer8.tunnel.wsgi import L8Middleware
 from tests.tunnel.test_gateways import Rig, until
 from tests.tunnel.test_middleware import Base, gateway
@@ -32,7 +33,7 @@ class PingTests(SynchronousTestCase):
     def test_pings_of_who_does_not_read(self) -> None:
         speaker: Any = SimpleNamespace(crowded=lambda wire, wanted: None, heard=None, ended=None)
         one, transport = Wire(speaker, Clock(), client=False, most=MESSAGE_MOST), StringTransport()
-        one.makeConnection(transport)
+        one.makeConnection(transport)  # type: ignore[no-untyped-call]
         producer: Any = transport.producer
         ping = frame(PING, b"x" * 125, b"mask")
         one.dataReceived(ping)
@@ -52,9 +53,9 @@ class PingTests(SynchronousTestCase):
         session = gate.gateway.socket(0.0)
         talk = Conversation(session, sockets, b"")
         front, back = StringTransport(), StringTransport()
-        talk.front.makeConnection(front)
+        talk.front.makeConnection(front)  # type: ignore[no-untyped-call]
         talk._back = Wire(talk, Clock(), client=True, most=MESSAGE_MOST)
-        talk._back.makeConnection(back)
+        talk._back.makeConnection(back)  # type: ignore[no-untyped-call]
         self.addCleanup(talk.cut)
 
         def states() -> tuple[str, str]:
@@ -102,7 +103,7 @@ class DirectTests(TestCase):
             raw: Any = await end.connect(Factory.forProtocol(lambda: Scripted(lambda one, data: None, heard)))
             self.addCleanup(raw.transport.abortConnection)
             raw.transport.write(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
-            await until(rig.reactor, lambda raw=raw: b"\r\n\r\n" in raw.data)  # type: ignore[misc]
+            await until(rig.reactor, lambda raw=raw: b"\r\n\r\n" in raw.data)
             self.assertEqual(raw.data[9:12], status)
         self.assertEqual((len(rig.sidecar.joined), len(seen)), (1, 1))
         rig.sidecar.stop()
@@ -126,7 +127,7 @@ class RestTests(Base):
         endless = Endless()
         environ: Any = {
             "REQUEST_METHOD": "POST",
-            "PATH_INFO": wsgi.GATEWAY_PATH,
+            "PATH_INFO": GATEWAY_PATH,
             "CONTENT_TYPE": "message/ohttp-chunked-req",
             "HTTP_TRANSFER_ENCODING": "chunked",
             "wsgi.input": endless,

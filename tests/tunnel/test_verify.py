@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -209,6 +210,26 @@ class SwapTests(VerifyCase):
         (mirrors.folders[1] / MANIFEST).write_bytes(other.sign(mirrors.publisher))
         bad = await self.found("manifest", "policy")
         self.assertIn("is served with another policy by", bad["policy"])
+
+    async def test_fields_that_say_more_than_the_page(self) -> None:
+        """A mirror that sends visitors elsewhere, or has them load a style of its own, by a field."""
+        mirrors = await self.start()
+        app = mirrors.relays[1]._hosts["notes.localhost"]
+        fields = type(app).fields
+        for name, value in (("refresh", "0;url=https://evil.example/"), ("link", "</evil.css>; rel=stylesheet")):
+            self.patch(type(app), "fields", lambda one, more=(name, value): (*fields(one), *([more] * (one is app))))
+            self.assertIn(f"is served with {name} by", (await self.found("policy"))["policy"])
+
+    async def test_a_first_page_that_nobody_signed(self) -> None:
+        """An app without an index.html, and a mirror that has one."""
+        mirrors = await self.start()
+        made = Manifest.first((mirrors.folders[0] / MANIFEST).read_bytes())
+        files = {path: file for path, file in made.files.items() if path != "/index.html"}
+        for folder in mirrors.folders:
+            (folder / MANIFEST).write_bytes(evolve(made, files=files).sign(mirrors.publisher))
+            for name in (".well-known/waict", ".well-known/l8/headers.json"):
+                shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(missing_ok=True)
+        self.assertIn("/ is no file of the manifest", (await self.found("files"))["files"])
 
     async def test_the_script_of_the_wheel(self) -> None:
         """What the manifest says, and mirrors serve, is another l8.js than the package has."""
