@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json as codec
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from random import SystemRandom
 from types import TracebackType
@@ -49,6 +49,7 @@ from layer8.tunnel.urls import Url
 REDIRECTS: Final = 20
 KEYS_TIME: Final = 10.0  # seconds for a relay to give the keys
 VIA_TIME: Final = 30.0  # seconds more by way of a proxy, which builds a circuit first
+UNPACKED: Final = 64 * 1024  # bytes of compressed content that are unpacked at a time
 QUEUE_TIME: Final = 600.0  # seconds that a request waits for others of this client, if there are more than go at once
 
 CODES: Final[Mapping[str, str]] = {
@@ -119,8 +120,7 @@ class L8Answer:
         """Give the content as it comes; raises `L8Error` if it does not come whole."""
         try:
             while piece := await self._trip.read():
-                plain = piece if self._plain is None else self._unpack(piece)
-                if plain:
+                for plain in (piece,) if self._plain is None else self._unpack(piece):
                     yield plain
         finally:
             if not self._trip.done:
@@ -134,12 +134,17 @@ class L8Answer:
         """Want no more of it."""
         self._trip.cut()
 
-    def _unpack(self, piece: bytes) -> bytes:
-        try:
-            out = bytes(self._plain.decompress(piece))
-        except zlib.error:
-            raise L8Error("cut", "backend", "it is no gzip") from None
-        return out
+    def _unpack(self, piece: bytes) -> Iterator[bytes]:
+        more = True
+        while more:
+            try:
+                out = bytes(self._plain.decompress(piece, UNPACKED))
+            except zlib.error:
+                raise L8Error("cut", "backend", "it is no gzip") from None
+            piece = self._plain.unconsumed_tail
+            more = bool(piece) or len(out) == UNPACKED
+            if out:
+                yield out
 
 
 @define
@@ -579,6 +584,8 @@ def _onward(ask: _Ask, status: int, location: str) -> _Ask:
     url = _url(ask.url, raw.decode("utf-8") if _is_utf8(raw) else location, "redirect")
     if (url.scheme, url.authority) not in ask.allowed:
         raise L8Error("redirect", "backend", f"it leaves the tunnel, to {url.authority}")
+    if (url.scheme, url.authority) != (ask.url.scheme, ask.url.authority):
+        ask = evolve(ask, headers=[(name, value) for name, value in ask.headers if name != "authorization"])
     changed = (status in (301, 302) and ask.method == "POST") or (status == 303 and ask.method not in ("GET", "HEAD"))
     if not changed:
         if not isinstance(ask.body, bytes):

@@ -98,14 +98,17 @@ class Pool:
             if self._idle:
                 return self._idle.pop()
         options = f"-c statement_timeout={STATEMENT_TIME}s -c synchronous_commit=on"
-        made = psycopg.connect(
-            self._conninfo,
-            autocommit=True,
-            connect_timeout=CONNECT_TIME,
-            options=options,
-            keepalives_idle=CONNECT_TIME,
-            tcp_user_timeout=2000 * STATEMENT_TIME,
-        )
+        try:
+            made = psycopg.connect(
+                self._conninfo,
+                autocommit=True,
+                connect_timeout=CONNECT_TIME,
+                options=options,
+                keepalives_idle=CONNECT_TIME,
+                tcp_user_timeout=2000 * STATEMENT_TIME,
+            )
+        except psycopg.ProgrammingError:  # its words have a part of the string in them, and that may be the password
+            raise StorageError("PostgreSQL: the connection string cannot be read") from None
         if made.execute("SELECT to_regclass('layer8.replay_whole')").fetchone() != (None,):
             _look(made)
         return made

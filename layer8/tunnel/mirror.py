@@ -15,9 +15,10 @@ from base64 import b64encode
 from collections.abc import Iterable
 from hashlib import sha256, sha384
 from importlib.resources import files
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from attrs import define, field, frozen
 
@@ -171,7 +172,7 @@ class App:
         if not isinstance(relays, list) or len(relays) > RELAYS_MOST:
             return ()
         texts = tuple(text for text in relays if isinstance(text, str) and text.startswith("https://"))
-        return tuple(text for text in texts if accept.origins((text,)) is None)
+        return tuple(text for text in texts if accept.origins((text,)) is None and _public(text))
 
     def _find(self, path: str) -> tuple[Path, int, int] | None:
         """Give the file, its size and when it changed, without ever leaving the folder."""
@@ -221,6 +222,15 @@ def _mark(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size
+
+
+def _public(origin: str) -> bool:
+    """Whether an origin's host is a name, or an address that everybody can reach: none of this machine or network."""
+    host = urlsplit(origin).hostname or ""
+    try:
+        return ip_address(host).is_global
+    except ValueError:
+        return host != "localhost" and not host.endswith(".localhost")
 
 
 def _policy(path: Path) -> str:

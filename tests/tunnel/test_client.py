@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -13,9 +15,10 @@ from twisted.trial.unittest import TestCase
 from layer8.core.errors import ConfigError
 from layer8.crypto.keys import NodeKey
 from layer8.net.http_client import POOL
-from layer8.tunnel.client import CODES, L8Client, L8Error
+from layer8.tunnel.client import CODES, UNPACKED, L8Answer, L8Client, L8Error, _Ask, _onward
 from layer8.tunnel.jar import Jar
 from layer8.tunnel.keys import pin_text
+from layer8.tunnel.urls import Url
 from tests.tunnel.backend import pattern
 from tests.tunnel.stage import Stage
 
@@ -161,6 +164,28 @@ class AskingTests(ClientCase):
         await self.fails("redirect", client.post("/redirect-to?url=/echo&status=307", once()))
         answer = await client.post("/redirect-to?url=/echo&status=303", once())
         self.assertEqual((self.calls[-1].method, self.calls[-1].size), ("GET", 0))
+
+    def test_a_redirect_to_another_host(self) -> None:
+        """Who else answers behind the gateway is not told what was meant for the first (Fetch, section 4.4)."""
+        url = Url("https", "shop.test", "/", None)
+        told = [("accept", "*/*"), ("authorization", "Bearer x")]
+        asked = _Ask("GET", url, told, b"", frozenset((("https", "shop.test"), ("https", "mall.test"))))
+        self.assertEqual(_onward(asked, 302, "/x").headers, told)
+        self.assertEqual(_onward(asked, 302, "https://mall.test/x").headers, told[:1])
+
+    async def test_much_in_little(self) -> None:
+        """A few bytes that unpack to many come in pieces of a size that somebody can hold."""
+        packer = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+        packed = packer.compress(bytes(10_000_000)) + packer.flush()
+        pieces = [packed, b""]
+
+        async def read() -> bytes:
+            return pieces.pop(0)
+
+        trip: Any = SimpleNamespace(read=read, done=True, failure=None)
+        answer = L8Answer(200, (), "", False, trip, zlib.decompressobj(wbits=16 + zlib.MAX_WBITS))
+        sizes = [len(piece) async for piece in answer]
+        self.assertEqual((sum(sizes), max(sizes)), (10_000_000, UNPACKED))
 
     async def test_compression_is_asked_for(self) -> None:
         client = await self.client()

@@ -203,7 +203,14 @@ class MirrorTests(RelayCase):
         relays = [
             "https://a.test",
             "https://b.test:8443",
-            "http://127.0.0.1:22",
+            *(
+                "http://127.0.0.1:22",
+                "https://127.0.0.1:9756",
+                "https://[::1]",
+                "https://localhost",
+                "https://x.localhost",
+            ),
+            *("https://10.0.0.1", "https://169.254.169.254", "https://[fd00::1]:5432", "https://0.0.0.0"),
             "https://c.test/path",
             5,
             "file:///etc",

@@ -304,3 +304,13 @@ class PostgresTests(Shared, SynchronousTestCase):
         with self.assertRaises(StorageError) as caught:
             PgKeys("host=127.0.0.1 port=1 password=hidden-word", "shop")
         self.assertNotIn("hidden-word", str(caught.exception))
+
+    def test_a_string_that_cannot_be_read(self) -> None:
+        """The password may be the word that the library stumbles over."""
+        from layer8.tunnel.gateway_pg import PgKeys
+
+        for wrong in ("hidden", "password=x hidden", "postgresql://u:hid hidden@h/db", "postgresql://u:hidden%zz@h/db"):
+            with self.assertRaises(StorageError) as told:
+                PgKeys(wrong, "shop")
+            self.assertNotIn("hid", str(told.exception))
+            self.assertIsNone(told.exception.__cause__)
