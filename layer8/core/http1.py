@@ -78,7 +78,7 @@ class Malformed(RemoteProtocolError):
         self.status = status
 
 
-@frozen(eq=False, slots=False)
+@frozen(eq=False, slots=False)  # with slots, to make a frozen object takes twice as long
 class Request:
     """The head of a request. `raw` is all of it, blank line included; `minor` is the 1 of HTTP/1.1.
 
@@ -256,6 +256,10 @@ class _At(Enum):
     OVER = 7  # the message is complete, its END not yet given
 
 
+# By these names, since Python 3.11 takes as long for `_At.HEAD` as for a call.
+_AT_HEAD, _AT_BODY, _AT_SIZE, _AT_CHUNK, _AT_CRLF, _AT_TRAILER, _AT_UNTIL, _AT_OVER = _At
+
+
 class Reader(Generic[Head]):
     """One direction of a connection, cut into messages: `Reader(read_request)` or `Reader(read_response)`.
 
@@ -272,7 +276,7 @@ class Reader(Generic[Head]):
         self._kept: bytes | bytearray = b""
         self._at = 0  # bytes of _kept that were given
         self._seen = 0  # bytes of _kept that were searched for the end of a head
-        self._place = _At.HEAD
+        self._place = _AT_HEAD
         self._left = 0
         self._fields = 0  # trailer fields of this message
         self._trailer = 0  # their bytes
@@ -284,17 +288,17 @@ class Reader(Generic[Head]):
             return 0
         if self._place in _COUNTED:
             return self._left
-        return ENDLESS if self._place is _At.UNTIL else 0
+        return ENDLESS if self._place is _AT_UNTIL else 0
 
     @property
     def between(self) -> bool:
         """Whether the last message is complete and nothing of the next one has come."""
-        return self._place is _At.HEAD and self._at == len(self._kept)
+        return self._place is _AT_HEAD and self._at == len(self._kept)
 
     @property
     def idle(self) -> bool:
         """Whether the last message is complete, and its END was given."""
-        return self._place is _At.HEAD
+        return self._place is _AT_HEAD
 
     @property
     def held(self) -> int:
@@ -304,7 +308,7 @@ class Reader(Generic[Head]):
     @property
     def whole(self) -> bool:
         """Whether an end of the connection now would cut nothing short."""
-        return self._place is _At.UNTIL or self.between
+        return self._place is _AT_UNTIL or self.between
 
     def feed(self, data: bytes) -> None:
         """Take what arrived."""
@@ -323,7 +327,7 @@ class Reader(Generic[Head]):
         if self._place in _COUNTED:
             self._left -= count
             if not self._left:
-                self._place = _At.OVER if self._place is _At.BODY else _At.CRLF
+                self._place = _AT_OVER if self._place is _AT_BODY else _AT_CRLF
 
     def rest(self) -> bytes:
         """Give what was fed and not given, and forget it."""
@@ -333,15 +337,15 @@ class Reader(Generic[Head]):
 
     def next(self) -> Head | bytes | End | None:
         """Give what comes next, None if more is needed; raises `Malformed`, after which there is no next."""
-        if self._place is _At.HEAD:
+        if self._place is _AT_HEAD:
             return self._head()
-        if self._place is _At.OVER:
-            self._place = _At.HEAD
+        if self._place is _AT_OVER:
+            self._place = _AT_HEAD
             self._seen = self._at
             return END
         start = self._at
         while self._at < len(self._kept) and self._step():
-            if self._place is _At.OVER:
+            if self._place is _AT_OVER:
                 break
         if self._at == start:
             return None
@@ -350,16 +354,16 @@ class Reader(Generic[Head]):
     def content(self) -> Head | bytes | End | None:
         """Give the same as `next`, but of bodies only what they carry, without what frames it."""
         place = self._place
-        if place is _At.HEAD:
+        if place is _AT_HEAD:
             return self._head()
-        while place is not _At.OVER:
+        while place is not _AT_OVER:
             start = self._at
             if start == len(self._kept) or not self._step():
                 return None
-            if place in _COUNTED or place is _At.UNTIL:
+            if place in _COUNTED or place is _AT_UNTIL:
                 return self._cut(start)
             place = self._place
-        self._place = _At.HEAD
+        self._place = _AT_HEAD
         self._seen = self._at
         return END
 
@@ -377,12 +381,12 @@ class Reader(Generic[Head]):
         head = self._read(self._cut(start))
         body = 0 if self.bare else head.body
         if body > 0:
-            self._place, self._left = _At.BODY, body
+            self._place, self._left = _AT_BODY, body
         elif body == CHUNKED:
-            self._place = _At.SIZE
+            self._place = _AT_SIZE
             self._fields = self._trailer = 0
         else:
-            self._place = _At.OVER if not body else _At.UNTIL
+            self._place = _AT_OVER if not body else _AT_UNTIL
         return head
 
     def _step(self) -> bool:
@@ -393,24 +397,24 @@ class Reader(Generic[Head]):
             self._at += taken
             self._left -= taken
             if not self._left:
-                self._place = _At.OVER if place is _At.BODY else _At.CRLF
-        elif place is _At.UNTIL:
+                self._place = _AT_OVER if place is _AT_BODY else _AT_CRLF
+        elif place is _AT_UNTIL:
             self._at = len(kept)
-        elif place is _At.CRLF:
+        elif place is _AT_CRLF:
             if len(kept) - at < 2:
                 return False
             if kept[at : at + 2] != b"\r\n":
                 raise Malformed("a chunk longer than it said")
             self._at += 2
-            self._place = _At.SIZE
-        elif place is _At.SIZE:
+            self._place = _AT_SIZE
+        elif place is _AT_SIZE:
             end = self._line(CHUNK_LINE)
             size = _CHUNK(kept, at, end) if end else None
             if size is None or size.end() != end:
                 return self._wait(end, "not a chunk size")
             self._at = end
             self._left = int(size[1], 16)
-            self._place = _At.CHUNK if self._left else _At.TRAILER
+            self._place = _AT_CHUNK if self._left else _AT_TRAILER
         else:
             return self._trail()
         return True
@@ -421,7 +425,7 @@ class Reader(Generic[Head]):
         end = self._line(HEAD - self._trailer)
         if end == at + 2 and kept[at:end] == b"\r\n":
             self._at = end
-            self._place = _At.OVER
+            self._place = _AT_OVER
             return True
         field = _FIELD(kept, at, end) if end else None
         if field is None or field.end() != end:
@@ -458,4 +462,4 @@ class Reader(Generic[Head]):
         return bytes(memoryview(kept)[start : self._at])
 
 
-_COUNTED = (_At.BODY, _At.CHUNK)
+_COUNTED = (_AT_BODY, _AT_CHUNK)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Final
 
 from attrs import field, frozen
@@ -152,6 +153,10 @@ class _At(Enum):
     BROKEN = auto()
 
 
+# By these names, since Python 3.11 takes as long for `_At.FRAMING` as for a call.
+_AT_FRAMING, _AT_TEXTS, _AT_STATUS, _AT_FIELDS, _AT_CONTENT, _AT_PIECE, _AT_TRAILERS, _AT_PADDING, _AT_BROKEN = _At
+
+
 class Reader:
     """One message, cut anywhere: `feed` it, `end` it; both give events and raise `Malformed`."""
 
@@ -173,7 +178,7 @@ class Reader:
     def __init__(self, *, request: bool) -> None:
         """Begin to wait for a request, or for a response."""
         self._request = request
-        self._at = _At.FRAMING
+        self._at = _AT_FRAMING
         self._data = bytearray()
         self._known = False
         self._begun = False  # something of the section has been read, so that it cannot end here
@@ -188,35 +193,40 @@ class Reader:
     def feed(self, data: bytes) -> list[Event]:
         """Take bytes of the message."""
         events: list[Event] = []
-        if self._at is _At.BROKEN:
+        if self._at is _AT_BROKEN:
             raise Malformed("more of a message that was refused")
-        if self._at is _At.PIECE and not self._data and 0 < len(data) < self._left:
+        if self._at is _AT_PIECE and not self._data and 0 < len(data) < self._left:
             self._left -= len(data)
             return [bytes(data)]
         self._data += data
-        if self._at is _At.FRAMING and self._request:
+        if self._at is _AT_FRAMING and self._request:
             self._read_at_once()
+            if self._at is _AT_CONTENT and len(self._data) > 1 and self._data.count(0) == len(self._data):
+                self._tell(events, 0)  # no content, no trailers, and padding
+                self._data.clear()
+                self._at = _AT_PADDING
+                return events
         try:
             while self._step(events):
                 pass
         except Malformed:
-            self._at = _At.BROKEN
+            self._at = _AT_BROKEN
             self._data.clear()
             raise
         return events
 
     def end(self) -> list[Event]:
         """Take the end of the message: empty sections that are missing count as if they were there."""
-        if self._data or self._begun or self._at in (_At.FRAMING, _At.TEXTS, _At.STATUS, _At.PIECE, _At.BROKEN):
-            self._at = _At.BROKEN
+        if self._data or self._begun or self._at in (_AT_FRAMING, _AT_TEXTS, _AT_STATUS, _AT_PIECE, _AT_BROKEN):
+            self._at = _AT_BROKEN
             raise Malformed("a message that is cut in the middle")
         events: list[Event] = []
-        if self._at is _At.FIELDS:
+        if self._at is _AT_FIELDS:
             if not self._request and self._status < 200:
                 raise Malformed("a message without its final response")
             self._close_fields(events)
-        at, self._at = self._at, _At.BROKEN
-        if at is _At.CONTENT and self._known:
+        at, self._at = self._at, _AT_BROKEN
+        if at is _AT_CONTENT and self._known:
             self._tell(events, 0)
         return [*events, END]
 
@@ -277,21 +287,21 @@ class Reader:
         del self._data[:at]
         self._texts, self._heads = texts, tuple(fields)
         self._known = True
-        self._at = _At.CONTENT
+        self._at = _AT_CONTENT
 
     def _step(self, events: list[Event]) -> bool:
         at = self._at
-        if at is _At.TEXTS:
+        if at is _AT_TEXTS:
             return self._text()
-        if at is _At.FIELDS or at is _At.TRAILERS:
+        if at is _AT_FIELDS or at is _AT_TRAILERS:
             return self._section(events) if self._known else self._line(events)
-        if at is _At.CONTENT:
+        if at is _AT_CONTENT:
             return self._measure(events)
-        if at is _At.PIECE:
+        if at is _AT_PIECE:
             return self._piece(events)
-        if at is _At.FRAMING:
+        if at is _AT_FRAMING:
             return self._frame()
-        if at is _At.STATUS:
+        if at is _AT_STATUS:
             return self._say()
         if self._data.count(0) != len(self._data):
             raise Malformed("padding of other bytes than zeros")
@@ -307,7 +317,7 @@ class Reader:
             raise Malformed("an unknown framing")
         del self._data[:end]
         self._known = framing < 2
-        self._at = _At.TEXTS if self._request else _At.STATUS
+        self._at = _AT_TEXTS if self._request else _AT_STATUS
         return True
 
     def _text(self) -> bool:
@@ -326,7 +336,7 @@ class Reader:
         del self._data[: start + size]
         self._texts.append(text)
         if len(self._texts) == len(_CONTROL):
-            self._at = _At.FIELDS
+            self._at = _AT_FIELDS
         return True
 
     def _say(self) -> bool:
@@ -341,7 +351,7 @@ class Reader:
             if self._early > MAX_INFORMATIONAL:
                 raise Malformed(f"over the limit MAX_INFORMATIONAL of {MAX_INFORMATIONAL}")
         del self._data[:end]
-        self._at = _At.FIELDS
+        self._at = _AT_FIELDS
         return True
 
     def _section(self, events: list[Event]) -> bool:
@@ -419,16 +429,16 @@ class Reader:
         self._fields.clear()
         self._size = 0
         self._begun = False
-        if self._at is _At.TRAILERS:
-            self._at = _At.PADDING
+        if self._at is _AT_TRAILERS:
+            self._at = _AT_PADDING
             if fields:
                 events.append(Trailers(fields))
             return
         if not self._request and self._status < 200:
             events.append(Informational(self._status, fields))
-            self._at = _At.STATUS
+            self._at = _AT_STATUS
             return
-        self._at = _At.CONTENT
+        self._at = _AT_CONTENT
         self._heads = fields
         if not self._known:
             self._tell(events, None)
@@ -450,10 +460,10 @@ class Reader:
             self._tell(events, self._left)
         del self._data[:end]
         if self._left:
-            self._at = _At.PIECE
+            self._at = _AT_PIECE
         else:
             self._begun = False
-            self._at = _At.TRAILERS
+            self._at = _AT_TRAILERS
         return True
 
     def _piece(self, events: list[Event]) -> bool:
@@ -464,7 +474,7 @@ class Reader:
         self._left -= len(piece)
         events.append(piece)
         if not self._left:
-            self._at = _At.TRAILERS if self._known else _At.CONTENT
+            self._at = _AT_TRAILERS if self._known else _AT_CONTENT
             self._begun = not self._known  # the zero behind the last piece is still to come
         return True
 
@@ -529,11 +539,19 @@ def write(
 def _section(fields: Fields, known: bool) -> bytes:
     out: list[bytes] = []
     for name, value in fields:
-        lowered = name.lower()
-        if _NAME(lowered) is None or _VALUE(value) is None:
+        if _VALUE(value) is None:
             raise LocalProtocolError("a field that cannot be written")
-        out += (varint(len(lowered)), lowered, varint(len(value)), value)
+        out += (_name(name), varint(len(value)), value)
     text = b"".join(out)
     if len(fields) > MAX_FIELDS or len(text) > MAX_FIELD_BYTES:
         raise LocalProtocolError("more fields than any reader takes")
     return varint(len(text)) + text if known else text + b"\0"
+
+
+@lru_cache(maxsize=128)
+def _name(name: bytes) -> bytes:
+    """Write the name of a field, lowered: there are few, and they come again and again."""
+    lowered = name.lower()
+    if _NAME(lowered) is None:
+        raise LocalProtocolError("a field that cannot be written")
+    return varint(len(lowered)) + lowered

@@ -380,15 +380,15 @@ class Driven:
         try:
             while effects := self._session.effects():
                 last = effects[-1]
-                if isinstance(last, Close):
-                    sends = [effect for effect in effects if isinstance(effect, Send)]
+                if type(last) is Close:
+                    sends = [effect for effect in effects if type(effect) is Send]
                     self._ending = len(sends) == 1 and not last.abort
                 for effect in effects:
-                    if isinstance(effect, Tell):
-                        self._told(effect.what)
-                    elif isinstance(effect, Send):
+                    if type(effect) is Tell:
+                        _TOLD[type(effect.what)](self, effect.what)
+                    elif type(effect) is Send:
                         self._write(effect.data)
-                    elif isinstance(effect, Close) and not self._over:
+                    elif type(effect) is Close and not self._over:
                         self._close(effect)
         except Exception:  # a peer cannot cause one: it is a bug, and costs this exchange only
             self.log.failure("an exchange failed", event="gateway.bug")
@@ -400,30 +400,33 @@ class Driven:
         if not self._over:
             self._read_or_rest()
 
-    def _told(self, what: object) -> None:
-        work = self._work
-        if isinstance(what, Body):
-            if work is not None:
-                work.body(what.data)
-        elif isinstance(what, Remember):
-            self._remember(what)
-        elif isinstance(what, Call):
-            self._called = True
-            self._work = self._gate.backend(what, self)
-        elif isinstance(what, Whole):
-            if work is not None:
-                work.whole(what.trailers)
-        elif isinstance(what, Begin):
-            self._kind = what.media.response
-        elif isinstance(what, Reply):
-            self._front.reply(*self._gate.gateway.refused(what))
-            self._end()
-        elif isinstance(what, Broken):
-            self._outcome = Outcome.BROKEN
-            if work is not None:
-                work.broken()
-        elif isinstance(what, Leave) and work is not None:
-            work.leave()
+    def _body(self, what: Body) -> None:
+        if self._work is not None:
+            self._work.body(what.data)
+
+    def _call(self, what: Call) -> None:
+        self._called = True
+        self._work = self._gate.backend(what, self)
+
+    def _whole(self, what: Whole) -> None:
+        if self._work is not None:
+            self._work.whole(what.trailers)
+
+    def _begin(self, what: Begin) -> None:
+        self._kind = what.media.response
+
+    def _reply(self, what: Reply) -> None:
+        self._front.reply(*self._gate.gateway.refused(what))
+        self._end()
+
+    def _broken(self, _: Broken) -> None:
+        self._outcome = Outcome.BROKEN
+        if self._work is not None:
+            self._work.broken()
+
+    def _leave(self, _: Leave) -> None:
+        if self._work is not None:
+            self._work.leave()
 
     def _close(self, close: Close) -> None:
         if close.abort:
@@ -483,7 +486,7 @@ class Driven:
         self._settle()
 
     def _read_or_rest(self) -> None:
-        wanted = (self._session.paused or self._full or bool(self._held)) and not self._over
+        wanted = (self._full or bool(self._held) or self._session.paused) and not self._over
         if wanted != self._resting:
             self._resting = wanted
             self._front.rest(wanted)
@@ -496,3 +499,15 @@ class Driven:
         if work is not None:
             work.leave()
         self._gate.over(self, self._outcome)
+
+
+_TOLD: Final[dict[type, Callable[[Driven, Any], None]]] = {
+    Begin: Driven._begin,
+    Body: Driven._body,
+    Broken: Driven._broken,
+    Call: Driven._call,
+    Leave: Driven._leave,
+    Remember: Driven._remember,
+    Reply: Driven._reply,
+    Whole: Driven._whole,
+}

@@ -117,6 +117,10 @@ class _At(Enum):
     CLOSED = auto()
 
 
+# By these names, since Python 3.11 takes as long for `_At.HEADER` as for a call.
+_AT_HEADER, _AT_OPENING, _AT_ASKING, _AT_BODY, _AT_WHOLE, _AT_BROKEN, _AT_CLOSED = _At
+
+
 class GatewayExchange:
     """See the module; `random` are RANDOM bytes of the system's."""
 
@@ -131,7 +135,7 @@ class GatewayExchange:
         self._now = now
         self._ends = now + EXCHANGE_TIME
         self._deadline: float | None = now + (HEAD_TIME if media.chunked else IDLE_TIME)
-        self._at = _At.HEADER
+        self._at = _AT_HEADER
         self._held = b""  # bytes that nobody has looked at
         self._texts: list[bytes] = []  # pieces that have opened and that nobody has read
         self._over = False  # no more bytes will come
@@ -154,12 +158,12 @@ class GatewayExchange:
     @property
     def paused(self) -> bool:
         """Whether the owner shall read no more of the request for now."""
-        return self._at is _At.ASKING
+        return self._at is _AT_ASKING
 
     def received(self, data: bytes, now: float) -> None:
         """Take bytes of the outer request's body, cut anywhere; only what opens counts as a sign of life."""
         self._now = now
-        if self._at in (_At.WHOLE, _At.BROKEN, _At.CLOSED):
+        if self._at in (_AT_WHOLE, _AT_BROKEN, _AT_CLOSED):
             return
         self._held += data
         self._go(now)
@@ -167,7 +171,7 @@ class GatewayExchange:
     def ended(self, now: float) -> None:
         """Take the end of the outer request's body."""
         self._now = now
-        if self._at in (_At.WHOLE, _At.BROKEN, _At.CLOSED):
+        if self._at in (_AT_WHOLE, _AT_BROKEN, _AT_CLOSED):
             return
         self._over = True
         self._go(now)
@@ -176,10 +180,10 @@ class GatewayExchange:
     def remembered(self, verdict: Verdict, now: float) -> None:
         """Take the replay set's word on what `Remember` asked."""
         self._now = now
-        if self._at is not _At.ASKING or self._call is None:
+        if self._at is not _AT_ASKING or self._call is None:
             return
         if verdict is Verdict.NEW:
-            self._at = _At.BODY
+            self._at = _AT_BODY
             self._called = True
             self._out.add(Tell(self._call))
             waiting, self._waiting = self._waiting, []
@@ -203,7 +207,7 @@ class GatewayExchange:
 
         Raises `LocalProtocolError` where no head is awaited, or for fields that cannot be written.
         """
-        if self._at is _At.CLOSED:
+        if self._at is _AT_CLOSED:
             return
         if not self._called or self._answer is not None:
             raise LocalProtocolError("no answer is awaited")
@@ -217,7 +221,7 @@ class GatewayExchange:
 
         An answer of one piece that grows too long for that is cut.
         """
-        if self._at is _At.CLOSED or self._mute or self._said:
+        if self._at is _AT_CLOSED or self._mute or self._said:
             return
         answer = self._answering()
         if not self._media.chunked and answer.size + len(data) > MAX_SINGLE - _ENDS:
@@ -229,7 +233,7 @@ class GatewayExchange:
 
     def flush(self, now: float) -> None:
         """Send what waits for a full chunk."""
-        if self._at is not _At.CLOSED and not self._said:
+        if self._at is not _AT_CLOSED and not self._said:
             self._send(self._answering().flush())
             self._active(now)
 
@@ -239,14 +243,14 @@ class GatewayExchange:
         A backend knows when it has all of the content, but padding may follow: who is still sending would be cut, so
         `Close` waits until the request is whole.
         """
-        if self._at is _At.CLOSED or self._said:
+        if self._at is _AT_CLOSED or self._said:
             return
         answer = self._answering()
         if answer.short:
             self._end(Close("backend", abort=True))
         else:
             self._send(answer.finish(target.answered(trailers)))
-            if self._at is _At.BODY:
+            if self._at is _AT_BODY:
                 self._said, self._called = True, False
                 self._active(now)
             else:
@@ -254,7 +258,7 @@ class GatewayExchange:
 
     def failed(self, now: float, status: int = 502) -> None:
         """Take the backend's failure: a sealed status, or a cut answer if it has begun."""
-        if self._at is _At.CLOSED or self._said:
+        if self._at is _AT_CLOSED or self._said:
             return
         self._called = False
         if self._answer is None:
@@ -264,10 +268,10 @@ class GatewayExchange:
 
     def lost(self, now: float) -> None:
         """Take the end of the connection: whoever asked has gone, or the relay."""
-        if self._at is _At.CLOSED:
+        if self._at is _AT_CLOSED:
             return
         if self._called:
-            if self._at is _At.BODY:
+            if self._at is _AT_BODY:
                 self._out.add(Tell(Broken()))
             self._out.add(Tell(Leave()))
         self._end()
@@ -283,7 +287,7 @@ class GatewayExchange:
             self._leave()
             self._end(Close("timeout", abort=True))
         else:
-            self._break({_At.WHOLE: 504, _At.ASKING: 503}.get(self._at, 408))
+            self._break({_AT_WHOLE: 504, _AT_ASKING: 503}.get(self._at, 408))
 
     def effects(self) -> Sequence[Effect]:
         """Give what has to be done."""
@@ -294,15 +298,15 @@ class GatewayExchange:
         return self._deadline
 
     def _active(self, now: float) -> None:
-        if self._at is not _At.CLOSED and self._opened:
+        if self._at is not _AT_CLOSED and self._opened:
             self._deadline = min(now + IDLE_TIME, self._ends)
 
     def _go(self, now: float) -> None:
         """Read what has come, as far as nobody has to be asked first."""
         try:
-            if self._at is _At.HEADER:
+            if self._at is _AT_HEADER:
                 self._read_head()
-            while self._opener is not None and self._at in (_At.OPENING, _At.BODY):
+            while self._opener is not None and self._at in (_AT_OPENING, _AT_BODY):
                 if not self._texts:
                     data, self._held = self._held, b""
                     self._texts = self._opener.feed(data)
@@ -311,7 +315,7 @@ class GatewayExchange:
                     self._opened = True
                     self._active(now)
                 self._events(self._reader.feed(self._texts.pop(0)))
-            if self._over and self._opener is not None and self._at in (_At.OPENING, _At.BODY):
+            if self._over and self._opener is not None and self._at in (_AT_OPENING, _AT_BODY):
                 text = self._opener.end()
                 self._opened = True
                 self._events(self._reader.feed(text))
@@ -332,24 +336,24 @@ class GatewayExchange:
             raise Refusal("a key that is not ours, or no longer", 400, wire.OHTTP_KEY)
         self._head, self._epoch = head, key.epoch
         self._opener, self._context = wire.open_request(self._media, head, key.ohttp)
-        self._at = _At.OPENING
+        self._at = _AT_OPENING
 
     def _events(self, events: list[bhttp.Event]) -> None:
         for event in events:
-            if self._at is _At.ASKING:
+            if self._at is _AT_ASKING:
                 self._waiting.append(event)
             elif isinstance(event, Request):
                 self._check(event)
             elif isinstance(event, Trailers):
                 self._trailers = target.told(event.fields)
-            elif self._at is _At.BODY and isinstance(event, bytes):
+            elif self._at is _AT_BODY and isinstance(event, bytes):
                 if not self._said:
                     self._out.add(Tell(Body(event)))
-            elif self._at is _At.BODY and event is END:
+            elif self._at is _AT_BODY and event is END:
                 if self._said:
                     self._end(Close("done"))
                     return
-                self._at = _At.WHOLE
+                self._at = _AT_WHOLE
                 self._out.add(Tell(Whole(self._trailers)))
 
     def _check(self, request: Request) -> None:
@@ -370,7 +374,7 @@ class GatewayExchange:
             self._break(400, wire.DATE)
             return
         assert self._head is not None
-        self._at = _At.ASKING
+        self._at = _AT_ASKING
         self._out.add(Tell(Remember(mark(self._head.enc), date, self._epoch)))
 
     def _wall(self) -> float:
@@ -387,9 +391,9 @@ class GatewayExchange:
         self._waiting.clear()
         self._texts.clear()
         self._held = b""
-        if self._called and self._at is _At.BODY:
+        if self._called and self._at is _AT_BODY:
             self._out.add(Tell(Broken()))
-        self._at = _At.BROKEN
+        self._at = _AT_BROKEN
         if self._said:
             self._end(Close("done"))
             return
@@ -429,7 +433,7 @@ class GatewayExchange:
 
     def _end(self, *effects: Effect) -> None:
         self._out.add(*effects)
-        self._at = _At.CLOSED
+        self._at = _AT_CLOSED
         self._deadline = None
         self._opener = self._answer = self._context = None
         self._waiting.clear()

@@ -408,7 +408,10 @@ class AnswerKeys:
 
 def nonce_size(aead: Aead) -> int:
     """Give how many random bytes an answer begins with."""
-    return max(NONCE, aead.key)
+    return _NONCES[aead]
+
+
+_NONCES: Final = {aead: max(NONCE, aead.key) for aead in Aead}
 
 
 def answer_keys(media: Media, context: Context, aead: Aead, nonce: bytes) -> AnswerKeys:
