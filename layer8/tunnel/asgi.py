@@ -38,6 +38,8 @@ Application = Callable[[Any, Any, Any], Awaitable[None]]
 
 LOOK: Final = 5.0  # seconds between two looks at whether a socket's deadline has moved
 
+EVENT: Final = 256  # bytes that a message takes while it waits, beside what it says
+
 STORAGE_TIME: Final = 10.0  # seconds that a database may take to say whether a request is new
 
 _OWN: Final = (b"l8-encapsulated", b"l8-token")
@@ -400,7 +402,7 @@ class _Socket:
             await self._carry()
             if event["type"] == "websocket.disconnect":
                 return
-            while sum(len(one.get("bytes") or one.get("text") or "") for one in self._waiting) > BUFFER:
+            while sum(EVENT + len(one.get("bytes") or one.get("text") or "") for one in self._waiting) > BUFFER:
                 self._room.clear()
                 await self._room.wait()
 

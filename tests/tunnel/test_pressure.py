@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio  # noqa: TID251, the middleware runs in servers that have it
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,15 +15,21 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from layer8.core.session import Send, Tell
 from layer8.net.http_client import fetch
-from layer8.tunnel import sidecar, wsgi
+from layer8.tunnel import asgi, sidecar, wsgi
+from layer8.tunnel.asgi import L8Middleware as AsgiMiddleware
+from layer8.tunnel.bhttp import Request
+from layer8.tunnel.frames import PROTOCOL, Kind, Message
 from layer8.tunnel.gateway_sockets import Conversation, Sockets, Wire
 from layer8.tunnel.keeping import FETCH_TIME, Keeping, Kept, Source
 from layer8.tunnel.messages import frame
 from layer8.tunnel.passage import MESSAGE_MOST, PING, PONG
 from layer8.tunnel.relay_keys import KeyCopy
-from layer8.tunnel.settings import GATEWAY_PATH
+from layer8.tunnel.settings import GATEWAY_PATH, SOCKET_PATH
+from layer8.tunnel.socket_session import Opened, PageSocket
 from layer8.tunnel.wsgi import L8Middleware
+from tests.tunnel.sealed import AUTHORITY
 from tests.tunnel.test_gateways import Rig, until
 from tests.tunnel.test_middleware import Base, gateway
 from tests.tunnel.test_sidecar import Scripted
@@ -136,6 +144,68 @@ class RestTests(Base):
         b"".join(L8Middleware(None, self.gateway)(environ, lambda status, headers: told.append(status)))  # type: ignore[arg-type]
         self.assertEqual(told, ["200 OK"])
         self.assertLess(endless.size, 300_000)
+
+
+class EmptyTests(Base):
+    """Messages with nothing in them wait, too."""
+
+    def test_an_application_that_takes_no_messages(self) -> None:
+        asked = Request(b"GET", b"https", AUTHORITY.encode(), b"/chat")
+        page = PageSocket(self.keys, asked, monotonic())
+        heard: list[Any] = []
+        taken = 0
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await send({"type": "websocket.accept"})
+            await asyncio.Event().wait()
+
+        def said() -> list[bytes]:
+            effects = list(page.effects())
+            heard.extend(one.what for one in effects if isinstance(one, Tell))
+            return [one.data for one in effects if isinstance(one, Send)]
+
+        async def main() -> None:
+            waiting: asyncio.Queue[bytes] = asyncio.Queue()
+            connected = False
+
+            async def receive() -> Any:
+                nonlocal connected, taken
+                if not connected:
+                    connected = True
+                    return {"type": "websocket.connect"}
+                data = await waiting.get()
+                taken += 1
+                return {"type": "websocket.receive", "bytes": data}
+
+            async def send(event: Any) -> None:
+                if event["type"] == "websocket.send":
+                    page.received(event["bytes"], monotonic())
+                for one in said():
+                    waiting.put_nowait(one)
+
+            scope = {"type": "websocket", "path": SOCKET_PATH, "raw_path": SOCKET_PATH.encode(), "root_path": ""}
+            more = {"asgi": {"version": "3.0"}, "subprotocols": [PROTOCOL], "headers": []}
+            work = asyncio.ensure_future(AsgiMiddleware(app, self.gateway)({**scope, **more}, receive, send))
+            for one in said():
+                waiting.put_nowait(one)
+            while not any(isinstance(one, Opened) for one in heard):
+                await asyncio.sleep(0.01)
+            for _ in range(3000):
+                page.send(Message(Kind.BINARY, b""))
+            for one in said():
+                waiting.put_nowait(one)
+            await asyncio.sleep(0.5)
+            work.cancel()
+            await asyncio.wait((work,))
+
+        async def limited() -> None:
+            async with asyncio.timeout(10):
+                await main()
+
+        self.patch(asgi, "IDLE_TIME", 0.1)
+        asyncio.run(limited())
+        self.assertLess(taken, 1000)
 
 
 class HurryTests(SynchronousTestCase):
