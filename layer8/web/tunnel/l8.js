@@ -608,7 +608,7 @@ function readCookie(line, url, now) {
   const secure = "secure" in said;
   let expires = said.expires ? Date.parse(said.expires) : NaN;
   if (/^-?\d+$/.test(said["max-age"] ?? "")) expires = Number(said["max-age"]) > 0 ? now + Number(said["max-age"]) * 1000 : 0;
-  const lower = name.toLowerCase();
+  const lower = (name || value).toLowerCase(); // without a name the value is all that is sent
   const refused =
     (!name && !value) ||
     name.length + value.length > COOKIE ||
@@ -724,7 +724,8 @@ async function readRequest(input, init, url) {
   if (onprogress !== undefined && typeof onprogress !== "function") throw wrong("onprogress is no function");
   try {
     // Browsers' own requests do not carry streams everywhere; a Blob takes them out of memory.
-    const made = said instanceof ReadableStream ? await new Response(said).blob() : null;
+    const ends = { signal: init?.signal instanceof AbortSignal ? init.signal : undefined };
+    const made = said instanceof ReadableStream ? await new Response(said.pipeThrough(new TransformStream(), ends)).blob() : null;
     const given = made ?? (said instanceof Blob ? said : null);
     const how = made ? Object.create(init, { body: { value: made } }) : (init ?? undefined);
     const request = new Request(input instanceof Request ? input : url.href, how);
@@ -738,6 +739,16 @@ async function readRequest(input, init, url) {
     if (cause?.name === "AbortError" || cause instanceof L8Error) throw cause;
     throw wrong(cause?.message ?? String(cause), cause);
   }
+}
+
+/** Do something, but wait for it no longer than the request's signal lets. */
+async function unlessAborted(input, init, how) {
+  const signal = init?.signal ?? (input instanceof Request ? input.signal : null);
+  if (!(signal instanceof AbortSignal)) return how();
+  signal.throwIfAborted();
+  let stop;
+  const aborted = new Promise((_, reject) => signal.addEventListener("abort", (stop = () => reject(signal.reason)), { once: true }));
+  return Promise.race([how(), aborted]).finally(() => signal.removeEventListener("abort", stop));
 }
 
 // ---- One sealed request ----
@@ -1099,9 +1110,11 @@ class Tunnel extends EventTarget {
 
   /** Ask the gateway's backend, with what `fetch` takes. @returns {Promise<Response>} */
   async fetch(input, init) {
-    const url = locate(input, await this._base());
-    if (!(await this._answersFor(url))) throw new L8Error("unknown", { message: url.host });
-    return this._fetch(input, init, url);
+    return unlessAborted(input, init, async () => {
+      const url = locate(input, await this._base());
+      if (!(await this._answersFor(url))) throw new L8Error("unknown", { message: url.host });
+      return this._fetch(input, init, url);
+    });
   }
 
   /** Forget the keys and the session in memory, and stop what runs. @returns {Promise<void>} */
@@ -1122,6 +1135,11 @@ class Tunnel extends EventTarget {
 
   get _relay() {
     return this._options.relay[this.#relay];
+  }
+
+  /** The origin that the page has configured, or null. */
+  get _origin() {
+    return this._options.authority ? origin(this._options.authority) : null;
   }
 
   get _closed() {
@@ -1146,8 +1164,8 @@ class Tunnel extends EventTarget {
 
   async _answersFor(url) {
     if (!/^https?:$/.test(url.protocol)) return false; // blob: has an origin too
-    const { authority } = this._options;
-    if (authority && origin(authority) === url.origin) return true;
+    if (this._origin === url.origin) return true;
+    if ([...tunnels].some((one) => one._origin === url.origin)) return false; // whatever this gateway claims
     return (await this._keys()).authorities.some((one) => tried(() => origin(one)) === url.origin);
   }
 
@@ -1346,8 +1364,8 @@ class Tunnel extends EventTarget {
   async #direct(ask, error) {
     this.#counts.direct++;
     console.warn(`L8: ${error.message}. ${ask.url.origin} is asked directly, and sees this visitor's address.`);
-    const { method, fields, body, signal, redirect } = ask;
-    return outer(ask.url.href, { method, headers: fields, body, signal, redirect, credentials: "omit", referrerPolicy: "no-referrer" });
+    const { method, fields, body, signal, redirect, integrity } = ask;
+    return outer(ask.url.href, { method, headers: fields, body, signal, redirect, integrity, credentials: "omit", referrerPolicy: "no-referrer" });
   }
 
   _status() {
@@ -1489,8 +1507,10 @@ async function connect(options) {
 /** Ask a backend through its tunnel, with what `fetch` takes, `onprogress(sent, total)` and `stream: false`. @returns {Promise<Response>} */
 async function l8fetch(input, init) {
   if (init !== undefined && init !== null && typeof init !== "object") throw wrong("the second argument is an object");
-  const { tunnel, url } = await pick(input);
-  return tunnel._fetch(input, init, url);
+  return unlessAborted(input, init, async () => {
+    const { tunnel, url } = await pick(input);
+    return tunnel._fetch(input, init, url);
+  });
 }
 
 /** What the tunnels are doing. */
@@ -1701,6 +1721,7 @@ class TunnelSocket extends EventTarget {
   readyState = 0;
   url = "";
   #origin = "";
+  #protocols = [];
   #outer;
   #shake; // the handshake, until it is over
   #out;
@@ -1755,6 +1776,7 @@ class TunnelSocket extends EventTarget {
     const asked = [protocols].flat();
     if (new Set(asked).size < asked.length || !asked.every((one) => /^[-!#$%&'*+.^_`|~0-9A-Za-z]+$/.test(one)))
       throw wrong("a subprotocol that is none, or comes twice");
+    this.#protocols = asked;
     const { tunnel, url: target } = await pick(String(url).replace(/^ws(?=s?:)/i, "http"));
     target.hash = "";
     this.url = target.href.replace(/^http/, "ws");
@@ -1781,7 +1803,7 @@ class TunnelSocket extends EventTarget {
     this.#outer = outer;
     outer.binaryType = "arraybuffer";
     outer.onopen = () => outer.send(first);
-    outer.onmessage = ({ data }) => this.#later(() => this.#take(new Uint8Array(data)));
+    outer.onmessage = ({ data }) => this.#later(() => this.#take(data));
     outer.onclose = () =>
       this.#later(async () => {
         const again = this.#shake && this.readyState === 0 && (relays > 1 ? tunnel._turn() : await tunnel._newer(keys.epoch));
@@ -1795,8 +1817,10 @@ class TunnelSocket extends EventTarget {
     this.#reading = this.#reading.then(then).catch((error) => this.#fail(error));
   }
 
-  async #take(data) {
+  async #take(told) {
     if (this.readyState > 2) return;
+    if (typeof told === "string") throw badFrame("text, where all is sealed");
+    const data = new Uint8Array(told);
     if (this.#shake) {
       const tampered = (cause) => Promise.reject(new L8Error("tampered", { cause }));
       const status = await this.#shake.read(data).then(readStatus).catch(tampered);
@@ -1832,6 +1856,7 @@ class TunnelSocket extends EventTarget {
     } else if (kind === OPENED && !this.#opened) {
       this.#opened = true;
       this.protocol = textOf(data);
+      if (this.protocol && !this.#protocols.includes(this.protocol)) throw badFrame("a subprotocol that was not asked for");
       if (this.readyState) return;
       this.readyState = 1;
       this.dispatchEvent(new Event("open"));
@@ -1895,6 +1920,8 @@ handlers(TunnelSocket, "open", "message", "error", "close");
 
 // ---- Events, blobs, and plain fetch ----
 
+const SOONEST = 50; // milliseconds before it asks again, whatever the backend says
+
 /** `EventSource` through the tunnel. */
 class TunnelEvents extends EventTarget {
   readyState = 0;
@@ -1919,7 +1946,7 @@ class TunnelEvents extends EventTarget {
       let error;
       try {
         const headers = { accept: "text/event-stream", "cache-control": "no-cache" };
-        if (this.#last) headers["last-event-id"] = this.#last;
+        if (this.#last) headers["last-event-id"] = unlatin(utf8(this.#last));
         const { tunnel, url: target } = await pick(url);
         this.url = target.href;
         const answer = await tunnel._fetch(target.href, { headers, cache: "no-store", signal: this.#stop.signal }, target);
@@ -1939,7 +1966,7 @@ class TunnelEvents extends EventTarget {
       if (error?.code === "no-events" || error?.leg === "page" || error instanceof TypeError) throw error;
       this.readyState = 0;
       this.dispatchEvent(Object.assign(new Event("error"), { error }));
-      await new Promise((done) => setTimeout(done, Math.min(this.#pause * 2 ** failures, 60_000)));
+      await new Promise((done) => setTimeout(done, Math.min(Math.max(this.#pause, SOONEST) * 2 ** failures, 60_000)));
     }
   }
 
@@ -1961,7 +1988,10 @@ class TunnelEvents extends EventTarget {
       const { value, done } = await reader.read();
       if (done || this.readyState > 1) return;
       let text = decoder.decode(value, { stream: true });
-      if (half && text.startsWith("\n")) text = text.slice(1);
+      if (half && text.startsWith("\n")) {
+        text = text.slice(1);
+        half = false;
+      }
       if (text) half = text.endsWith("\r");
       const lines = (rest + text).split(/\r\n|\n|\r/);
       rest = lines.pop();
@@ -1987,11 +2017,13 @@ class TunnelEvents extends EventTarget {
 states(TunnelEvents, "CONNECTING", "OPEN", "CLOSED");
 handlers(TunnelEvents, "open", "message", "error");
 
-/** Gives a blob: URL of what is there, for `src` and `href`; `URL.revokeObjectURL` lets go of it. */
+/** Gives a blob: URL of what is there, for `src` and `href`; `URL.revokeObjectURL` lets go of it. A backend's page is a download. */
 async function blobUrl(url) {
   const answer = await l8fetch(url);
   if (!answer.ok) throw new L8Error("no-file", { message: `${answer.status} for ${url}` });
-  return URL.createObjectURL(await answer.blob());
+  const blob = await answer.blob();
+  const runs = /html|xml/i.test(blob.type) && !/^image\/svg/i.test(blob.type); // in the app's origin
+  return URL.createObjectURL(runs ? blob.slice(0, blob.size, "application/octet-stream") : blob);
 }
 
 /** Lets `fetch` go through the tunnel for some origins; gives what takes that back. */
