@@ -51,7 +51,7 @@ _BASE: Final = re.compile(r"https?://[a-z0-9.:\[\]-]+", re.IGNORECASE).fullmatch
 _MEMBERS: Final = {"v", "app", "publisher", "version", "files", "csp", "gateways", "issuer", "prev"}
 
 BESIDE: Final = (
-    ("referrer-policy", "no-referrer"),
+    ("referrer-policy", "same-origin"),  # the service worker has to know the app's own forms from those of other sites
     ("cross-origin-opener-policy", "same-origin-allow-popups"),
     ("x-content-type-options", "nosniff"),
     ("x-dns-prefetch-control", "off"),

@@ -25,10 +25,13 @@ const ACCEPT = { document: "text/html,*/*;q=0.8", image: "image/*,*/*;q=0.8", st
 const BROWSERS = /^(?:accept-language|device-memory|dnt|downlink|dpr|ect|priority|referer|rtt|save-data|sec-.*|upgrade-insecure-requests|user-agent|viewport-width)$/;
 const BESIDE = {
   "cross-origin-opener-policy": "same-origin-allow-popups",
-  "referrer-policy": "no-referrer",
+  "referrer-policy": "same-origin", // the worker has to know its own pages' forms from those of other sites
   "x-content-type-options": "nosniff",
   "x-dns-prefetch-control": "off",
 };
+// Hints make browsers connect to where they lead, whatever the policy says: in a backend's page only plain links of these kinds stay.
+const HINTS = /<link(?=[\s/>])(?!(?:\s+(?:rel=(["']?)(?:stylesheet|(?:shortcut )?icon)\1|(?:href|type|media|sizes)=(?:"[^"<>]*"|'[^'<>]*'|[\w./-]+)))*\s*\/?>)/gi;
+const INNER = /srcdoc(?=[\s/>=])/gi; // a page in an attribute, where `<link` may be written otherwise
 const ANSWERED = "accept-ranges cache-control content-disposition content-length content-range content-type etag last-modified".split(" ");
 
 const TEXT = { css: "text/css", htm: "text/html", html: "text/html", js: "text/javascript", mjs: "text/javascript", ts: "text/plain", txt: "text/plain" };
@@ -165,7 +168,9 @@ async function own(path, name, method) {
 // ---- What is the backend's ----
 
 const origin = (authority) => new URL(authority.includes("://") ? authority : `https://${authority}`).origin;
-const hosts = new Map(tunnels.flatMap((one) => one.authorities.map((name) => [origin(name), one])));
+// A host is of the tunnel that the page has configured for it, else of the first that claims it.
+const claimed = tunnels.flatMap((one) => one.authorities.map((name) => [origin(name), one])).reverse();
+const hosts = new Map([...claimed, ...tunnels.flatMap((one) => (one.options.authority ? [[origin(one.options.authority), one]] : []))]);
 const first = tunnels[0] && origin(tunnels[0].options.authority ?? tunnels[0].authorities[0]);
 
 /** Give a tunnel of the page's as it is here. */
@@ -177,26 +182,50 @@ async function connected(one) {
 /** Ask through the tunnel. */
 async function through(request, target) {
   if (CODE.has(request.destination)) return refused(403, "Scripts are the app's own files, never a backend's.");
-  const made = request.destination === ""; // by a script
+  const page = request.mode === "navigate";
+  // Another site's form would come with this visitor's cookies, and as if it were the backend's own.
+  if (page && request.method !== "GET" && !request.referrer.startsWith(`${location.origin}/`)) {
+    return refused(403, "This form was not sent by a page of this app, or by one that does not say so. Load the page again, and send it once more.");
+  }
+  const made = request.destination === "" && !page; // by a script
   const headers = new Headers({ accept: ACCEPT[request.destination] ?? "*/*" });
   for (const [name, value] of request.headers) if (made ? !BROWSERS.test(name) : ASKED.includes(name)) headers.set(name, value);
   const body = request.method === "GET" || request.method === "HEAD" ? undefined : await request.blob();
   try {
-    const tunnel = await connected(hosts.get(new URL(target).origin));
-    const answer = await tunnel.fetch(target, { method: request.method, headers, body, signal: request.signal });
+    const one = hosts.get(new URL(target).origin);
+    const tunnel = await connected(one);
+    const { method, signal, credentials } = request;
+    const answer = await tunnel.fetch(target, { method, headers, body, signal, credentials, redirect: made ? request.redirect : "follow" });
+    if (hosts.get(new URL(answer.url).origin) !== one) throw new L8Error("redirect", { message: `${new URL(answer.url).host} is another gateway's` });
     if (made) return answer;
     // A browser shows the address that it has asked for: let it ask for the right one.
-    if (request.mode === "navigate" && answer.redirected && new URL(answer.url).origin === first) {
+    if (page && answer.redirected && new URL(answer.url).origin === first) {
       answer.body?.cancel();
       return Response.redirect(answer.url.replace(first, location.origin), 303);
     }
     const kept = new Headers({ ...BESIDE, "content-security-policy": CAGE });
     for (const name of ANSWERED) if (answer.headers.has(name)) kept.set(name, answer.headers.get(name));
-    return new Response(answer.body, { status: answer.status, statusText: answer.statusText, headers: kept });
+    const type = kept.get("content-type") ?? "";
+    let { body: shown } = answer;
+    if (page && /^text\/html\s*(?:;|$)/i.test(type)) {
+      shown = shown && quiet(await answer.arrayBuffer(), type);
+      kept.set("content-type", "text/html; charset=utf-8");
+      kept.delete("content-length");
+    } else if (page && !/^(?!.*(?:xml|html))(?:audio|font|image|text|video|application)\//i.test(type)) kept.set("content-type", "text/plain");
+    return new Response(shown, { status: answer.status, headers: kept });
   } catch (error) {
     if (made || !(error instanceof L8Error)) return Response.error();
     return refused(502, `${error.message}. ${error.hint}`);
   }
+}
+
+/** Take the hints out of a page. */
+function quiet(bytes, type) {
+  let decoder = new TextDecoder();
+  try {
+    decoder = new TextDecoder(/charset\s*=\s*["']?([^\s"';]+)/i.exec(type)?.[1] ?? "utf-8");
+  } catch {} // a charset that nobody knows
+  return decoder.decode(bytes).replace(HINTS, "<meta").replace(INNER, "data-$&");
 }
 
 async function answered(event, url) {
@@ -208,7 +237,7 @@ async function answered(event, url) {
     if (Object.hasOwn(listed.told.files, name) && (request.method === "GET" || request.method === "HEAD")) return own(url.pathname, name, request.method);
   }
   const tunneled = paths.length ? paths.some((path) => url.pathname.startsWith(path)) : listed && !url.pathname.startsWith("/l8/");
-  return tunneled && first ? through(request, first + url.pathname + url.search) : fetch(request);
+  return tunneled && first ? through(request, first + url.pathname + url.search) : fetch(request, { referrerPolicy: "no-referrer" });
 }
 
 function unescaped(path) {
