@@ -7,7 +7,7 @@ import os
 import socket
 import sqlite3
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +22,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from layer8.config.tunnel import TunnelGatewayConfig
+from layer8.control.errors import ControlError
 from layer8.core.errors import ConfigError, StorageError
 from layer8.crypto.keyfile import write_private
 from layer8.crypto.keys import NodeKey
@@ -39,6 +41,7 @@ from layer8.tunnel import (
     piping,
     resource,
     verify,
+    wsgi,
 )
 from layer8.tunnel.admission import IN_FLIGHT, Admission, Pass, Wait
 from layer8.tunnel.bhttp import Malformed, Reader, varint
@@ -50,19 +53,25 @@ from layer8.tunnel.gateway_sqlite import SqliteKeys, SqliteTables
 from layer8.tunnel.integrity import FILES_MOST, GATEWAYS_MOST, MANIFEST_MOST, RELAYS_MOST, BadManifest, Manifest
 from layer8.tunnel.keeping import COMPARED, FETCH_TIME, FIRST_TIME, RETRY_LAST, WAITERS, Keeping, Kept, Source
 from layer8.tunnel.keys import pin_text
-from layer8.tunnel.limits import MAX_AUTHORITY, MAX_METHOD, MAX_SCHEME
+from layer8.tunnel.limits import DIAL_TIME, MAX_AUTHORITY, MAX_METHOD, MAX_SCHEME
 from layer8.tunnel.mirror import PATH_MOST, SETTINGS_MOST, App
+from layer8.tunnel.operate import PAGE
 from layer8.tunnel.passage import BINARY, TEXT
 from layer8.tunnel.relay_keys import KeyCopy
 from layer8.tunnel.replay_store import TableMarks
+from layer8.tunnel.service import PATIENCE
 from layer8.tunnel.settings import GATEWAY_PATH, Settings
 from layer8.tunnel.wire import CHUNKED
+from layer8.tunnel.wsgi import L8Middleware
+from tests.control.callers import caller
 from tests.proxy.postgres import no_postgres, shared
 from tests.tunnel.test_client import ClientCase
 from tests.tunnel.test_gateways import Rig
 from tests.tunnel.test_integrity import ME, ONE, payload
 from tests.tunnel.test_manifest import APP
+from tests.tunnel.test_middleware import Base
 from tests.tunnel.test_passage import frame
+from tests.tunnel.test_relay import RelayCase
 from tests.tunnel.test_relay_sockets import PipeCase
 from tests.tunnel.test_stores import MOST, NOW, mark
 
@@ -272,7 +281,7 @@ class GatewayTests(SynchronousTestCase):
         path = Path(self.mktemp())
         write_private(path, b" " * (SIGNED_MOST + 1))
         with self.assertRaisesRegex(ConfigError, str(SIGNED_MOST)):
-            Gateway.open(Settings(gateway="shop", authorities="shop.example", signed_file=path))
+            Gateway.open(Settings(gateway="shop", authorities="shop.example", signed_file=path, state=self.mktemp()))
 
     def test_a_worker_that_holds_the_file(self) -> None:
         """Nobody waits for it for ever."""
@@ -303,6 +312,34 @@ class GatewayTests(SynchronousTestCase):
         clock.advance(0.1)
         self.assertEqual(gone, [True])
         wire.connectionLost(Failure(ConnectionDone()))
+
+
+class RowTests(RelayCase):
+    async def test_a_page_of_gateways(self) -> None:
+        relay = self.start(
+            others=tuple(TunnelGatewayConfig(id=f"g{number:04}", endpoint="tcp:127.0.0.1:9") for number in range(PAGE))
+        )
+
+        async def call(**params: object) -> Any:
+            return await relay._ground.table.call(caller("read"), "ohttp.gateways", params)
+
+        found = await call()
+        self.assertEqual((len(found["gateways"]), found["next"]), (PAGE, f"g{PAGE - 1:04}"))
+        self.assertEqual([row["gateway"] for row in (await call(cursor=found["next"]))["gateways"]], ["shop"])
+        await self.assertFailure(Deferred.fromCoroutine(call(limit=PAGE + 1)), ControlError)
+        await self.assertFailure(Deferred.fromCoroutine(call(limit=0)), ControlError)
+
+    async def test_a_dial_by_way_of_a_proxy(self) -> None:
+        """It has more time, since a circuit may have to be built."""
+        self.start(
+            others=(
+                TunnelGatewayConfig(id="far", endpoint="socks5:x.l8.alt:80:proxy=127.0.0.1:9", host="x"),
+                TunnelGatewayConfig(id="near", endpoint="tcp:127.0.0.1:9"),
+            )
+        )
+        assert self.relay is not None
+        routes = self.relay.relaying.routes
+        self.assertEqual((routes["far"].patience, routes["near"].patience), (PATIENCE, DIAL_TIME))
 
 
 class PostgresTests(SynchronousTestCase):
@@ -375,6 +412,36 @@ class ResourceTests(TestCase):
         self.patch(resource, "LINGER", 10)
         self.patch(resource, "LINGER_BYTES", 1000)
         self.assertLess(await self.refused(bytes(2000)), 5)
+
+
+class WsgiTests(Base):
+    """The same under WSGI, where nobody else can read meanwhile."""
+
+    def test_so_long(self) -> None:
+        self.patch(wsgi, "LINGER", 0.3)
+        _, data = self.seal("POST", "/", bytes(40_000), date=1.0)
+
+        class Slow:
+            said = False
+
+            def read(self, size: int) -> bytes:
+                if not self.said:
+                    self.said = True
+                    return data[:size]
+                sleep(0.05)
+                return b"a"
+
+        environ: Any = {
+            "REQUEST_METHOD": "POST",
+            "PATH_INFO": GATEWAY_PATH,
+            "CONTENT_TYPE": CHUNKED.request,
+            "HTTP_TRANSFER_ENCODING": "chunked",
+            "wsgi.input": Slow(),
+        }
+        began = monotonic()
+        b"".join(L8Middleware(None, self.gateway)(environ, lambda status, headers: None))  # type: ignore[arg-type]
+        self.assertGreaterEqual(monotonic() - began, 0.3)
+        self.assertLess(monotonic() - began, 3)
 
 
 class LookingTests(TestCase):
