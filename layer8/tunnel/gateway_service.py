@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, DeferredList, maybeDeferred
@@ -37,6 +37,7 @@ from layer8.tunnel.operate_gateway import GatewayRows
 from layer8.tunnel.settings import Settings
 from layer8.tunnel.sidecar import Sidecar
 
+BACKEND: Final = 1024  # connections to the backend: as many as a relay lets through, for streams keep theirs
 FOLDER = "gateway"
 """Where keys are, in the state folder."""
 
@@ -84,7 +85,7 @@ class GatewayServer(Service):
         self.config = config
         self._reactor = frame.reactor
         self.gateway = Gateway.open(settings_of(config, frame.home))
-        pool = Pool(frame.reactor, dialler(frame.reactor, config.backend))
+        pool = Pool(frame.reactor, dialler(frame.reactor, config.backend), most=BACKEND)
         self.sidecar = Sidecar(frame.reactor, self.gateway, pool, told=self._told)
         self._ports: list[tuple[IListeningPort, str]] = []
         self._tls: TlsServer | None = None

@@ -47,7 +47,7 @@ from layer8.net.service import Health
 from layer8.net.tls import TlsServer
 from layer8.net.ways import connector
 from layer8.tunnel import mirror, wire
-from layer8.tunnel.admission import Admission
+from layer8.tunnel.admission import IN_FLIGHT, Admission
 from layer8.tunnel.door import HERE, Door
 from layer8.tunnel.keeping import Keeping, Kept, Source
 from layer8.tunnel.keys import read_pin
@@ -362,7 +362,8 @@ class Relay(Service):
                     self._retire(pools.pop(gateway))
             for gateway, route in found.routes.items():
                 if gateway not in pools:
-                    pools[gateway] = Pool(self._reactor, connector(self._reactor, route.endpoint))
+                    # as many as are let in: with fewer, those of one network could be all that there are
+                    pools[gateway] = Pool(self._reactor, connector(self._reactor, route.endpoint), most=IN_FLIGHT)
         self.config = config
         self._fronts = Networks.parse(config.forwarded_from)
         self.relaying.routes, self.relaying.pools = found.routes, self._pools

@@ -18,6 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from layer8.core.session import Send, Tell
 from layer8.net.http_client import fetch
 from layer8.tunnel import asgi, sidecar, wsgi
+from layer8.tunnel.admission import IN_FLIGHT_NETWORK
 from layer8.tunnel.asgi import L8Middleware as AsgiMiddleware
 from layer8.tunnel.bhttp import Request
 from layer8.tunnel.frames import PROTOCOL, Kind, Message
@@ -28,7 +29,9 @@ from layer8.tunnel.passage import MESSAGE_MOST, PING, PONG
 from layer8.tunnel.relay_keys import KeyCopy
 from layer8.tunnel.settings import GATEWAY_PATH, SOCKET_PATH
 from layer8.tunnel.socket_session import Opened, PageSocket
+from layer8.tunnel.wire import CHUNKED
 from layer8.tunnel.wsgi import L8Middleware
+from tests.tunnel import test_relay
 from tests.tunnel.sealed import AUTHORITY
 from tests.tunnel.test_gateways import Rig, until
 from tests.tunnel.test_middleware import Base, gateway
@@ -116,6 +119,21 @@ class DirectTests(TestCase):
         self.assertEqual((len(rig.sidecar.joined), len(seen)), (1, 1))
         rig.sidecar.stop()
         await until(rig.reactor, lambda: heard[0].lost and seen[0].lost and not rig.sidecar.joined)
+
+
+class PoolTests(test_relay.RelayCase):
+    """Slow requests of one network leave room for those of others."""
+
+    async def test_one_network_does_not_take_every_connection(self) -> None:
+        relay = self.start(forwarded_from=("127.0.0.1",))
+        kind = f"content-type: {CHUNKED.request}\r\ntransfer-encoding: chunked\r\n"
+        for number in range(IN_FLIGHT_NETWORK + 1):
+            page = await self.client()
+            address = "10.2.2.2" if number == IN_FLIGHT_NETWORK else "10.1.1.1"
+            head = f"POST /r/shop HTTP/1.1\r\nhost: x\r\nx-forwarded-for: {address}\r\n{kind}\r\n5\r\nhello\r\n"
+            page.transport.write(head.encode())  # type: ignore[union-attr]
+        await self.settle(lambda: sum(one.method == "POST" for one in self.gateway.asked) == IN_FLIGHT_NETWORK + 1)
+        self.assertEqual(len(relay.relaying), IN_FLIGHT_NETWORK + 1)
 
 
 class RestTests(Base):
