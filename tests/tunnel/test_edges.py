@@ -16,7 +16,7 @@ from layer8.tunnel.client_keys import Ask, Changed, ClientKeys, State
 from layer8.tunnel.gateway_session import Body, Broken, GatewayExchange, Leave, Remember, Whole
 from layer8.tunnel.integrity import BadManifest
 from layer8.tunnel.jar import Jar, Place, date
-from layer8.tunnel.keys import CACHED, EARLY, OPENED, GatewayKey, Schedule
+from layer8.tunnel.keys import CACHED, EARLY, HOUR, OPENED, GatewayKey, Schedule
 from layer8.tunnel.limits import CHUNK_PLAIN, EXCHANGE_TIME, IDLE_TIME, KEYS_HURRY
 from layer8.tunnel.passage import BINARY, PING, PONG
 from layer8.tunnel.relay_session import EXPOSED, CutGateway
@@ -24,7 +24,7 @@ from layer8.tunnel.replay import ReplaySet, Verdict, Window
 from layer8.tunnel.target import Allowed, normal
 from layer8.tunnel.wire import CHUNKED
 from tests.tunnel.pair import EPOCH, NOW, WALL, Gateway, Pair, asked
-from tests.tunnel.test_client_keys import HOUR, ME, served
+from tests.tunnel.test_client_keys import ME, served
 from tests.tunnel.test_client_keys import NOW as KEYS_NOW
 from tests.tunnel.test_exchange import status
 from tests.tunnel.test_integrity import ONE, OTHER
@@ -55,11 +55,13 @@ class AnswerTests(SynchronousTestCase):
         pair, rest = self.begun()
         self.assertEqual((pair.there.closed, pair.serving.deadline()), ([], NOW + 3 + IDLE_TIME))
         heard = len(pair.there.told(Body))
-        for call in (pair.serving.write, pair.serving.flush, pair.serving.finish, pair.serving.failed):
-            sent = len(pair.there.sent)
-            call(*((b"more",) if call == pair.serving.write else ()), NOW + 4)
-            pair.settle()
-            self.assertEqual((len(pair.there.sent), pair.there.closed), (sent, []))
+        sent = len(pair.there.sent)
+        pair.serving.write(b"more", NOW + 4)
+        pair.serving.flush(NOW + 4)
+        pair.serving.finish(NOW + 4)
+        pair.serving.failed(NOW + 4)
+        pair.settle()
+        self.assertEqual((len(pair.there.sent), pair.there.closed), (sent, []))
         pair.give(rest)
         self.assertEqual(pair.there.closed, [Close("done")])
         self.assertEqual((len(pair.there.told(Body)), pair.there.told(Whole)), (heard, []))
