@@ -29,6 +29,7 @@ _RUN: Final = frozenset(  # types of scripts that browsers run (MIME Sniffing, s
         *(f"text/javascript1.{version}" for version in range(6)),
     )
 )
+_HINTS: Final = frozenset(("dns-prefetch", "preconnect", "prerender"))  # browsers connect, whatever the policy says
 _LOADERS: Final = ("script", "link", "style", "base", "meta", "iframe", "object", "embed")
 _LOADING = re.compile(rf"<(?:{'|'.join(_LOADERS)})(?![\w:-])", re.IGNORECASE | re.ASCII).findall
 _IMPORT = re.compile(
@@ -72,6 +73,8 @@ class _Page(HTMLParser):
         for name, value in told.items():
             if name.startswith("on") or re.sub(r"[\x00-\x20]", "", value).lower().startswith("javascript:"):
                 self.inline.append(f"<{tag} {name}>")
+        if tag == "link" and (hints := _HINTS & set(told.get("rel", "").lower().split())):
+            self.inline.append(f"<link {min(hints)}>")
         kind = told.get("type", "").strip().lower()
         if tag == "script" and (kind in _RUN or kind in ("importmap", "speculationrules")):
             if "src" not in told:

@@ -272,6 +272,8 @@ class PageTests(SynchronousTestCase):
             '<iframe src="x">',
             '<meta http-equiv="refresh" content="0">',
             "<object data=x>",
+            '<link rel="preconnect" href="https://shop.example">',
+            '<link rel="stylesheet Pre&#99;onnect" href="x.css">',
             # What browsers take for tags and other programs may not, and the other way round.
             "<!--><script src=x.js></script>-->",
             "<!-- --!><script src=x.js></script>-->",
