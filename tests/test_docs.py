@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import re
@@ -24,6 +25,8 @@ from layer8.rendezvous import claims, client, names, wire
 from layer8.rendezvous import limits as rendezvous_limits
 from layer8.socks import session
 from layer8.tracker import limits as tracker_limits
+from layer8.tunnel import admission, client_keys, client_session, gateway_session, relay_session, socket_session
+from layer8.tunnel import limits as tunnel_limits
 from tests.names import ROOT, find_test
 
 
@@ -181,3 +184,62 @@ class HiddenTests(PartCase):
 
     def test_every_row_names_tests_that_are_there(self) -> None:
         self.named(limits=75, states=45, what_survives=6, who_learns_what=9, bad_input=20)
+
+
+class TunnelTests(PartCase):
+    part = "Browser tunnel"
+
+    # Numbers that bound nothing a peer could grow: forms on the wire, codes, how often something is done, by how much.
+    others = frozenset(
+        (
+            *("tunnel.bhttp.VARINT_MOST", "tunnel.wire.ALGORITHMS", "tunnel.wire.HEAD", "tunnel.jws.KID"),
+            *("tunnel.keys.HOUR", "tunnel.replay.MARK", "tunnel.replay.MINUTE"),
+            *("tunnel.gateway_session.RANDOM", "tunnel.gateway_sockets.BACKEND", "tunnel.socket_session.GONE"),
+            *("tunnel.messages.NOT_TEXT", "tunnel.gateway_pg.LOCK"),
+            *(
+                f"tunnel.frames.{name}"
+                for name in ["FIRST", "SECOND", "FIRST_SIZE", "SECOND_SIZE", "HEAD", "LAST", "DATA"]
+            ),
+            *(
+                f"tunnel.passage.{name}"
+                for name in ["NORMAL", "GOING_AWAY", "BROKEN", "WRONG_KIND", "NO_CODE", "TOO_LONG"]
+            ),
+            *("tunnel.asgi.LOOK", "tunnel.driving.FLUSH", "tunnel.driving.SWEEP", "tunnel.gateway.UPKEEP"),
+            *("tunnel.piping.SWEEP", "tunnel.relaying.SWEEP", "tunnel.replay_store.TOGETHER", "tunnel.resource.PIECE"),
+            *("tunnel.service.FAREWELL", "tunnel.service.SETTLE", "tunnel.serving.READ", "tunnel.wsgi.SPOOL"),
+            *("tunnel.checks.TOLD", "tunnel.client.UNPACKED", "net.http.SWEEP"),
+        )
+    )
+
+    def test_every_limit_has_its_value(self) -> None:
+        self.limits(tunnel_limits, admission)
+
+    def test_every_number_is_a_limit_or_known_to_be_none(self) -> None:
+        listed = {row[0].strip("`") for row in self.section("limits")}
+        found = set()
+        for path in sorted((ROOT / "layer8").glob("tunnel/*.py")) + sorted((ROOT / "layer8").glob("net/http*.py")):
+            name = f"{path.parent.name}.{path.stem}"
+            module = importlib.import_module(f"layer8.{name}")
+            for line in ast.parse(path.read_text()).body:
+                target = line.target if isinstance(line, ast.AnnAssign) else None
+                constant = target.id if isinstance(target, ast.Name) else ""
+                if re.fullmatch(r"[A-Z][A-Z0-9_]+", constant) and type(getattr(module, constant, None)) in (int, float):
+                    found.add(f"{name}.{constant}")
+        shown = {one for one in found if one.startswith("tunnel.demo_")}
+        self.assertEqual(found - self.others - shown | (shown & listed), listed)
+        self.assertLessEqual(self.others, found)
+
+    def test_every_state_of_every_conversation(self) -> None:
+        self.states(
+            {
+                "sealed request at the relay": relay_session._At,
+                "sealed request at the gateway": gateway_session._At,
+                "tunnel of a page": client_keys.State,
+                "request of a client": client_session._At,
+                "socket inside": socket_session._At,
+                "socket at the relay": ("handshake", "joined", "closing"),
+            }
+        )
+
+    def test_every_row_names_tests_that_are_there(self) -> None:
+        self.named(limits=110, states=30, who_learns_what=9, bad_input=25)

@@ -27,6 +27,7 @@ from layer8.control.errors import ControlError
 from layer8.core.errors import ConfigError, StorageError
 from layer8.crypto.keyfile import write_private
 from layer8.crypto.keys import NodeKey
+from layer8.net.http_client import Pool
 from layer8.net.site import Site
 from layer8.tunnel import client as client_module
 from layer8.tunnel import (
@@ -48,6 +49,7 @@ from layer8.tunnel.bhttp import Malformed, Reader, varint
 from layer8.tunnel.checks import Got
 from layer8.tunnel.client import L8Client, L8Error
 from layer8.tunnel.gateway import SIGNED_MOST, Gateway
+from layer8.tunnel.gateway_service import BACKEND
 from layer8.tunnel.gateway_sockets import Wire
 from layer8.tunnel.gateway_sqlite import SqliteKeys, SqliteTables
 from layer8.tunnel.integrity import FILES_MOST, GATEWAYS_MOST, MANIFEST_MOST, RELAYS_MOST, BadManifest, Manifest
@@ -312,6 +314,22 @@ class GatewayTests(SynchronousTestCase):
         clock.advance(0.1)
         self.assertEqual(gone, [True])
         wire.connectionLost(Failure(ConnectionDone()))
+
+
+class PoolTests(SynchronousTestCase):
+    def test_connections_of_a_sidecar_to_its_backend(self) -> None:
+        dials: list[Deferred[Any]] = []
+
+        def dial(factory: object) -> Deferred[Any]:
+            dials.append(Deferred())
+            return dials[-1]
+
+        clock = Clock()
+        pool = Pool(clock, dial, most=BACKEND)
+        for _ in range(BACKEND + 1):
+            pool.take().addErrback(lambda _: None)
+        self.assertEqual((len(dials), BACKEND), (BACKEND, IN_FLIGHT))
+        pool.abort()
 
 
 class RowTests(RelayCase):
