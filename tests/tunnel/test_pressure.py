@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio  # noqa: TID251, the middleware runs in servers that have it
+import contextlib
+import socket
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +18,13 @@ from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from layer8.core.session import Send, Tell
-from layer8.net.http_client import fetch
+from layer8.net.http_client import POOL, fetch
 from layer8.tunnel import asgi, sidecar, wsgi
 from layer8.tunnel.admission import IN_FLIGHT_NETWORK
 from layer8.tunnel.asgi import L8Middleware as AsgiMiddleware
 from layer8.tunnel.bhttp import Request
 from layer8.tunnel.frames import PROTOCOL, Kind, Message
+from layer8.tunnel.gateway_service import BACKEND
 from layer8.tunnel.gateway_sockets import Conversation, Sockets, Wire
 from layer8.tunnel.keeping import FETCH_TIME, Keeping, Kept, Source
 from layer8.tunnel.messages import frame
@@ -33,6 +36,7 @@ from layer8.tunnel.wire import CHUNKED
 from layer8.tunnel.wsgi import L8Middleware
 from tests.tunnel import test_relay
 from tests.tunnel.sealed import AUTHORITY
+from tests.tunnel.test_backends import Sidecar
 from tests.tunnel.test_gateways import Rig, until
 from tests.tunnel.test_middleware import Base, gateway
 from tests.tunnel.test_sidecar import Scripted
@@ -134,6 +138,25 @@ class PoolTests(test_relay.RelayCase):
             page.transport.write(head.encode())  # type: ignore[union-attr]
         await self.settle(lambda: sum(one.method == "POST" for one in self.gateway.asked) == IN_FLIGHT_NETWORK + 1)
         self.assertEqual(len(relay.relaying), IN_FLIGHT_NETWORK + 1)
+
+
+class StreamTests(SynchronousTestCase):
+    """A daemon and its backend."""
+
+    def test_streams_leave_room_for_others(self) -> None:
+        """Each keeps its connection, and there are more of them than a pool has for short requests."""
+        with contextlib.ExitStack() as stack:
+            backend = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2 * POOL))
+            backend.settimeout(10)
+            daemon = Sidecar.start(self, f"tcp:127.0.0.1:{backend.getsockname()[1]}")
+            for _ in range(POOL + 6):
+                page = stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port), 10))
+                page.sendall(b"GET /events HTTP/1.1\r\nhost: shop.example\r\n\r\n")
+            for _ in range(POOL + 6):
+                line = stack.enter_context(backend.accept()[0])
+                line.settimeout(10)
+                self.assertTrue(line.recv(4).startswith(b"GET "))
+        self.assertGreater(BACKEND, POOL)
 
 
 class RestTests(Base):
