@@ -21,7 +21,7 @@ from attrs import field, frozen
 
 from layer8.core.errors import LocalProtocolError
 from layer8.core.session import Close, Effect, Outbox, Send, Tell
-from layer8.crypto.hpke_context import Context
+from layer8.crypto.hpke_context import Aead, Context
 from layer8.tunnel import bhttp, dates, target, wire
 from layer8.tunnel.bhttp import END, Fields, Malformed, Request, Response, Trailers
 from layer8.tunnel.keys import GatewayKey
@@ -332,7 +332,7 @@ class GatewayExchange:
             return
         head, self._held = Head.read(self._held[:HEAD]), self._held[HEAD:]
         key = self._rules.find(head.key_id, self._wall())
-        if key is None or head.aead not in key.config(chacha=self._rules.chacha).aeads:
+        if key is None or (head.aead is Aead.CHACHA20_POLY1305 and not self._rules.chacha):
             raise Refusal("a key that is not ours, or no longer", 400, wire.OHTTP_KEY)
         self._head, self._epoch = head, key.epoch
         self._opener, self._context = wire.open_request(self._media, head, key.ohttp)

@@ -108,13 +108,17 @@ class _At(Enum):
     CLOSED = auto()
 
 
+# By these names, since Python 3.11 takes as long for `_At.HEAD` as for a call.
+_AT_HEAD, _AT_DIALLING, _AT_SENDING, _AT_EXPLAINING, _AT_ANSWERING, _AT_CLOSED = _At
+
+
 class RelayExchange:
     """See the module; `Dial` has 0 as its key, `Close` is for the page's leg."""
 
     def __init__(self, routes: Mapping[str, Route], now: float) -> None:
         """Begin to wait for a request's head."""
         self._routes = routes
-        self._at = _At.HEAD
+        self._at = _AT_HEAD
         self._route: Route | None = None
         self._media: Media | None = None
         self._fields: Lines = ()
@@ -127,7 +131,7 @@ class RelayExchange:
 
     def asked(self, method: str, path: str, fields: Sequence[tuple[str, str]], now: float) -> None:
         """Take the page's head, names in lower case; four of its values are looked at, the rest is never read."""
-        if self._at is not _At.HEAD:
+        if self._at is not _AT_HEAD:
             return
         match = _PATH(path)
         route = self._routes.get(match[1]) if match is not None else None
@@ -162,19 +166,19 @@ class RelayExchange:
             *((("authorization", f"Bearer {route.bearer}"),) if route.bearer else ()),
         )
         self.gateway, self._route = match[1], route
-        self._at = _At.DIALLING
+        self._at = _AT_DIALLING
         self._deadline = now + route.patience
         self._out.add(Dial(0, route.endpoint))
 
     def turned_away(self, status: int, after: float, now: float) -> None:
         """Send the page away before anything went on: 429 or 503, and when it may come back (s)."""
-        if self._at in (_At.HEAD, _At.DIALLING):
+        if self._at in (_AT_HEAD, _AT_DIALLING):
             self._reply(status, wire.NOT_FORWARDED, (("retry-after", str(max(1, round(after)))), EXPOSED))
 
     def dialled(self, now: float) -> None:
         """Take the connection to the gateway."""
-        if self._at is _At.DIALLING and self._route is not None:
-            self._at = _At.SENDING
+        if self._at is _AT_DIALLING and self._route is not None:
+            self._at = _AT_SENDING
             self._out.add(Tell(Forward(self._route.host, self._route.path, self._fields)))
             self._touch(now)
         else:
@@ -187,22 +191,22 @@ class RelayExchange:
     def moved(self, count: int, now: float) -> None:
         """Take that so many bytes of either body have gone on."""
         self._moved += count
-        if self._at in (_At.SENDING, _At.ANSWERING):
+        if self._at in (_AT_SENDING, _AT_ANSWERING):
             self._touch(now)
             if self._moved > 2 * BODY_MOST:
                 self._cut("limit")
 
     def answered(self, status: int, kind: str, now: float) -> None:
         """Take the gateway's head: its status and Content-Type; the rest of it is never read."""
-        if self._at is not _At.SENDING or self._media is None:
+        if self._at is not _AT_SENDING or self._media is None:
             return
         self._status = status
         if status == 200 and kind == self._media.response:
-            self._at = _At.ANSWERING
+            self._at = _AT_ANSWERING
             self._out.add(Tell(Pass((("content-type", kind), *COMMON, ("incremental", "?1")))))
             self._touch(now)
         elif status in _REBUILT:
-            self._at = _At.EXPLAINING
+            self._at = _AT_EXPLAINING
             self._out.add(Tell(Explain()))
             self._touch(now)
         else:
@@ -210,44 +214,44 @@ class RelayExchange:
 
     def explained(self, body: bytes, now: float) -> None:
         """Take the body of a gateway's refusal: one word of it is believed, none is passed on."""
-        if self._at is _At.EXPLAINING:
+        if self._at is _AT_EXPLAINING:
             known = self._status == 400 and wire.read_problem(body) == wire.OHTTP_KEY
             self._reply(self._status, wire.OHTTP_KEY if known else wire.ABOUT_BLANK)
 
     def ended(self, now: float) -> None:
         """Take the end of the gateway's answer."""
-        if self._at is _At.ANSWERING:
+        if self._at is _AT_ANSWERING:
             self._end(Close("done"))
-        elif self._at is _At.EXPLAINING:
+        elif self._at is _AT_EXPLAINING:
             self.explained(b"", now)
 
     def lost(self, now: float) -> None:
         """Take that the page has gone."""
-        if self._at is _At.CLOSED:
+        if self._at is _AT_CLOSED:
             return
-        if self._at is _At.HEAD:
+        if self._at is _AT_HEAD:
             self._end()
         else:
             self._end(Tell(CutGateway()))
 
     def gateway_lost(self, now: float) -> None:
         """Take that the gateway's leg has ended too early."""
-        if self._at is _At.DIALLING:
+        if self._at is _AT_DIALLING:
             self.unreachable(now)
-        elif self._at in (_At.SENDING, _At.EXPLAINING):
+        elif self._at in (_AT_SENDING, _AT_EXPLAINING):
             self._reply(502)
-        elif self._at is _At.ANSWERING:
+        elif self._at is _AT_ANSWERING:
             self._end(Close("gateway", abort=True))
 
     def wake(self, now: float) -> None:
         """Give up whom nothing is heard from."""
         if self._deadline is None or now < self._deadline:
             return
-        if self._at is _At.HEAD:
+        if self._at is _AT_HEAD:
             self._reply(408)
-        elif self._at is _At.DIALLING:
+        elif self._at is _AT_DIALLING:
             self.unreachable(now)
-        elif self._at is _At.ANSWERING:
+        elif self._at is _AT_ANSWERING:
             self._cut("timeout")
         else:
             self._reply(504)
@@ -265,7 +269,7 @@ class RelayExchange:
 
     def _reply(self, status: int, problem: str = wire.ABOUT_BLANK, more: Lines = ()) -> None:
         effects: list[Effect] = []
-        if self._at not in (_At.HEAD, _At.CLOSED):
+        if self._at not in (_AT_HEAD, _AT_CLOSED):
             effects.append(Tell(CutGateway()))
         fields = (*COMMON, ("content-type", PROBLEM_TYPE), *more)
         self._end(*effects, Tell(Reply(status, fields, wire.problem(status, problem))), Close("refused"))
@@ -275,5 +279,5 @@ class RelayExchange:
 
     def _end(self, *effects: Effect) -> None:
         self._out.add(*effects)
-        self._at = _At.CLOSED
+        self._at = _AT_CLOSED
         self._deadline = None

@@ -333,7 +333,7 @@ class Upstream:
         if status < 200:
             self._cut(502)  # nobody has asked for another protocol
             return
-        told = tuple((name.encode("ascii"), value.encode("latin-1")) for name, value in fields)
+        told = tuple([(name.encode("ascii"), value.encode("latin-1")) for name, value in fields])
         self._driven.respond(status, told, _known(length))
 
     def received(self, data: bytes) -> None:
