@@ -266,6 +266,36 @@ class JsHostileTests(CrookedCase):
         self.assertEqual(found, ["1", "2", "1", "2"])
         self.assertEqual(backend.calls[1].all("last-event-id"), ["\u2192".encode().decode("latin-1")])
 
+    async def test_an_empty_answer_that_says_it_is_compressed(self) -> None:
+        """It is empty, as plain fetch has it."""
+        await self.open()
+
+        def empty(request: Any, called: Any, rest: str) -> bytes:
+            request.setHeader("content-encoding", "gzip")
+            return b""
+
+        backend = self.stage.gateways["shop"].backend
+        backend.resource._empty = empty  # type: ignore[attr-defined]
+        found = await self.run_js(
+            """
+            await L8.connect(o);
+            return [await (await L8.fetch("/empty")).text(), (await L8.fetch("/empty", { stream: false })).status];
+            """,
+            o=self.stage.connect(),
+        )
+        self.assertEqual(found, ["", 200])
+
+    async def test_a_jar_that_cannot_be_opened(self) -> None:
+        """A browser that keeps nothing fails as all else does, with a code, before anything is sent."""
+        await self.open()
+        await self.run_js("await L8.connect(o)", o=self.stage.connect(session="persistent"))
+        await self.run_js(
+            "IDBFactory.prototype.open = () => { throw new DOMException('not here', 'InvalidStateError'); }"
+        )
+        failed = await self.failure("L8.fetch('/echo')")
+        self.assertEqual((failed["name"], failed["code"]), ("L8Error", "unsupported"))
+        self.assertEqual(self.stage.gateways["shop"].backend.calls, [])
+
 
 class JsHostileFirefoxTests(JsHostileTests):
     kind = Firefox

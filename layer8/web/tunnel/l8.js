@@ -676,6 +676,12 @@ class StoredJar {
   }
 
   async #change(how) {
+    return this.#changed(how).catch((cause) => {
+      throw new L8Error("unsupported", { message: "no place for cookies that stay: `session` may be \"memory\"", cause });
+    });
+  }
+
+  async #changed(how) {
     const opening = indexedDB.open("l8-jars", 1);
     opening.onupgradeneeded = () => opening.result.createObjectStore("jars");
     const database = await settled(opening);
@@ -978,7 +984,7 @@ async function makeResponse(answer, ask, redirected) {
     body = small ? await gathered(next) : new ReadableStream({ pull, cancel: (reason) => stop(reason) }, { highWaterMark: 0 });
     const coding = fields.filter(([name]) => name === "content-encoding").map(([, value]) => value.toLowerCase()).join();
     const known = { gzip: "gzip", "x-gzip": "gzip", deflate: "deflate" }[coding];
-    if (known) body = new Response(body).body.pipeThrough(new DecompressionStream(known));
+    if (known && answer.length !== 0) body = new Response(body).body.pipeThrough(new DecompressionStream(known));
     if (ask.whole) body = await checked(await telling(new Response(body).blob(), failure), ask.integrity);
   }
   const headers = new Headers();
