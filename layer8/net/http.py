@@ -406,7 +406,9 @@ class _Connection(Wire):
 
     def _over(self) -> None:
         """Take that both halves of an exchange are complete."""
-        self._exchange = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange._listener = None  # it leads back to the exchange: a circle would wait for the collector
         self._held = False
         if self.last or self.server.stopping:
             if self._reader.held:
