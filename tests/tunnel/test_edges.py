@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import calendar
 from datetime import UTC, datetime
+from typing import Any
 
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from layer8.core.errors import ConfigError, LocalProtocolError
@@ -13,15 +16,17 @@ from layer8.crypto.hpke_context import Aead
 from layer8.tunnel import frames, integrity, passage, target
 from layer8.tunnel.bhttp import Request, Response
 from layer8.tunnel.client_keys import Ask, Changed, ClientKeys, State
+from layer8.tunnel.client_session import Failure
 from layer8.tunnel.gateway_session import Body, Broken, GatewayExchange, Leave, Remember, Whole
 from layer8.tunnel.integrity import BadManifest
 from layer8.tunnel.jar import Jar, Place, date
 from layer8.tunnel.keys import CACHED, EARLY, HOUR, OPENED, GatewayKey, Schedule
-from layer8.tunnel.limits import CHUNK_PLAIN, EXCHANGE_TIME, IDLE_TIME, KEYS_HURRY
+from layer8.tunnel.limits import BUFFER, CHUNK_PLAIN, EXCHANGE_TIME, IDLE_TIME, KEYS_HURRY
 from layer8.tunnel.passage import BINARY, PING, PONG
 from layer8.tunnel.relay_session import EXPOSED, CutGateway
 from layer8.tunnel.replay import ReplaySet, Verdict, Window
 from layer8.tunnel.target import Allowed, normal
+from layer8.tunnel.trip import Trip
 from layer8.tunnel.wire import CHUNKED
 from tests.tunnel.pair import EPOCH, NOW, WALL, Gateway, Pair, asked
 from tests.tunnel.test_client_keys import ME, served
@@ -177,6 +182,95 @@ class RelayTests(SynchronousTestCase):
         self.assertEqual(len(leg.seen.told(CutGateway)), 2)
 
 
+class Line:
+    """A connection to a relay that writes down what is done with it."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.sent = b""
+
+    def request(self, *words: object) -> None:
+        self.done.append("request")
+
+    def write(self, data: bytes) -> None:
+        self.sent += data
+
+    def finish(self) -> None:
+        self.done.append("finish")
+
+    def cut(self) -> None:
+        self.done.append("cut")
+
+    def pause(self) -> None:
+        self.done.append("pause")
+
+    def resume(self) -> None:
+        self.done.append("resume")
+
+
+class TripTests(SynchronousTestCase):
+    """A client's request over one connection."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(NOW)
+        self.pair = Pair(Gateway())
+        self.trip = Trip(self.clock, self.pair.client)
+        self.line = Line()
+        line: Any = self.line
+        self.asked = Deferred.fromCoroutine(self.trip.send(line, "/r/shop", "relay.test", b""))
+
+    def test_a_failure_cuts(self) -> None:
+        self.trip.answered(200, (("content-type", "text/html"),), None)
+        self.assertEqual(self.successResultOf(self.asked), self.trip.failure)
+        self.assertEqual(self.line.done, ["request", "finish", "cut"])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.trip.cut()
+        self.assertEqual(self.line.done.count("cut"), 1)
+
+    def test_silence_cuts(self) -> None:
+        self.clock.advance(IDLE_TIME - 1)
+        self.assertNoResult(self.asked)
+        self.clock.advance(1)
+        found = self.successResultOf(self.asked)
+        assert isinstance(found, Failure)
+        self.assertEqual((found.code, self.line.done), ("slow", ["request", "finish", "cut"]))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_who_gives_up_cuts(self) -> None:
+        self.trip.cut()
+        found = self.successResultOf(self.asked)
+        assert isinstance(found, Failure)
+        self.assertEqual((found.code, self.line.done), ("cut", ["request", "finish", "cut"]))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_reader_that_rests(self) -> None:
+        """Nothing more is taken than waits, and whoever rests for an hour has lost nothing."""
+        self.pair.give(self.line.sent)
+        self.pair.answer(Response(200), bytes(4 * BUFFER))
+        data = self.pair.there.sent
+        self.trip.answered(200, (("content-type", CHUNKED.response),), None)
+        at = 0
+        while "pause" not in self.line.done:
+            self.trip.received(data[at : at + 1000])
+            at += 1000
+        self.assertEqual(self.successResultOf(self.asked), self.trip.head)
+        self.assertLess(at, BUFFER + CHUNK_PLAIN + 2000)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.clock.advance(3600)
+        read = b""
+        while "resume" not in self.line.done:
+            read += self.successResultOf(Deferred.fromCoroutine(self.trip.read()))
+        self.assertGreater(len(read), BUFFER // 2)
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.trip.received(data[at:])
+        self.trip.ended()
+        while piece := self.successResultOf(Deferred.fromCoroutine(self.trip.read())):
+            read += piece
+        self.assertEqual((len(read), self.trip.done, self.trip.failure), (4 * BUFFER, True, None))
+        self.assertEqual((self.line.done.count("cut"), self.clock.getDelayedCalls()), (0, []))
+
+
 class KeyTests(SynchronousTestCase):
     def test_keys_that_are_over_while_nobody_asked(self) -> None:
         client = ClientKeys("shop", [ME.node_id])
@@ -190,6 +284,8 @@ class KeyTests(SynchronousTestCase):
         self.assertIsNone(client.wanted(over + 1))
         told = [one.what for one in client.effects() if isinstance(one, Tell)]
         self.assertEqual(told, [Changed(State.IDLE), Changed(State.KEYS), Ask()])
+        client.came([served()], KEYS_NOW)
+        self.assertIsNotNone(client.keys)
         client.close()
         self.assertIsNone(client.keys)
 
@@ -304,6 +400,21 @@ class CookieTests(SynchronousTestCase):
             jar.store([old], HERE, JAR_NOW)
             jar.store([new], self.plain, JAR_NOW)
             self.assertEqual(jar.header(HERE, JAR_NOW), there, (old, new))
+
+    def test_names_near_one_of_https(self) -> None:
+        """A cookie of http does not lie over one of https, from below or from above; one of https does."""
+        for old_host, old, new_host, new, kept in (
+            ("shop.example", b"x=1; Secure; Path=/", "www.shop.example", b"x=2; Path=/", 1),
+            ("www.shop.example", b"x=1; Secure; Path=/", "www.shop.example", b"x=2; Path=/; Domain=shop.example", 1),
+            ("shop.example", b"x=1; Secure; Path=/", "other.example", b"x=2; Path=/", 2),
+        ):
+            jar = Jar()
+            jar.store([old], Place("https", old_host, "/"), JAR_NOW)
+            jar.store([new], Place("http", new_host, "/"), JAR_NOW)
+            self.assertEqual(len(jar), kept, (old_host, new_host))
+        jar = Jar()
+        jar.store([b"x=1; Secure; Path=/", b"x=2; Path=/", b"=", b""], HERE, JAR_NOW)
+        self.assertEqual(jar.header(HERE, JAR_NOW), b"x=2")
 
     def test_whose_domain(self) -> None:
         below = Place("https", "www.shop.example", "/")
