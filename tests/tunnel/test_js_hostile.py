@@ -36,17 +36,26 @@ class JsHostileTests(CrookedCase):
         backend = self.stage.gateways["shop"].backend
         files = self.stage.app_files
         files["/evil"] = ("text/html", FORM % f"{self.stage.app}cookies?evil".encode())
+        backend.resource._theirs = lambda request, called, rest: (  # type: ignore[attr-defined]
+            request.setHeader("content-type", "text/html") or FORM % b"/cookies?theirs"
+        )
         files["/own"] = ("text/html", FORM % b"/cookies?own")
         await self.run_js(
-            "await L8.connect(o); await L8.fetch('/cookies/set?a=1'); await L8.serviceWorker({ paths: ['/cookies'] })",
+            """
+            await L8.connect(o);
+            await L8.fetch("/cookies/set?a=1");
+            await L8.serviceWorker({ paths: ["/cookies", "/theirs"] });
+            """,
             o=self.stage.connect(session="persistent"),
         )
-        for address in (f"http://127.0.0.1:{self.stage.app_port}/evil", f"{self.stage.app}own"):
+        app = self.stage.app
+        for address in (f"http://127.0.0.1:{self.stage.app_port}/evil", f"{app}own", f"{app}theirs"):
             page = await self.browser.page(address)
-            await page.evaluate("setTimeout(() => document.forms[0].submit())")
-            await self.until(lambda: any("own" in call.uri or "evil" in call.uri for call in backend.calls))
+            await page.evaluate("document.forms[0].submit()")
+            name = address.rpartition("/")[2]
+            await self.until(lambda name=name: any(call.uri == f"/cookies?{name}" for call in backend.calls))
         self.assertEqual(
-            [(call.method, call.uri) for call in backend.calls if call.method == "POST"], [("POST", "/cookies?own")]
+            [call.uri for call in backend.calls if call.method == "POST"], ["/cookies?own", "/cookies?theirs"]
         )
 
     async def test_pages_of_a_backend_call_nobody(self) -> None:
