@@ -94,8 +94,11 @@ class _Exchange:
     """One of them; as a listener it hears the gateway's leg."""
 
     __slots__ = (
+        "_complete",
         "_entered",
         "_explaining",
+        "_held",
+        "_length",
         "_line",
         "_now",
         "_page",
@@ -103,7 +106,7 @@ class _Exchange:
         "_session",
         "_status",
         "_taking",
-        "_upload",
+        "_waiting",
     )
 
     def __init__(self, relaying: Relaying, page: Incoming) -> None:
@@ -112,12 +115,15 @@ class _Exchange:
         self._now = relaying.clock.seconds
         self._page = page
         self._session = RelayExchange(relaying.routes, self._now())
-        self._upload = _Upload(self)
         self._line: Line | None = None
         self._taking: Deferred[Line] | None = None
         self._entered: Entered | None = None
         self._explaining: bytearray | None = None
         self._status = 0  # of our own answer, if there is one
+        self._held = bytearray()  # of the page's body, while the gateway is dialled
+        self._waiting = False
+        self._complete = False  # all of it has come
+        self._length: int | None = None  # of the answer
 
     def begin(self) -> None:
         page = self._page
@@ -148,7 +154,7 @@ class _Exchange:
 
     def answered(self, status: int, fields: Fields, length: int | None) -> None:
         kinds = [value for name, value in fields if name == "content-type"]
-        self._upload.length = length
+        self._length = length
         self._session.answered(status, kinds[0] if len(kinds) == 1 else "", self._now())
         self._act()
 
@@ -185,6 +191,11 @@ class _Exchange:
     # The page's leg, by way of _Upload.
 
     def sent(self, data: bytes) -> None:
+        if self._waiting:
+            self._held += data
+            if len(self._held) >= BUFFER:
+                self.full()
+            return
         line = self._line
         if line is not None:
             self._session.moved(len(data), self._now())
@@ -193,7 +204,8 @@ class _Exchange:
                 self._act()
 
     def whole(self) -> None:
-        if self._line is not None:
+        self._complete = True
+        if self._line is not None and not self._waiting:
             self._line.finish()
 
     def page_lost(self) -> None:
@@ -221,14 +233,14 @@ class _Exchange:
                 if effect.abort:
                     self._page.abort()
                 elif not self._status:
-                    if self._line is not None and not self._upload.complete:
+                    if self._line is not None and not self._complete:
                         self._line.cut()
                     self._line = None  # it has gone back to the pool by itself
                     self._page.finish()
                 self._over(str(self._status) if self._status else _OUTCOMES.get(effect.reason, "gateway"))
 
     def _pass(self, what: Pass) -> None:
-        self._page.begin(200, what.fields, self._upload.length)
+        self._page.begin(200, what.fields, self._length)
 
     def _reply(self, what: Reply) -> None:
         self._status = what.status
@@ -243,7 +255,17 @@ class _Exchange:
             return
         fields = [one for one in what.fields if one[0] not in FRAMING]
         line.request("POST", what.path, what.host, fields, self, page.length or None)
-        self._upload.begin(page)
+        if not self._waiting:
+            page.to(_Upload(self))
+            return
+        self._waiting = False
+        held, self._held = bytes(self._held), bytearray()
+        if held:
+            self.sent(held)
+        if self._complete:
+            self.whole()
+        else:
+            page.resume()
 
     def _dial(self) -> None:
         relaying, gateway, now = self._relaying, self._session.gateway, self._now()
@@ -261,7 +283,8 @@ class _Exchange:
         self._taking = taking = pool.take()
         taking.addCallbacks(self._taken, self._untaken).addErrback(self._failed)
         if self._taking is not None:
-            self._upload.wait(self._page)
+            self._waiting = True
+            self._page.to(_Upload(self))
 
     def _taken(self, line: Line) -> None:
         self._taking = None
@@ -317,48 +340,18 @@ _OUTCOMES: Final = {"done": "answered", "timeout": "timeout", "limit": "limit"}
 
 
 class _Upload:
-    """The page's side of an exchange: its body, of which at most BUFFER waits while the gateway is dialled."""
+    """The page's side of an exchange, which has no way back to it: a circle would wait for the collector."""
 
-    __slots__ = ("_exchange", "_held", "_waiting", "complete", "length")
+    __slots__ = ("_exchange",)
 
     def __init__(self, exchange: _Exchange) -> None:
         self._exchange = exchange
-        self._held = bytearray()
-        self._waiting = False
-        self.complete = False  # all of it has come
-        self.length: int | None = None  # of the answer
-
-    def wait(self, page: Incoming) -> None:
-        """Hold what comes."""
-        self._waiting = True
-        page.to(self)
-
-    def begin(self, page: Incoming) -> None:
-        """Pass on what has come, and what is going to."""
-        if not self._waiting:
-            page.to(self)
-            return
-        self._waiting = False
-        held, self._held = bytes(self._held), bytearray()
-        if held:
-            self._exchange.sent(held)
-        if self.complete:
-            self._exchange.whole()
-        else:
-            page.resume()
 
     def received(self, data: bytes) -> None:
-        if not self._waiting:
-            self._exchange.sent(data)
-            return
-        self._held += data
-        if len(self._held) >= BUFFER:
-            self._exchange.full()
+        self._exchange.sent(data)
 
     def ended(self) -> None:
-        self.complete = True
-        if not self._waiting:
-            self._exchange.whole()
+        self._exchange.whole()
 
     def lost(self) -> None:
         self._exchange.page_lost()

@@ -491,8 +491,8 @@ class DialTests(HardCase):
         client, dial, exchange = await self.begin(0.3, 1 << 20)
         cancelled: list[Failure] = []
         dial.addErrback(cancelled.append)
-        await self.settle(lambda: len(exchange._upload._held) >= 65_536)
-        self.assertLess(len(exchange._upload._held), 2 * 65_536 + (1 << 16))
+        await self.settle(lambda: len(exchange._held) >= 65_536)
+        self.assertLess(len(exchange._held), 2 * 65_536 + (1 << 16))
         status, _, body = await client.answer()
         self.assertEqual((status, body), (503, problem(503, NOT_FORWARDED)))
         self.assertEqual(self.posts(), [])
