@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from typing import Any
@@ -16,11 +17,13 @@ from layer8.net.http_client import Pool, fetch
 from layer8.net.ways import connector
 from layer8.tunnel import dates, gateway, socket_session, wire
 from layer8.tunnel.bhttp import Fields, Request
+from layer8.tunnel.driving import Driven
 from layer8.tunnel.frames import Kind, Message
 from layer8.tunnel.gateway import Gateway
+from layer8.tunnel.gateway_session import GatewayExchange
 from layer8.tunnel.resource import L8Resource
 from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, Settings
-from layer8.tunnel.sidecar import Sidecar
+from layer8.tunnel.sidecar import Sidecar, Upstream
 from layer8.tunnel.socket_session import Closed, Opened, Refused
 from layer8.tunnel.wire import CHUNKED, SINGLE, KeyConfig
 from tests.tunnel.backend import Backend, pattern
@@ -448,6 +451,14 @@ class GatewayTests(TestCase):
 
 class SidecarTests(GatewayTests):
     kind = "sidecar"
+
+    async def test_nothing_of_a_request_waits_for_the_collector(self) -> None:
+        gc.collect()
+        gc.disable()
+        self.addCleanup(gc.enable)
+        await self.rig.hand.ask(asked(b"POST", b"/echo"), b"hello")
+        left = [one for one in gc.get_objects() if isinstance(one, (Driven, GatewayExchange, Upstream))]
+        self.assertEqual(left, [])
 
 
 class ResourceTests(GatewayTests):
