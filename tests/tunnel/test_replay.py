@@ -42,8 +42,8 @@ class ReplayTests(SynchronousTestCase):
         self.assertIs(marks.add(mark(b"a"), NOW, NOW), Verdict.NEW)
         for later in range(0, 2 * REPLAY_WINDOW, 7):
             self.assertIsNot(marks.add(mark(b"a"), NOW, NOW + later), Verdict.NEW)
-        later = NOW + 2 * REPLAY_WINDOW
-        self.assertIs(marks.add(mark(b"b"), later, later), Verdict.NEW)
+        end = NOW + 2 * REPLAY_WINDOW
+        self.assertIs(marks.add(mark(b"b"), end, end), Verdict.NEW)
 
     def test_what_is_over_is_forgotten(self) -> None:
         marks = ReplaySet()
