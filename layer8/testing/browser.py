@@ -291,8 +291,15 @@ class ChromiumPage:
         return await self.wire.call(method, self.session, **params)
 
     async def goto(self, url: str) -> None:
-        """Load `url` and wait for its load event."""
-        loaded = self.wire.event("Page.lifecycleEvent", lambda params: params["name"] == "load")
+        """Load `url` and wait for its load event, which is not that of the page before it, nor of a frame inside."""
+        frame = (await self.call("Page.getFrameTree"))["frameTree"]["frame"]
+
+        def ours(params: dict[str, Any]) -> bool:
+            return (params["name"], params["frameId"]) == ("load", frame["id"]) and params["loaderId"] != frame[
+                "loaderId"
+            ]
+
+        loaded = self.wire.event("Page.lifecycleEvent", ours)
         try:
             answer = await self.call("Page.navigate", url=url)
             if "errorText" in answer:
