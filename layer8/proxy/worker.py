@@ -261,6 +261,7 @@ class Worker:
             case "worker.hold":
                 server.door.hold(params["on"], data=params["data"])
             case "worker.stop":
+                server.carrying.flush()  # at once: whoever takes too long to end is killed
                 self.frame.daemon.drain_seconds = 0
                 self._stop()
             case _:
