@@ -18,6 +18,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from layer8.core.errors import ConfigError, LocalProtocolError, StorageError, Unavailable
+from layer8.core.http1 import plain
 from layer8.core.session import Close, Effect, Send, Tell
 from layer8.tunnel import wire
 from layer8.tunnel.frames import PROTOCOL, Kind, Message
@@ -26,9 +27,9 @@ from layer8.tunnel.gateway_session import Call
 from layer8.tunnel.keys import SET_TYPE
 from layer8.tunnel.limits import BUFFER, IDLE_TIME
 from layer8.tunnel.serving import Serving, declared, heard, length_told, server
-from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH, Settings
+from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH
 from layer8.tunnel.socket_session import Closed, GatewaySocket, Open, Routed
-from layer8.tunnel.target import told
+from layer8.tunnel.target import OURS, told
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -42,7 +43,6 @@ EVENT: Final = 256  # bytes that a message takes while it waits, beside what it 
 
 STORAGE_TIME: Final = 10.0  # seconds that a database may take to say whether a request is new
 
-_OWN: Final = (b"l8-encapsulated", b"l8-token")
 _python_log = logging.getLogger("layer8.gateway")  # these run where nobody listens to Twisted's
 
 
@@ -54,12 +54,7 @@ class L8Middleware:
 
     def __init__(self, app: Application, gateway: str | Gateway, **settings: Any) -> None:
         """Open the gateway; raises `ConfigError` or `StorageError`."""
-        if isinstance(gateway, Gateway):
-            if settings:
-                raise ConfigError("a gateway that is open has its settings")
-            self.gateway = gateway
-        else:
-            self.gateway = Gateway.open(Settings(gateway=gateway, **settings))
+        self.gateway = Gateway.of(gateway, **settings)
         self._app = app
         self._upkeep: asyncio.Future[None] | None = None
 
@@ -87,9 +82,7 @@ class L8Middleware:
                 await receive()
                 await send({"type": "websocket.close", "code": 1008})
         else:
-            headers = [
-                (name, value) for name, value in scope["headers"] if name.lower().replace(b"_", b"-") not in _OWN
-            ]
+            headers = [(name, value) for name, value in scope["headers"] if plain(name) not in OURS]
             await self._app({**scope, "headers": headers, "l8.encapsulated": False, "l8.token": None}, receive, send)
 
     async def _look_after(self) -> None:

@@ -35,6 +35,7 @@ from layer8.tunnel.limits import (
 )
 
 VARINT_MOST: Final = (1 << 62) - 1
+SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))  # methods that change nothing
 
 _NAME = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-z]+").fullmatch
 _METHOD = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+").fullmatch

@@ -19,14 +19,13 @@ from layer8.core.errors import LocalProtocolError
 from layer8.core.session import Close, Effect, Outbox, Send, Tell
 from layer8.crypto.hpke_context import Private
 from layer8.tunnel import bhttp, dates, wire
-from layer8.tunnel.bhttp import END, Fields, Informational, Malformed, Request, Response, Trailers
+from layer8.tunnel.bhttp import END, SAFE, Fields, Informational, Malformed, Request, Response, Trailers
 from layer8.tunnel.keys import KeySet
 from layer8.tunnel.limits import IDLE_TIME
 from layer8.tunnel.outgoing import Outgoing
 from layer8.tunnel.replay import minute
 from layer8.tunnel.wire import MEDIA, PROBLEM_MOST, PROBLEM_TYPE, Media, Refusal
 
-SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
 AGENT: Final = b"L8"
 RETRY_MOST: Final = 60.0  # seconds that a relay may ask to wait
 

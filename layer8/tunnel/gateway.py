@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from hmac import compare_digest
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 from attrs import frozen
 
@@ -128,6 +128,15 @@ class Gateway:
             settings.pad,
         )
         self.upkeep()
+
+    @classmethod
+    def of(cls, gateway: Gateway | str, **settings: Any) -> Gateway:
+        """Give a gateway that is open already, or open the one of that name; raises what `open` does."""
+        if not isinstance(gateway, Gateway):
+            return cls.open(Settings(gateway=gateway, **settings))
+        if settings:
+            raise ConfigError("a gateway that is open has its settings")
+        return gateway
 
     @classmethod
     def open(cls, settings: Settings, *, wall: Callable[[], float] = seconds) -> Gateway:

@@ -23,7 +23,7 @@ from layer8.core.errors import LocalProtocolError
 from layer8.core.session import Close, Effect, Outbox, Send, Tell
 from layer8.crypto.hpke_context import Aead, Context
 from layer8.tunnel import bhttp, dates, target, wire
-from layer8.tunnel.bhttp import END, Fields, Malformed, Request, Response, Trailers
+from layer8.tunnel.bhttp import END, SAFE, Fields, Malformed, Request, Response, Trailers
 from layer8.tunnel.keys import GatewayKey
 from layer8.tunnel.limits import EXCHANGE_TIME, HEAD_TIME, IDLE_TIME, MAX_FIELD_BYTES, MAX_SINGLE
 from layer8.tunnel.outgoing import Outgoing
@@ -31,7 +31,6 @@ from layer8.tunnel.replay import Verdict, Window, mark
 from layer8.tunnel.target import Allowed, Target
 from layer8.tunnel.wire import HEAD, Head, Media, Opener, Refusal
 
-SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE"))
 RANDOM: Final = 32  # bytes that an exchange needs
 _EMPTY: Final = frozenset((204, 205, 304))  # statuses without content
 _ENDS: Final = MAX_FIELD_BYTES + 64  # bytes that may follow content

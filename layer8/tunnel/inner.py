@@ -20,8 +20,8 @@ from zope.interface import implementer
 from layer8.tunnel.bhttp import Fields
 from layer8.tunnel.driving import Driven
 from layer8.tunnel.gateway_session import Call
+from layer8.tunnel.target import ENCAPSULATED
 
-ENCAPSULATED: Final = b"l8-encapsulated"
 PORTS: Final = {"https": 443, "http": 80}
 
 

@@ -29,16 +29,16 @@ from layer8.tunnel.driving import Driven, Gate, Work
 from layer8.tunnel.gateway import Gateway, Outcome
 from layer8.tunnel.gateway_session import Call
 from layer8.tunnel.gateway_sockets import Sockets, Wire
-from layer8.tunnel.inner import ENCAPSULATED, NOBODY, Inner
+from layer8.tunnel.inner import NOBODY, Inner
 from layer8.tunnel.joined import connector
 from layer8.tunnel.keys import SET_TYPE
-from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH, Settings
+from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH
+from layer8.tunnel.target import ENCAPSULATED, OURS
 from layer8.tunnel.wire import KEYS_TYPE
 
 PIECE: Final = 64 * 1024  # bytes of a request that was kept, that are opened at a time
 LINGER: Final = 2.0  # seconds, and
 LINGER_BYTES: Final = 256 * 1024  # bytes, that a request may go on when its answer is complete
-OURS: Final = (ENCAPSULATED, b"l8-token")  # fields that only we set
 
 _GATEWAY = GATEWAY_PATH.encode().lstrip(b"/")
 _KEYS = KEYS_PATH.encode().lstrip(b"/")
@@ -56,9 +56,7 @@ class L8Resource:
 
         Raises `ConfigError` or `StorageError`. It keeps its keys from now on, until `close`.
         """
-        if isinstance(gateway, str):
-            gateway = Gateway.open(Settings(gateway=gateway, **settings))
-        self.gateway = gateway
+        self.gateway = gateway = Gateway.of(gateway, **settings)
         self.inner = inner
         self._reactor = reactor
         self._site = _Quiet(inner)  # type: ignore[no-untyped-call]

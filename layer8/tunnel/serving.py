@@ -9,10 +9,9 @@ from urllib.parse import unquote_to_bytes
 from attrs import define, field
 
 from layer8.core.session import Close, Send, Tell
-from layer8.tunnel.bhttp import Fields, Response
+from layer8.tunnel.bhttp import SAFE, Fields, Response
 from layer8.tunnel.gateway import Gateway, Outcome, pad_event
 from layer8.tunnel.gateway_session import (
-    SAFE,
     Begin,
     Body,
     Broken,

@@ -28,17 +28,17 @@ from layer8.net.http_client import Line, Pool
 from layer8.net.http_wire import field_lines
 from layer8.net.timer import Timer
 from layer8.tunnel import target
-from layer8.tunnel.bhttp import Fields
+from layer8.tunnel.bhttp import SAFE, Fields
 from layer8.tunnel.driving import Driven, Gate, Work
 from layer8.tunnel.gateway import Gateway, Outcome
-from layer8.tunnel.gateway_session import SAFE, Call
+from layer8.tunnel.gateway_session import Call
 from layer8.tunnel.gateway_sockets import Sockets
 from layer8.tunnel.keys import SET_TYPE
 from layer8.tunnel.limits import BUFFER, IDLE_TIME, SOCKET_SESSIONS
 from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH
 from layer8.tunnel.wire import KEYS_TYPE
 
-ENCAPSULATED: Final = ("l8-encapsulated", "?1")
+ENCAPSULATED: Final = (target.ENCAPSULATED.decode(), "?1")
 _OWN: Final = (b"content-length", b"date")  # fields that our server writes
 NO_STORE: Final = ("cache-control", "no-store")
 

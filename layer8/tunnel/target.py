@@ -23,7 +23,9 @@ HOP: Final = frozenset(
         *(b"proxy-authenticate", b"proxy-authorization", b"http2-settings"),
     )
 )
-SPOKEN_FOR: Final = frozenset((b"forwarded", b"via", b"x-real-ip", b"l8-encapsulated", b"l8-token"))
+ENCAPSULATED: Final = b"l8-encapsulated"  # by which a backend knows what has come sealed
+OURS: Final = (ENCAPSULATED, b"l8-token")  # fields that only a gateway sets
+SPOKEN_FOR: Final = frozenset((b"forwarded", b"via", b"x-real-ip", *OURS))
 SPOKEN_FOR_PREFIX: Final = b"x-forwarded-"
 
 _REFUSED: Final = frozenset((b"expect", b"upgrade"))

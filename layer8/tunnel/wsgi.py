@@ -25,7 +25,7 @@ from layer8.tunnel.gateway import Gateway, Outcome
 from layer8.tunnel.gateway_session import Reply
 from layer8.tunnel.keys import SET_TYPE
 from layer8.tunnel.serving import READ, Serving, declared, decoded, heard, length_told, server
-from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH, Settings
+from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH
 
 Environ = dict[str, Any]
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None]
@@ -48,12 +48,7 @@ class L8Middleware:
 
     def __init__(self, app: Application, gateway: str | Gateway, **settings: Any) -> None:
         """Open the gateway; raises `ConfigError` or `StorageError`."""
-        if isinstance(gateway, Gateway):
-            if settings:
-                raise ConfigError("a gateway that is open has its settings")
-            self.gateway = gateway
-        else:
-            self.gateway = Gateway.open(Settings(gateway=gateway, **settings))
+        self.gateway = Gateway.of(gateway, **settings)
         self._app = app
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
