@@ -26,7 +26,7 @@ from layer8.relay.early import EARLY, Early
 from layer8.relay.login import local, login
 from layer8.relay.origin import OFFER, Hop, Origin
 from layer8.relay.path import NoPath
-from layer8.relay.pool import Circuit, Need, NoCircuit, Pool
+from layer8.relay.pool import NoCircuit, Pool
 from layer8.relay.route import (
     At,
     Hidden,
@@ -44,6 +44,7 @@ from layer8.relay.route import (
     parse_tunnel,
     parse_way,
 )
+from layer8.relay.standing import Circuit, Need
 from layer8.relay.stream import Stream
 from layer8.relay.turn import Sink, StreamLike
 from layer8.relay.wire import Address, Command, Destroy, Open, Opened, Proto, Reason, datagram, read_datagram

@@ -22,8 +22,8 @@ from layer8.crypto.keys import NodeKey, verify
 from layer8.relay.circuit import Bucket
 from layer8.relay.client import Client, Need
 from layer8.relay.memory import INBOX, Letter
-from layer8.relay.pool import Circuit
 from layer8.relay.route import Named, Rand, Route
+from layer8.relay.standing import Circuit
 from layer8.relay.wire import TEXT_MOST, Command, Text
 
 ANSWER_TIME: Final = 20.0  # seconds

@@ -30,8 +30,9 @@ from layer8.relay.link import Link
 from layer8.relay.links import Links
 from layer8.relay.neighbours import Neighbours
 from layer8.relay.outward import Outward
-from layer8.relay.pool import Circuit, Need, Pool
+from layer8.relay.pool import Pool
 from layer8.relay.route import MAX_HOPS, Internet, Route, parse_route, parse_way
+from layer8.relay.standing import Circuit, Need
 from layer8.relay.wire import TEXT_MOST, Reason
 
 PAGE: Final = 200  # rows

@@ -137,6 +137,7 @@ class Origin:
     streams: Streams = field(init=False)
     sent: int = field(default=0, init=False)  # cells that left
     came: int = field(default=0, init=False)  # cells that the last hop has sent
+    before: int = field(default=0, init=False)  # data cells that had left when the last of them came
     _slot: Slot | None = field(default=None, init=False)
     _forward: list[Layer] = field(factory=list, init=False)
     _backward: list[Layer] = field(factory=list, init=False)
@@ -279,6 +280,7 @@ class Origin:
                 messages = client_backward(self._backward, cmd, bodies, tags)
             else:
                 messages = relay_receive(self._host[0], cmd, client_home(self._backward, cmd, bodies), tags)
+            self.before = self.streams.sent
             self.streams.took(messages, tags)
             self.came += len(bodies)
             if self.state is State.BUILDING and self.streams.received:

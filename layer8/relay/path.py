@@ -16,12 +16,13 @@ from __future__ import annotations
 from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
 from statistics import median
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from layer8.core.chance import Chance
 from layer8.core.errors import RemoteProtocolError, Unavailable
@@ -68,7 +69,8 @@ class Want:
     """What a circuit is for.
 
     `port` wants an exit that says it reaches it; `last` a certain node at the end. `without` are nodes that have just
-    failed. `layer2` takes the second hop from those that are kept for hidden services.
+    failed. `shun` are some that may hang: they are not taken behind guards, if that can be. `layer2` takes the second
+    hop from those that are kept for hidden services.
     """
 
     route: Route = field(factory=Route)
@@ -76,6 +78,7 @@ class Want:
     port: int = 0
     last: bytes = b""
     without: frozenset[bytes] = frozenset()
+    shun: frozenset[bytes] = frozenset()
     layer2: bool = False
 
 
@@ -133,6 +136,12 @@ class Paths:
 
     def choose(self, want: Want, now: float) -> tuple[Descriptor, ...]:
         """Choose the hops of a circuit, gateways included; raises `NoPath`."""
+        if want.shun:
+            with suppress(NoPath):
+                return self._choose(want, now)
+        return self._choose(evolve(want, shun=frozenset()), now)
+
+    def _choose(self, want: Want, now: float) -> tuple[Descriptor, ...]:
         hops = want.route.hops or (Rand(),) * want.hops
         if not 0 < len(hops) <= MAX_HOPS:
             raise NoPath(f"a circuit has 1 to {MAX_HOPS} hops")
@@ -225,7 +234,9 @@ class Paths:
     def _random(
         self, index: int, count: int, chosen: Sequence[Descriptor | None], want: Want, now: float
     ) -> Descriptor:
-        suits = self._suits([one for one in chosen if one is not None], want.without)
+        kept = index == 0 or (index == 1 and want.layer2)  # nobody behind them may lead us away from these
+        without = want.without if kept else want.without | want.shun
+        suits = self._suits([one for one in chosen if one is not None], without)
         port = want.port if index == count - 1 else 0
         found: Peer | None
         if index == 0 and not port:

@@ -11,20 +11,21 @@ again with others, BUILD_TRIES times in all. A circuit takes no new need CIRC_DI
 nothing stands on it any more, after CIRC_IDLE, after CIRC_LIFE, or when its onion layers have carried CIRC_CELLS.
 
 Relays that hang say nothing, and the link of the first one looks well for PING_DEAD. So whenever an opening has had no
-answer for T_SILENT, its circuit is asked for what the last hop refuses without asking anybody; others are not, or exits
-could see at the same time which circuits are one client's. If it says nothing at all, it is given to nobody meanwhile
-and closed after T_PROBE; the openings on it try another one. The first hop is asked by its link: it alone may be said
-to hang, since a later one could make us leave our guards by saying nothing.
+answer for T_SILENT, or data has left and nothing at all has come for as long, the circuit is asked for what the last
+hop refuses without asking anybody; others are not, or exits could see at the same time which circuits are one client's.
+If it says nothing at all, it is given to nobody meanwhile and closed after T_PROBE; the openings on it try another one,
+and for T_SHUN its hops are taken where there is no other. The first hop is asked by its link: it alone may be said to
+hang, since a later one could make us leave our guards by saying nothing.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from layer8.core.errors import LocalProtocolError, Unavailable
 from layer8.crypto.descriptor import Descriptor
@@ -38,24 +39,25 @@ from layer8.relay.limits import (
     CIRC_DIRTY,
     CIRC_IDLE,
     CIRC_LIFE,
+    SHUNNED,
     SPARE_CIRCS,
     STREAMS_PER_CIRC,
     T_HOP_LEAST,
     T_HOP_MOST,
     T_PROBE,
-    T_SILENT,
+    T_SHUN,
 )
 from layer8.relay.origin import Hop, Origin, State
 from layer8.relay.path import NoPath, Paths, Stranger, Want, allows
 from layer8.relay.route import At, Named, Rand, Route
+from layer8.relay.standing import LOOK, Circuit, Need
 from layer8.relay.stream import Cancels, Means, Worker
-from layer8.relay.wire import DATA, Destroy, Reason
+from layer8.relay.wire import Destroy, Reason
 
 BUILD_TRIES: Final = 3  # whole circuits
 HOP_TRIES: Final = 2  # other nodes for one hop of a circuit that stands up to the one before
 WAITING: Final = 1024  # needs that wait for a build
 TIMES: Final = 100  # hops whose times are remembered
-LOOK: Final = 1.0  # seconds between looks at what is old, idle or missing
 PAUSE: Final = (1.0, 60.0)  # seconds until spares are tried again after a failure, doubled each time
 CELLS_ROOM: Final = 65_536  # cells that a circuit's last streams may still need
 SPEED_LEAST: Final = 64.0 * 1024  # bytes a second, below which nobody knows whether the circuit could have done more
@@ -69,108 +71,6 @@ class NoCircuit(Unavailable):
         """Say why in words, and as a stream's reason."""
         super().__init__(text)
         self.reason = reason
-
-
-@frozen
-class Need:
-    """What a circuit is wanted for.
-
-    `key` keeps needs apart: those with different ones never share a circuit. `port` wants an exit that says it reaches
-    it, `last` a certain node at the end. `alone` wants a circuit that nobody else ever uses. A `kept` one is not closed
-    because it is old or idle, before CIRC_LIFE. `without` are nodes that it must not have.
-    """
-
-    key: Hashable = field(default=None, repr=False)  # of SOCKS it holds a password
-    route: Route = field(factory=Route)
-    port: int = 0
-    last: bytes = b""
-    hops: int = 3
-    alone: bool = False
-    layer2: bool = False
-    kept: bool = False
-    without: frozenset[bytes] = frozenset()
-
-
-@define(eq=False)
-class Circuit:
-    """A circuit that stands, with its nodes in order; `need` is None while it is a spare."""
-
-    number: int
-    origin: Origin = field(repr=False)
-    path: tuple[Descriptor, ...] = field(repr=False)
-    need: Need | None
-    since: float
-    first: float = field(default=0.0, init=False)  # when somebody used it first
-    last: float = field(default=0.0, init=False)  # when something was opened on it last
-    opened: int = field(default=0, init=False)
-    speed: float = field(default=0.0, init=False)  # bytes in the best second
-    _bytes: int = field(default=0, init=False)  # at the last look
-    _cells: int = field(default=0, init=False)  # that `fresh` has told of
-    known: bool = field(default=False, init=False)  # its last hop has been told who we are
-    further: Callable[[Reason | None], None] | None = field(default=None, init=False)  # waits for one more hop
-    waiting: dict[object, float] = field(factory=dict, init=False)  # openings without an answer, and since when
-    _came: int = field(default=0, init=False)  # when it was asked whether it stands
-    _probed: float | None = field(default=None, init=False)  # when that was, until it says something
-    _spoke: float = field(default=0.0, init=False)  # when it had said something the last time that it was asked
-
-    def wait_for(self, opening: object, now: float) -> None:
-        """Note that the far end has been asked for something."""
-        self.waiting[opening] = now
-
-    def waits(self, now: float) -> bool:
-        """Say whether an opening has had no answer for so long that one should ask."""
-        # Where it is joined, what the last hop refuses itself would be a port of somebody's.
-        if not self.origin.takes or self.origin.joined or self.silent(now) is not None or not self.waiting:
-            return False
-        return now - max(min(self.waiting.values()), self._spoke) >= T_SILENT
-
-    def probe(self, now: float) -> None:
-        """Ask whether it still stands."""
-        self._probed, self._came = now, self.origin.came
-        self.origin.probe()
-
-    def silent(self, now: float) -> float | None:
-        """Give how long ago it was asked, if it has not said a word since."""
-        if self._probed is not None and self.origin.came != self._came:
-            self._probed, self._spoke = None, now
-        return None if self._probed is None else now - self._probed
-
-    @property
-    def ms(self) -> tuple[float, ...]:
-        """Milliseconds that each hop took to build."""
-        return tuple(round(seconds * 1000, 3) for seconds in self.origin.times)
-
-    @property
-    def hops(self) -> tuple[str, ...]:
-        """Short ids of its nodes, also of one that it was extended to."""
-        return tuple(id_text(one.identity)[:8] for one in self.origin.hops)
-
-    def fresh(self) -> int:
-        """Count the cells that have gone through it since this was asked last."""
-        cells = self.origin.sent + self.origin.streams.received
-        before, self._cells = self._cells, cells
-        return cells - before
-
-    def look(self) -> None:
-        """Note how fast it has been since the last look."""
-        moved = (self.origin.streams.received + self.origin.streams.sent) * DATA
-        self.speed = max(self.speed, (moved - self._bytes) / LOOK)
-        self._bytes = moved
-
-    def extend(self, hop: Hop, done: Callable[[Reason | None], None]) -> None:
-        """Build one more hop, whoever that is; `done` hears None, or why not. Raises `LocalProtocolError`."""
-        self.origin.extend(hop)
-        self.further = done
-
-    def went(self, reason: Reason | None) -> None:
-        """Tell who waits for one more hop."""
-        done, self.further = self.further, None
-        if done is not None:
-            done(reason)
-
-    def close(self) -> None:
-        """End it and its streams."""
-        self.origin.close()
 
 
 Done = Callable[[Circuit | Exception], None]
@@ -202,7 +102,8 @@ class _Build:
         self.tries += 1
         self.again = 0
         try:
-            self.path = pool.paths.choose(evolve(self.want, without=frozenset(self.without)), pool.wall())
+            want = evolve(self.want, without=frozenset(self.without), shun=pool.shunned())
+            self.path = pool.paths.choose(want, pool.wall())
         except Stranger as stranger:
             pool.meet(stranger.at, self._met)
             return
@@ -311,7 +212,7 @@ class _Build:
         if wanted and len(wanted) != len(self.path):
             raise NoPath("a path with gateways is built as a whole")
         rest = wanted[at:] if wanted else (Rand(),) * (len(self.path) - at)
-        want = evolve(self.want, route=Route(stand + rest), without=frozenset(self.without))
+        want = evolve(self.want, route=Route(stand + rest), without=frozenset(self.without), shun=self.pool.shunned())
         path = self.pool.paths.choose(want, self.pool.wall())
         if path[at].identity in self.without:
             raise NoPath("the node that is wanted there does not answer")
@@ -361,6 +262,7 @@ class Pool:
     _pause: float = field(default=PAUSE[0], init=False)
     _spares_from: float = field(default=0.0, init=False)
     _filling: bool = field(default=False, init=False)
+    _shunned: dict[bytes, float] = field(factory=dict, init=False)  # until when, the oldest first
 
     def start(self) -> None:
         """Begin to keep spares."""
@@ -548,11 +450,12 @@ class Pool:
         now = self.means.clock()
         for circuit in list(self.circuits.values()):
             origin = circuit.origin
-            circuit.look()
+            circuit.look(now)
             if circuit.waits(now):
                 circuit.probe(now)
                 self.doubt(circuit.path[0].identity, partial(self._hangs, circuit.path[0].identity))
             if (circuit.silent(now) or 0.0) >= T_PROBE:
+                self.shun([one.identity for one in circuit.path[1:]], now)
                 self._spoil({one.identity for one in circuit.path[1:]})
                 origin.close(Destroy.TIMEOUT)
             elif now - circuit.since >= CIRC_LIFE or origin.used >= CELLS_MAX - CELLS_ROOM:
@@ -571,6 +474,19 @@ class Pool:
     def _hangs(self, first: bytes) -> None:
         self.guards.failed(first, self.wall())
         self._spoil({first})
+
+    def shunned(self) -> frozenset[bytes]:
+        """Give the nodes that other circuits do without, where they can."""
+        now = self.means.clock()
+        return frozenset(node for node, until in self._shunned.items() if until > now)
+
+    def shun(self, nodes: Iterable[bytes], now: float) -> None:
+        """Let other circuits do without some for T_SHUN; SHUNNED at a time, the last ones."""
+        for node in nodes:
+            self._shunned.pop(node, None)
+            self._shunned[node] = now + T_SHUN
+        while len(self._shunned) > SHUNNED:
+            del self._shunned[next(iter(self._shunned))]
 
     def _spoil(self, nodes: set[bytes]) -> None:
         """Close spares with one of these: who was left waiting by a circuit should not get the next such."""

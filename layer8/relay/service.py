@@ -59,10 +59,11 @@ from layer8.relay.onionkeys import OnionKeys
 from layer8.relay.outward import LocalAddresses, Outward
 from layer8.relay.path import Paths
 from layer8.relay.pex import SAME, Exchange
-from layer8.relay.pool import Need, Pool
+from layer8.relay.pool import Pool
 from layer8.relay.publishing import Lists, Publishing
 from layer8.relay.route import Named, Route
 from layer8.relay.securing import TLS, Security
+from layer8.relay.standing import Need
 from layer8.relay.stream import Means, Stream
 from layer8.relay.turn import Turn
 from layer8.relay.wire import Destroy, Open, Proto, Reason

@@ -15,8 +15,8 @@ from layer8.config.network import RelayConfig
 from layer8.control.service import wall_clock
 from layer8.crypto.keys import NodeKey, id_text
 from layer8.relay.client import Client, Need, Open, Opened, Proto, Reason, StreamLike
-from layer8.relay.pool import Circuit
 from layer8.relay.service import Relay
+from layer8.relay.standing import Circuit
 from tests.opened import End, descriptors, end
 
 STEP = 0.005

@@ -14,7 +14,8 @@ from layer8.relay.client import Client
 from layer8.relay.database import Database
 from layer8.relay.guards import Guards
 from layer8.relay.path import Paths
-from layer8.relay.pool import Circuit, Need, Pool
+from layer8.relay.pool import Pool
+from layer8.relay.standing import Circuit, Need
 from layer8.relay.wire import Reason
 from layer8.testing.network import WALL, Echo, Heard, Network, Node
 

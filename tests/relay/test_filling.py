@@ -15,8 +15,8 @@ from layer8.relay import snapshot
 from layer8.relay.client import Need, NoPath, Reason
 from layer8.relay.limits import T_LINK
 from layer8.relay.memory import SCHEMA, Memory
-from layer8.relay.pool import Circuit
 from layer8.relay.service import Relay
+from layer8.relay.standing import Circuit
 from layer8.testing.storage import InlineStorage
 from layer8.tracker.service import Tracker
 from layer8.tracker.wire import GetRelays, Track

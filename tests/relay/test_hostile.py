@@ -32,8 +32,8 @@ from layer8.relay.limits import (
 )
 from layer8.relay.link import Why
 from layer8.relay.links import COMERS, Links
-from layer8.relay.pool import Need
 from layer8.relay.route import Named, Route
+from layer8.relay.standing import Need
 from layer8.relay.stream import Streams
 from layer8.relay.wire import DATA, L8_NTOR, Cell, Command, Destroy, Notice, Text, cell, handshake_body, message
 from tests.descriptors import FakeAsker

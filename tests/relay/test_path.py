@@ -481,3 +481,19 @@ class SimulationTests(EasyWork):
         seconds = {chosen.choose(Want(layer2=True), NOW)[1].identity for _ in range(100)}
         self.assertLessEqual(len(seconds), 4)
         self.assertGreater(len({chosen.choose(Want(), NOW)[1].identity for _ in range(100)}), 15)
+
+    def test_whoever_is_shunned_is_left_out_behind_guards_only(self) -> None:
+        known = vetted(range(40))
+        chance = random.Random(3)
+        guards = Guards(known, chance)
+        chosen = Paths(known, guards, chance, layer2=SecondHops(known, chance))
+        before = [ids(chosen.choose(Want(layer2=True), NOW)) for _ in range(50)]
+        firsts, seconds = {one[0] for one in before}, {one[1] for one in before}
+        shun = frozenset((*firsts, *seconds, *(node(number) for number in range(20))))
+        after = [ids(chosen.choose(Want(layer2=True, shun=shun), NOW)) for _ in range(50)]
+        self.assertEqual({one[0] for one in after}, firsts)
+        self.assertLessEqual({one[1] for one in after}, seconds)
+        self.assertEqual({one[2] for one in after} & shun, set())
+        plain = [ids(chosen.choose(Want(shun=shun), NOW)) for _ in range(50)]
+        self.assertEqual({one[0] for one in plain}, firsts)
+        self.assertEqual({hop for one in plain for hop in one[1:]} & shun, set())

@@ -24,8 +24,9 @@ from layer8.relay.limits import (
 )
 from layer8.relay.origin import State as Origin
 from layer8.relay.path import NoPath
-from layer8.relay.pool import BUILD_TRIES, CELLS_ROOM, LOOK, PAUSE, WAITING, Need, NoCircuit
+from layer8.relay.pool import BUILD_TRIES, CELLS_ROOM, PAUSE, WAITING, NoCircuit
 from layer8.relay.route import At, Named, Rand, Route
+from layer8.relay.standing import LOOK, Need
 from layer8.relay.wire import Open, Proto, Reason
 from layer8.testing.network import Heard, Node
 from tests.relay.pools import EXIT, PoolCase

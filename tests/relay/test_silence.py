@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from layer8.relay.client import Open, Proto, Reason
 from layer8.relay.guards import State as Guard
-from layer8.relay.limits import T_HOP_LEAST, T_PROBE, T_SILENT, T_STREAM
+from layer8.relay.limits import SHUNNED, T_HOP_LEAST, T_PROBE, T_SHUN, T_SILENT, T_STREAM
 from layer8.relay.links import doubt
 from layer8.relay.origin import NOWHERE, State
-from layer8.relay.pool import LOOK, Circuit, Need
+from layer8.relay.path import Want
+from layer8.relay.standing import LOOK, Circuit, Need
 from layer8.relay.stream import Stream
 from layer8.testing.network import Heard, Node
 from tests.relay.pools import EXIT
-from tests.relay.test_client import ClientCase
+from tests.relay.test_client import ClientCase, Silent
 
 TARGET = Open(Proto.TCP, *EXIT)
 
@@ -104,3 +107,60 @@ class HangTests(ClientCase):
         self.assertIs(circuit.origin.state, State.OPEN)
         stream.close()
         self.assertEqual(len(circuit.waiting), 1)
+
+    def test_a_stream_that_says_something_and_hears_nothing(self) -> None:
+        """Nobody opens anything, and it is known all the same."""
+        heard, stream = self.open()
+        self.heard(heard)
+        self.hang(stream.circuit, 1)
+        stream.write(b"is anybody there?")
+        self.net.settle(T_SILENT + T_PROBE + 3 * LOOK)
+        self.assertEqual((heard.words, heard.reason), (["opened", "closed"], Reason.TIMEOUT))
+
+    def test_a_stream_that_waits_for_news(self) -> None:
+        """What was said is asked about while nothing has come after it, and what was answered never."""
+        probes: list[Stream] = []
+        for node in self.nodes[4:]:
+            node.serve("slow.test", 80, Silent)
+            asked = node.circuits.asked
+
+            def ask(circuit: Any, stream: Stream, target: Open, asked: Any = asked) -> None:
+                if target == NOWHERE:
+                    probes.append(stream)
+                    stream.close(Reason.RESOLVE)
+                else:
+                    asked(circuit, stream, target)
+
+            node.circuits.asked = ask
+        heard, stream = self.open()
+        self.heard(heard)
+        stream.write(b"an echo comes")
+        self.net.settle(60)
+        self.assertEqual(len(probes), 0)
+        slow, other = self.open(Open(Proto.TCP, "slow.test", 80), key="slow")
+        self.heard(slow)
+        other.write(b"news, please")
+        self.net.settle(60)
+        self.assertEqual(len(probes), 1)  # its answer is later than what was said
+        self.assertEqual((heard.all, heard.words, slow.words), (b"an echo comes", ["opened"], ["opened"]))
+
+    def test_others_do_without_its_hops_for_a_minute(self) -> None:
+        bad = self.heals(1)
+        self.assertIn(bad, self.pool.shunned())
+        for number in range(20):
+            circuit = self.get(Need(key=("other", number)))
+            self.assertNotIn(bad, {one.identity for one in circuit.path[1:]})
+        self.net.settle(T_SHUN)
+        self.assertEqual(self.pool.shunned(), frozenset())
+
+    def test_where_there_is_nobody_else_they_are_taken(self) -> None:
+        _, stream = self.open()
+        self.until(lambda: stream.circuit)
+        want = Want(shun=frozenset(one.identity for one in self.nodes))
+        self.assertEqual(len(self.paths.choose(want, self.pool.wall())), 3)
+
+    def test_so_many_are_shunned_and_no_more(self) -> None:
+        nodes = [bytes((number,)) * 32 for number in range(SHUNNED + 3)]
+        for node in (*nodes, nodes[4]):
+            self.pool.shun([node], self.net.clock.seconds())
+        self.assertEqual(self.pool.shunned(), frozenset(nodes[3:]))

@@ -12,7 +12,7 @@ from layer8.net.tasks import TaskSet
 from layer8.relay.client import Open, Proto, Reason
 from layer8.relay.limits import T_SILENT as POOL_SILENT
 from layer8.relay.origin import Origin, State
-from layer8.relay.pool import Circuit, Need
+from layer8.relay.standing import Circuit, Need
 from layer8.rendezvous import visits as visiting
 from layer8.rendezvous.limits import BAD_PORTS, STREAMS_PER_SESSION, T_PING, T_RENDEZVOUS
 from layer8.rendezvous.visits import (

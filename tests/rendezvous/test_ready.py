@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import evolve
 
 from layer8.relay.limits import CIRC_DIRTY, CIRC_IDLE
-from layer8.relay.pool import LOOK, Circuit, Need
+from layer8.relay.standing import LOOK, Circuit, Need
 from layer8.rendezvous.ready import LATER, READY, Ready
 from tests.relay.pools import PoolCase
 

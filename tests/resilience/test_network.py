@@ -16,6 +16,7 @@ from tests.interop.daemons import Daemon, Scope, folder, free_port, until
 
 HEAL_S = 20.0
 """Seconds until a page comes again: half a second here after a relay was killed, nine after one hangs."""
+PROGRAMS = 3
 RELAYS = 4
 EXITS = 2
 
@@ -53,7 +54,7 @@ def here() -> str:
 
 @define(eq=False)
 class Load:
-    """Asks for the page by SOCKS, again and again, and remembers when it came."""
+    """Programs that ask for the page by SOCKS, again and again, and when it came last."""
 
     port: int
     target: int
@@ -63,8 +64,9 @@ class Load:
     _end: Event = field(factory=Event, init=False)
 
     def begin(self) -> None:
-        """Begin in a thread."""
-        Thread(target=self._run, daemon=True).start()
+        """Begin in threads."""
+        for _ in range(PROGRAMS):
+            Thread(target=self._run, daemon=True).start()
 
     def end(self) -> None:
         """Ask no more."""

@@ -31,8 +31,8 @@ from twisted.trial.unittest import TestCase
 from layer8.config.network import RelayConfig, SocksConfig
 from layer8.crypto.keys import NodeKey, id_text
 from layer8.net.lookup import Lookups
-from layer8.relay.pool import Circuit
 from layer8.relay.service import Relay
+from layer8.relay.standing import Circuit
 from layer8.socks.server import SocksServer
 from layer8.socks.tunnels import Keeper, Tunnels
 from tests.interop.daemons import found
