@@ -1,14 +1,16 @@
-"""The takeover's socket: whose it is, and what is never put in its place."""
+"""The takeover's socket: whose it is, what is never put in its place, and what is told of bytes."""
 
 import os
 import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from twisted.internet.testing import MemoryReactor
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from layer8.core.errors import Unavailable
-from layer8.proxy.takeover import Takeover, take_over
+from layer8.proxy.store import Carried
+from layer8.proxy.takeover import Differences, Takeover, take_over
 
 
 class TakeoverSocketTests(SynchronousTestCase):
@@ -45,3 +47,13 @@ class TakeoverSocketTests(SynchronousTestCase):
             other.listen()
             self.assertRaises(Unavailable, take_over, self.path)
         self.assertRaises(Unavailable, take_over, self.folder / ("x" * 200))
+
+
+class DifferencesTests(TestCase):
+    async def test_what_is_counted_twice_is_told_once(self) -> None:
+        told: list[Mapping[str, Sequence[int]]] = []
+        books = Differences({"a.test": Carried(10, 100)}, told.append)
+        await books.carry({"a.test": Carried(11, 120), "b.test": Carried(1, 2)})
+        await books.carry({"a.test": Carried(11, 120)})
+        await books.carry({"a.test": Carried(15, 121)})
+        self.assertEqual(told, [{"a.test": [1, 20], "b.test": [1, 2]}, {"a.test": [0, 0]}, {"a.test": [4, 1]}])
