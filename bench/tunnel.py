@@ -53,7 +53,7 @@ class Effort:
     fetches: int  # of a browser
 
 
-FULL: Final = Effort(6, 5, 3, 256 * MIB, 300)
+FULL: Final = Effort(6, 5, 3, 1000 * MIB, 300)
 QUICK: Final = Effort(1, 1, 1, 8 * MIB, 20)
 
 

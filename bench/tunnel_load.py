@@ -82,6 +82,8 @@ def seal_body(config: KeyConfig, path: str, size: int, file: Path) -> Context:
         for at in range(0, size, len(PIECE)):
             to.write(out.write(PIECE[: size - at]))
         to.write(out.finish())
+        while out.owed:
+            to.write(out.pad())
     return context
 
 

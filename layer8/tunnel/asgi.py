@@ -246,6 +246,10 @@ class _Exchange:
                     exchange.finish(now)
                 serving.sort()
                 await self._flush()
+                while exchange.padding:
+                    exchange.pad(monotonic())
+                    serving.sort()
+                    await self._flush()
 
     async def _flush(self) -> None:
         """Send what is sealed, and the end of it; the server makes us wait while its buffer is full."""

@@ -177,11 +177,26 @@ class ClientExchange:
             self._deadline = now + IDLE_TIME
 
     def finish(self, now: float, trailers: Fields = ()) -> None:
-        """End the request."""
+        """End the request; while `padding`, its end is still to come."""
         if self._writing is not None:
             self._send(self._writing.finish(trailers))
+            self._sent(now)
+
+    @property
+    def padding(self) -> bool:
+        """Whether `pad` is to be called, as there is room."""
+        return self._writing is not None and self._writing.owed > 0
+
+    def pad(self, now: float) -> None:
+        """Send some more of the padding behind the content."""
+        if self._writing is not None and self._writing.owed:
+            self._send(self._writing.pad())
+            self._sent(now)
+
+    def _sent(self, now: float) -> None:
+        self._deadline = now + IDLE_TIME
+        if not self.padding:
             self._writing = None
-            self._deadline = now + IDLE_TIME
             if self._at is _At.WRITING:
                 self._at = _At.WAITING
 

@@ -12,7 +12,7 @@ a backend writes leaves in full chunks, and at the latest FLUSH later, so that a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any, Final, Protocol, TypeVar
@@ -25,7 +25,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from layer8.core.errors import Layer8Error, LocalProtocolError, StorageError
-from layer8.core.session import Close, Send, Tell
+from layer8.core.session import Close, Effect, Send, Tell
 from layer8.net.http_wire import CORK
 from layer8.tunnel import wire
 from layer8.tunnel.bhttp import Fields, Informational, Response
@@ -210,6 +210,7 @@ class Driven:
         "_begun",
         "_busy",
         "_called",
+        "_crowded",
         "_ending",
         "_events",
         "_front",
@@ -239,6 +240,7 @@ class Driven:
         self._kind = ""  # of the answer
         self._begun = self._ending = self._replied = False
         self._busy = self._over = self._full = self._resting = self._called = False
+        self._crowded = False  # enough of the answer waits to be sent
 
     # What the front says.
 
@@ -293,12 +295,16 @@ class Driven:
 
     def full(self) -> None:
         """Take that enough of the answer waits to be sent."""
+        self._crowded = True
         if self._work is not None:
             self._work.rest(True)
 
     def room(self) -> None:
         """Take that there is room again."""
-        if self._work is not None:
+        self._crowded = False
+        if self._session.padding:
+            self._settle()
+        elif self._work is not None:
             self._work.rest(False)
 
     # What the backend says.
@@ -378,7 +384,7 @@ class Driven:
             return  # told something while effects are carried out: the loop below goes on
         self._busy = True
         try:
-            while effects := self._session.effects():
+            while effects := self._session.effects() or self._padding():
                 last = effects[-1]
                 if type(last) is Close:
                     sends = [effect for effect in effects if type(effect) is Send]
@@ -399,6 +405,14 @@ class Driven:
             self._busy = False
         if not self._over:
             self._read_or_rest()
+
+    def _padding(self) -> Sequence[Effect]:
+        """Go on with an answer that is whole but for its padding, if there is room."""
+        effects: Sequence[Effect] = ()
+        while not effects and self._session.padding and not self._crowded:
+            self._session.pad(self._gate.seconds())
+            effects = self._session.effects()
+        return effects
 
     def _body(self, what: Body) -> None:
         if self._work is not None:

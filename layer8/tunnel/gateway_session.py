@@ -240,7 +240,7 @@ class GatewayExchange:
         """End the answer; one with less content than was promised is cut.
 
         A backend knows when it has all of the content, but padding may follow: who is still sending would be cut, so
-        `Close` waits until the request is whole.
+        `Close` waits until the request is whole. It waits for the answer's own padding as well, while there is some.
         """
         if self._at is _AT_CLOSED or self._said:
             return
@@ -248,12 +248,26 @@ class GatewayExchange:
         if answer.short:
             self._end(Close("backend", abort=True))
         else:
+            self._said, self._called = True, False
             self._send(answer.finish(target.answered(trailers)))
-            if self._at is _AT_BODY:
-                self._said, self._called = True, False
-                self._active(now)
-            else:
-                self._end(Close("done"))
+            self._sent(now)
+
+    @property
+    def padding(self) -> bool:
+        """Whether `pad` is to be called, as there is room."""
+        return self._said and self._answer is not None and self._answer.owed > 0
+
+    def pad(self, now: float) -> None:
+        """Send some more of the padding behind the answer."""
+        if self.padding:
+            self._send(self._answering().pad())
+            self._sent(now)
+
+    def _sent(self, now: float) -> None:
+        if self._at is _AT_BODY or self.padding:
+            self._active(now)
+        else:
+            self._end(Close("done"))
 
     def failed(self, now: float, status: int = 502) -> None:
         """Take the backend's failure: a sealed status, or a cut answer if it has begun."""
@@ -349,10 +363,10 @@ class GatewayExchange:
                 if not self._said:
                     self._out.add(Tell(Body(event)))
             elif self._at is _AT_BODY and event is END:
-                if self._said:
-                    self._end(Close("done"))
-                    return
                 self._at = _AT_WHOLE
+                if self._said:
+                    self._sent(self._now)
+                    return
                 self._out.add(Tell(Whole(self._trailers)))
 
     def _check(self, request: Request) -> None:
@@ -394,7 +408,7 @@ class GatewayExchange:
             self._out.add(Tell(Broken()))
         self._at = _AT_BROKEN
         if self._said:
-            self._end(Close("done"))
+            self._sent(self._now)
             return
         if self._answer is not None:
             return  # the backend answers all the same, and learns from its read that the request was broken

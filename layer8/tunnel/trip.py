@@ -65,17 +65,23 @@ class Trip:
     async def _stream(self, line: Line, body: bytes | AsyncIterator[bytes]) -> None:
         async for piece in _pieces(body):
             self._exchange.write(piece, self._now())
-            self._step()
-            self._flush(line)
-            while self._full and self.failure is None:
-                await self._change()
+            await self._passed(line)
             if self.failure is not None:
                 return
         self._exchange.finish(self._now())
-        self._step()
-        self._flush(line)
+        await self._passed(line)
+        while self._exchange.padding and self.failure is None:
+            self._exchange.pad(self._now())
+            await self._passed(line)
         if self.failure is None:
             line.finish()
+
+    async def _passed(self, line: Line) -> None:
+        """Send what is sealed, and wait for room."""
+        self._step()
+        self._flush(line)
+        while self._full and self.failure is None:
+            await self._change()
 
     def _flush(self, line: Line) -> None:
         out, self._out = self._out, []

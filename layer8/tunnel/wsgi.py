@@ -195,6 +195,12 @@ class _Exchange:
                 if serving.end is None:
                     self._begin(0)
                     self._exchange.finish(monotonic())
+                    serving.sort()
+                    while self._exchange.padding:
+                        if sealed := serving.sealed():
+                            yield sealed
+                        self._exchange.pad(monotonic())
+                        serving.sort()
         except GeneratorExit:
             serving.lost(monotonic())
             raise

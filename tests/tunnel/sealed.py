@@ -74,6 +74,9 @@ def sealed(
             yield from _sent(exchange)
         exchange.finish(0.0)
         yield from _sent(exchange)
+        while exchange.padding:
+            exchange.pad(0.0)
+            yield from _sent(exchange)
 
     return exchange, pieces()
 

@@ -27,6 +27,7 @@ from layer8.tunnel.client_session import (
 )
 from layer8.tunnel.gateway_session import Body, Broken, Call, GatewayExchange, Leave, Remember, Reply, Whole
 from layer8.tunnel.limits import CHUNK_PLAIN, EXCHANGE_TIME, HEAD_TIME, IDLE_TIME, MAX_SINGLE
+from layer8.tunnel.outgoing import PADDING
 from layer8.tunnel.replay import Verdict, minute
 from layer8.tunnel.wire import CHUNKED, HEAD, SINGLE, Media
 from tests.tunnel.pair import EPOCH, NOW, WALL, Gateway, Pair, Seen, asked
@@ -229,6 +230,110 @@ class RoundTripTests(SynchronousTestCase):
         self.assertEqual((one[:7], len(one)), (other[:7], len(other)))
         common = sum(a == b for a, b in zip(one[7:], other[7:], strict=True))
         self.assertLess(common, 40)
+
+
+class PaddingTests(SynchronousTestCase):
+    """Of a long message there may be a mebibyte of padding: it is made as there is room for it."""
+
+    LONG = bytes(33 << 20)
+    STEP = PADDING + 2 * CHUNK_PLAIN
+
+    def answering(self, *, whole: bool = True) -> Pair:
+        """Let the backend have said everything."""
+        pair = Pair(Gateway(), asked(b"POST"), length=None)
+        pair.client.write(bytes(2 * CHUNK_PLAIN), NOW)
+        pair.page.take(pair.client.effects())
+        pair.give(pair.page.sent, whole=False)
+        if whole:
+            pair.give(pair.ask())
+        pair.serving.respond(Response(200, (TEXT,)), NOW, length=len(self.LONG))
+        pair.serving.write(self.LONG, NOW)
+        pair.settle()
+        before = len(pair.there.sent)
+        pair.serving.finish(NOW)
+        pair.settle()
+        self.assertLess(len(pair.there.sent) - before, self.STEP)
+        self.assertTrue(pair.serving.padding)
+        return pair
+
+    def pad(self, pair: Pair, most: int = 100) -> int:
+        """Give it room, `most` times; how often it took any."""
+        for count in range(most):
+            if not pair.serving.padding:
+                return count
+            before = len(pair.there.sent)
+            pair.serving.pad(NOW)
+            pair.settle()
+            self.assertTrue(0 < len(pair.there.sent) - before < self.STEP)
+        return most
+
+    def test_of_an_answer(self) -> None:
+        pair = self.answering()
+        self.assertEqual(pair.there.closed, [])
+        self.assertGreater(self.pad(pair), 5)
+        self.assertEqual(pair.there.closed, [Close("done")])
+        inner = len(bhttp.write(Response(200, (TEXT,)), self.LONG))
+        chunks = -(-wire.padded(inner) // CHUNK_PLAIN)
+        self.assertEqual(len(pair.there.sent), wire.padded(inner) + 33 + 20 * (chunks - 1))
+        pair.hear()
+        self.assertEqual((len(content(pair.page, Piece)), len(pair.page.told(Done))), (len(self.LONG), 1))
+        pair.serving.pad(NOW)
+        self.assertEqual(list(pair.serving.effects()), [])
+
+    def test_of_a_request(self) -> None:
+        pair = Pair(Gateway(), asked(b"POST"), length=len(self.LONG))
+        pair.client.write(self.LONG, NOW)
+        pair.client.finish(NOW)
+        pair.page.take(pair.client.effects())
+        pair.give(pair.page.sent, whole=False)
+        self.assertTrue(pair.client.padding)
+        self.assertEqual(pair.there.told(Whole), [])
+        while pair.client.padding:
+            before = len(pair.page.sent)
+            pair.client.pad(NOW)
+            pair.page.take(pair.client.effects())
+            self.assertTrue(0 < len(pair.page.sent) - before < self.STEP)
+            pair.give(pair.page.sent[before:], whole=False)
+        pair.client.pad(NOW)
+        self.assertEqual(list(pair.client.effects()), [])
+        pair.give(b"")
+        self.assertEqual((len(content(pair.there, Body)), pair.there.told(Whole)), (len(self.LONG), [Whole()]))
+
+    def test_a_request_that_ends_meanwhile(self) -> None:
+        pair = self.answering(whole=False)
+        pair.give(pair.ask())
+        self.assertEqual(pair.there.closed, [])
+        self.pad(pair)
+        self.assertEqual(pair.there.closed, [Close("done")])
+
+    def test_a_request_that_ends_afterwards(self) -> None:
+        pair = self.answering(whole=False)
+        self.pad(pair)
+        self.assertEqual(pair.there.closed, [])
+        pair.give(pair.ask())
+        self.assertEqual(pair.there.closed, [Close("done")])
+
+    def test_a_request_that_breaks_meanwhile(self) -> None:
+        pair = self.answering(whole=False)
+        pair.serving.ended(NOW)
+        pair.settle()
+        self.assertEqual((pair.there.closed, pair.there.told(Leave)), ([], []))
+        self.pad(pair)
+        self.assertEqual(pair.there.closed, [Close("done")])
+
+    def test_nobody_takes_it(self) -> None:
+        pair = self.answering()
+        self.assertEqual(self.pad(pair, 2), 2)
+        self.assertEqual(pair.serving.deadline(), NOW + IDLE_TIME)
+        pair.serving.wake(NOW + IDLE_TIME)
+        pair.settle()
+        self.assertEqual(pair.there.closed, [Close("timeout", abort=True)])
+
+    def test_the_page_has_gone(self) -> None:
+        pair = self.answering()
+        pair.serving.lost(NOW)
+        pair.settle()
+        self.assertEqual((pair.serving.padding, pair.there.told(Leave), pair.serving.deadline()), (False, [], None))
 
 
 class RefusalTests(SynchronousTestCase):

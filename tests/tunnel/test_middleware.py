@@ -21,6 +21,8 @@ from layer8.tunnel.bhttp import Fields, Request, Response
 from layer8.tunnel.client_session import ClientExchange, dressed
 from layer8.tunnel.gateway import Gateway
 from layer8.tunnel.keys import KeySet
+from layer8.tunnel.limits import CHUNK_PLAIN
+from layer8.tunnel.outgoing import PADDING
 from layer8.tunnel.serving import READ
 from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH, SOCKET_PATH, Settings
 from layer8.tunnel.wire import CHUNKED, SINGLE
@@ -30,6 +32,7 @@ from tests.tunnel.sealed import AUTHORITY, Failed, Page, Told, sealed, today
 
 IDENTITY = NodeKey.make()
 LIMIT_S = 10.0
+MEBIBYTE = bytes(1 << 20)
 SPOOFS = (
     *((b"x-forwarded-for", b"6.6.6.6"), (b"x_forwarded_for", b"6.6.6.6"), (b"forwarded", b"for=6.6.6.6")),
     *((b"l8-token", b"spoofed"), (b"l8_token", b"spoofed"), (b"l8-encapsulated", b"?0"), (b"via", b"1.1 spoofed")),
@@ -196,6 +199,20 @@ class WsgiTests(Base):
         told = self.ask(app)
         self.assertEqual(len(told.body), 100_000)
         self.assertIn("content-length", dict(told.outer))
+
+    def test_padding_of_a_long_answer(self) -> None:
+        """The server takes it in small pieces, as fast as it can send them."""
+
+        def app(environ: Environ, start_response: Any) -> Iterator[bytes]:
+            start_response("200 OK", [("Content-Type", "text/plain")])
+            yield from [MEBIBYTE] * 33
+
+        exchange, data = self.seal()
+        pieces = list(L8Middleware(app, self.gateway)(self.environ(data), lambda status, headers: None))
+        self.assertGreater(len(pieces), 40)
+        self.assertLess(max(map(len, pieces[33:])), PADDING + 2 * CHUNK_PLAIN)
+        told = Page.hear(exchange, Answer(200, [("content-type", "message/ohttp-chunked-res")], b"".join(pieces)))
+        self.assertEqual(len(told.body), 33 << 20)
 
     def test_write(self) -> None:
         def app(environ: Environ, start_response: Any) -> list[bytes]:
@@ -561,6 +578,20 @@ class AsgiTests(Base):
         for word in ("192.0.2.", "6.6.6.6", "spoofed"):
             self.assertNotIn(word, repr(seen))
         self.assertEqual(set(dict(told.outer)), {"content-type", "cache-control", "content-length"})
+
+    def test_padding_of_a_long_answer(self) -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            for left in reversed(range(33)):
+                await send({"type": "http.response.body", "body": MEBIBYTE, "more_body": left > 0})
+
+        exchange, data = self.seal()
+        server = self.serve(app, request(data))
+        pieces = [event["body"] for event in server.heard[1:]]
+        self.assertGreater(len(pieces), 40)
+        self.assertLess(max(map(len, pieces[33:])), PADDING + 2 * CHUNK_PLAIN)
+        self.assertTrue(server.whole)
+        self.assertEqual(len(Page.hear(exchange, server.answer()).body), 33 << 20)
 
     def test_upload_waits_for_the_application(self) -> None:
         taken: list[int] = []

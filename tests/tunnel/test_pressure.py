@@ -9,7 +9,7 @@ from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
@@ -23,11 +23,14 @@ from layer8.tunnel import asgi, sidecar, wsgi
 from layer8.tunnel.admission import IN_FLIGHT_NETWORK
 from layer8.tunnel.asgi import L8Middleware as AsgiMiddleware
 from layer8.tunnel.bhttp import Request
+from layer8.tunnel.driving import Gate
 from layer8.tunnel.frames import PROTOCOL, Kind, Message
 from layer8.tunnel.gateway_service import BACKEND
 from layer8.tunnel.gateway_sockets import Conversation, Sockets, Wire
 from layer8.tunnel.keeping import FETCH_TIME, Keeping, Kept, Source
+from layer8.tunnel.limits import CHUNK_PLAIN
 from layer8.tunnel.messages import frame
+from layer8.tunnel.outgoing import PADDING
 from layer8.tunnel.passage import MESSAGE_MOST, PING, PONG
 from layer8.tunnel.relay_keys import KeyCopy
 from layer8.tunnel.settings import GATEWAY_PATH, SOCKET_PATH
@@ -35,10 +38,10 @@ from layer8.tunnel.socket_session import Opened, PageSocket
 from layer8.tunnel.wire import CHUNKED
 from layer8.tunnel.wsgi import L8Middleware
 from tests.tunnel import test_relay
-from tests.tunnel.sealed import AUTHORITY
+from tests.tunnel.sealed import AUTHORITY, Page
 from tests.tunnel.test_backends import Sidecar
 from tests.tunnel.test_gateways import Rig, until
-from tests.tunnel.test_middleware import Base, gateway
+from tests.tunnel.test_middleware import Answer, Base, gateway
 from tests.tunnel.test_sidecar import Scripted
 
 
@@ -247,6 +250,65 @@ class EmptyTests(Base):
         self.patch(asgi, "IDLE_TIME", 0.1)
         asyncio.run(limited())
         self.assertLess(taken, 1000)
+
+
+class PaddingTests(Base):
+    """A long answer is whole, and a mebibyte of padding follows, to somebody who takes his time."""
+
+    def test_padding_waits_for_room(self) -> None:
+        exchange, data = self.seal()
+        sent: list[bytes] = []
+        ends: list[str] = []
+        driven: Any = None
+
+        class Slow:
+            """Has room for one piece at a time."""
+
+            def begin(self, kind: str) -> None:
+                pass
+
+            def write(self, data: bytes) -> None:
+                sent.append(data)
+                driven.full()
+
+            def finish(self) -> None:
+                ends.append("whole")
+
+            def rest(self, wanted: bool) -> None:
+                pass
+
+        class Answers:
+            def __init__(self, call: Any, driven: Any) -> None:
+                driven.respond(200, (), 33 << 20)
+                driven.write(bytes(33 << 20))
+                driven.finish()
+
+            def whole(self, trailers: Any) -> None:
+                pass
+
+            def rest(self, wanted: bool) -> None:
+                pass
+
+            def leave(self) -> None:
+                pass
+
+        front: Any = Slow()
+        backend: Any = Answers
+        gate = Gate(Clock(), self.gateway, backend, threads=succeed, seconds=lambda: 0.0)
+        driven = gate.exchange(b"message/ohttp-chunked-req", None, front)
+        driven.received(data)
+        driven.ended()
+        rooms = 0
+        while not ends:
+            count = len(sent)
+            driven.room()
+            self.assertLessEqual(len(sent), count + 1)
+            self.assertLess(len(sent[-1]), PADDING + 2 * CHUNK_PLAIN)
+            rooms += 1
+        self.assertGreater(rooms, 5)
+        self.assertEqual((ends, len(gate.under_way)), (["whole"], 0))
+        kind = [("content-type", "message/ohttp-chunked-res")]
+        self.assertEqual(len(Page.hear(exchange, Answer(200, kind, b"".join(sent))).body), 33 << 20)
 
 
 class HurryTests(SynchronousTestCase):

@@ -444,13 +444,24 @@ async function chunks(sequence, plain) {
   return out;
 }
 
+/** Give pieces of plaintext, then the zeros behind them. */
+async function* filled(pieces, most) {
+  let size = 0;
+  for await (const piece of pieces) {
+    size += piece.length;
+    yield piece;
+  }
+  let left = Math.min(padded(size), most) - size;
+  for (; left > 0; left -= CHUNK) yield new Uint8Array(Math.min(left, CHUNK));
+}
+
 /** Seal pieces of plaintext, which are let go; gives the sealed bytes as they come. */
 async function* seal(media, { prefix, sequence }, pieces, pad) {
   yield prefix;
   let held = NOTHING;
   let size = 0;
   const most = media.chunked ? MAX_MESSAGE : MAX_SINGLE;
-  for await (const piece of pieces) {
+  for await (const piece of pad ? filled(pieces, most) : pieces) {
     const all = join(held, piece);
     size += piece.length;
     free(piece);
@@ -460,11 +471,8 @@ async function* seal(media, { prefix, sequence }, pieces, pad) {
     held = all.slice(full);
     free(all);
   }
-  held = join(held, new Uint8Array(pad ? Math.min(padded(size), most) - size : 0));
-  const full = media.chunked ? Math.floor((held.length - 1) / CHUNK) * CHUNK : 0;
-  if (full > 0) yield await chunks(sequence, held.subarray(0, full));
   if (media.chunked) yield number(0, 1);
-  yield await sequence.seal(held.subarray(full), media.chunked ? FINAL : NOTHING);
+  yield await sequence.seal(held, media.chunked ? FINAL : NOTHING);
 }
 
 /** Give a `pull` of the plaintext of an answer whose sealed bytes come from an Input. */
