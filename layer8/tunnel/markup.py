@@ -33,7 +33,8 @@ _HINTS: Final = frozenset(("dns-prefetch", "preconnect", "prerender"))  # browse
 _LOADERS: Final = ("script", "link", "style", "base", "meta", "iframe", "object", "embed")
 _LOADING = re.compile(rf"<(?:{'|'.join(_LOADERS)})(?![\w:-])", re.IGNORECASE | re.ASCII).findall
 _IMPORT = re.compile(
-    r"""(?:^|[;}\s])(?:import|export)\b(?:[\w*{}\s,$]*?\bfrom)?\s*["']([^"'\n]+)["']|\bimport\s*\(\s*["']([^"'\n]+)["']"""
+    r"""(?:^|[;}\s])(?:import|export)\b(?:[\w*{}\s,$]*?\bfrom)?\s*["']([^"'\n]+)["']"""
+    r"""|\bimport\s*\(\s*["'`]([^"'`$\n]+)["'`]"""  # bundlers write `./a.js` there
 ).finditer
 _INTEGRITY = re.compile(r"""\s+integrity\s*=\s*(?:"[^"]*"|'[^']*'|[^\s>]+)""", re.IGNORECASE).sub
 

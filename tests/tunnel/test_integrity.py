@@ -208,10 +208,12 @@ PAGE = """<!doctype html>
 SITE = {
     "/style.css": b"p{}",
     "/plain.js": b"1",
-    "/js/main.js": b'import {a,\n b} from "./a.js";\nimport "../c.js"; import("./lazy.js"); export * from "./d.js"',
+    "/js/main.js": b'import {a,\n b} from "./a.js";\nimport "../c.js"; import("./lazy.js"); import(`./late.js`);'
+    b'export * from "./d.js"',
     "/js/a.js": b'export const x = 1; // from "./nothing.js"\nimport y from "bare"',
     "/c.js": b'import"/js/a.js"',
     "/js/lazy.js": b"",
+    "/js/late.js": b"",
     "/js/d.js": b"",
 }
 
@@ -224,9 +226,9 @@ class PageTests(SynchronousTestCase):
         self.assertNotIn("sha384-old", done)
         named = [(load.kind, load.url) for load in markup.loads(done)]
         self.assertEqual(named[0], ("style", "style.css"))
-        preloads = ["/c.js", "/js/a.js", "/js/d.js", "/js/lazy.js"]
-        self.assertEqual(sorted(named[1:5]), [("preload", one) for one in preloads])
-        self.assertEqual(named[5:], [("module", "/js/main.js"), ("script", "plain.js")])
+        preloads = ["/c.js", "/js/a.js", "/js/d.js", "/js/late.js", "/js/lazy.js"]
+        self.assertEqual(sorted(named[1:6]), [("preload", one) for one in preloads])
+        self.assertEqual(named[6:], [("module", "/js/main.js"), ("script", "plain.js")])
         again = markup.complete("/index.html", done, SITE.get, integrity.sri)
         self.assertEqual(again, done)
 
