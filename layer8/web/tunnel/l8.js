@@ -2090,7 +2090,8 @@ async function serviceWorker(options) {
   if (![scope, publisher, ...[paths].flat()].every((one) => typeof one === "string")) throw wrong("scope, paths and publisher are texts");
   if (tunnels.size === 0) await configure();
   const all = [...tunnels].map(async (one) => ({ options: one._options, authorities: (await one._keys()).authorities }));
-  const near = new URL(import.meta.url).origin === location.origin ? import.meta.url : location.origin;
+  const here = new URL(import.meta.url ?? "", location.href); // nothing, or a bundle: the worker is not beside
+  const near = here.origin === location.origin && here.pathname.endsWith("/l8.js") ? here : location.origin;
   const script = new URL("l8-sw.js", near);
   script.searchParams.set("l8", JSON.stringify({ tunnels: await Promise.all(all), paths: [paths].flat(), publisher }));
   try {
