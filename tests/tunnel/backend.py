@@ -13,6 +13,7 @@
     GET  /gzip                          JSON, compressed where `accept-encoding` asks for it
     GET  /events?n=N&gap=S              N (10) events with ids, S (0.1) seconds apart, after Last-Event-ID
     GET  /slow?s=S, /never, /break      later; not at all; half of what was promised
+    GET, POST /notes                    JSON: all of them; the one that a form's `text` has made
     POST /upload                        JSON: size, sha256; the fields of a form with their sizes
     GET  /image.png, /style.css, /script.js, /page, /
     WS   /ws                            echoes text and binary; "close" closes with 4001
@@ -105,6 +106,7 @@ class Backend:
     reactor: Any
     calls: list[Called] = field(factory=list)
     sockets: list[Any] = field(factory=list)  # protocols of /ws that are open
+    notes: list[dict[str, Any]] = field(factory=lambda: [{"number": 7, "text": "Buy milk"}])
     site: Site = field(init=False)
     resource: Resource = field(init=False)
     port: int = field(default=0, init=False)
@@ -303,6 +305,13 @@ class _Root(Resource):
         assert request.channel is not None
         request.channel.loseConnection()
         return NOT_DONE_YET
+
+    def _notes(self, request: Request, called: Called, rest: str) -> bytes:
+        notes = self._backend.notes
+        if request.method != b"POST":
+            return _json(request, notes)
+        notes.append({"number": notes[-1]["number"] + 1, "text": _argument(request, "text", "")})
+        return _json(request, notes[-1])
 
     def _upload(self, request: Request, called: Called, rest: str) -> bytes:
         told: dict[str, Any] = {"size": called.size, "sha256": called.sha256, "parts": []}
