@@ -98,6 +98,7 @@ class ViteTests(BrowserCase):
     """Vite, which is rolldown underneath."""
 
     skip = no_bundlers() or Chromium.absent()
+    timeout = 300  # bundlers take a while on a busy machine
     build: ClassVar[str] = "vite"  # of the scripts of package.json
     files: ClassVar[int] = 2  # that it makes at least
 
