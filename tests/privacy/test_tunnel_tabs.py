@@ -83,10 +83,10 @@ def chunks(body: bytes) -> tuple[tuple[object, ...], bytes]:
 
 
 def frames(data: bytes) -> tuple[tuple[object, ...], bytes]:
-    """Give what is open of a socket's frames, from the side that masks, and the rest without the masks."""
+    """Give what is open of a socket's whole frames, from the side that masks, and the rest without the masks."""
     shape: list[object] = []
     sealed, at = b"", 0
-    while at < len(data):
+    while len(data) - at >= 6:
         first, size = data[at], data[at + 1] & 127
         assert data[at + 1] & 128, "a frame without a mask"
         width = {126: 2, 127: 8}.get(size, 0)
@@ -95,6 +95,8 @@ def frames(data: bytes) -> tuple[tuple[object, ...], bytes]:
         mask, at = data[at + width :][:4], at + width + 4
         content = bytes(one ^ mask[place % 4] for place, one in enumerate(data[at : at + size]))
         at += size
+        if at > len(data):
+            break  # the rest is still to come
         if first == CLOSE:
             assert content in CLOSES, content
             shape.append((first,))
