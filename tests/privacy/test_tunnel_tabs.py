@@ -106,17 +106,6 @@ def frames(data: bytes) -> tuple[tuple[object, ...], bytes]:
     return tuple(shape), sealed
 
 
-def unchunked(data: bytes) -> tuple[bytes, bytes]:
-    """Give the content of a body in pieces, and what comes behind it."""
-    content = b""
-    while True:
-        size, _, data = data.partition(b"\r\n")
-        count = int(size, 16)
-        content, data = content + data[:count], data[count + 2 :]
-        if not count:
-            return content, data
-
-
 def messages(link: Link) -> list[Message]:
     """Take apart what went up on a connection."""
     found, data = [], bytes(link.up)
@@ -131,11 +120,8 @@ def messages(link: Link) -> list[Message]:
             shape, sealed = frames(data)
             data = b""
         else:
-            if told.get("transfer-encoding", "").lower() == "chunked":
-                body, data = unchunked(data)
-            else:
-                size = int(told.get("content-length", "0"))
-                body, data = data[:size], data[size:]
+            size = int(told.get("content-length", "0"))
+            body, data = data[:size], data[size:]
             shape, sealed = chunks(body) if body else ((), b"")
         found.append(Message(line, fields, shape, sealed))
     return found
