@@ -304,6 +304,19 @@ def _nobody() -> None:
     """Tell nobody."""
 
 
+class _Lines(Factory):
+    """Makes one connection of a pool, and writes no line into the log for it."""
+
+    noisy = False
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def buildProtocol(self, addr: object) -> Line:
+        """Make it."""
+        return Line(self._pool)
+
+
 @define(eq=False)
 class _Waiter:
     taken: Deferred[Line]
@@ -411,7 +424,7 @@ class Pool:
             line.abort()
 
     def _dial(self) -> None:
-        dial = self._connect(Factory.forProtocol(lambda: Line(self)))
+        dial = self._connect(_Lines(self))
         self._dials.add(dial)
         dial.addCallbacks(self._dialled, self._undialled, callbackArgs=(dial,), errbackArgs=(dial,))
 

@@ -172,7 +172,7 @@ class Hosting:
             return "off"
         if not self.service.points:
             return "picking points"
-        return "published" if self.publishing.published else "listening"
+        return "published" if self.publishing.stands else "listening"
 
     def exposed(self) -> tuple[str, ...]:
         """Give targets on this machine that can be reached without us, each with the address where (G40)."""

@@ -66,6 +66,7 @@ class Slot:
     period: int | None
     due: float  # the second at which it is put
     last: Mutable | None = field(default=None, init=False)  # what we have put last
+    stands: bool = field(default=False, init=False)  # some of it is stored somewhere
     looked: float = field(default=0.0, init=False)
     pause: float = field(default=AGAIN[0], init=False)
     busy: bool = field(default=False, init=False)
@@ -125,6 +126,12 @@ class Publishing:
         """Publish no more; what was said expires."""
         self._stopped = True
         self._stop_timer()
+
+    @property
+    def stands(self) -> bool:
+        """Whether all that visitors may look for now is stored: by the address, and by the resource if it is public."""
+        wanted = (period(self._wall()), *((None,) if self._public else ()))
+        return all(one in self._slots and self._slots[one].stands for one in wanted)
 
     # Times.
 
@@ -209,7 +216,7 @@ class Publishing:
             if await self._taken(slot):
                 return
             raise Unavailable(str(error)) from error
-        self.clashed = False
+        self.clashed, slot.stands = False, True
         self.published = max(self.published, seq)
         self._said(seq, nodes)
 

@@ -10,10 +10,10 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
-from layer8.core.errors import ConfigError, RemoteProtocolError
+from layer8.core.errors import ConfigError, RemoteProtocolError, Unavailable
 from layer8.crypto.blind import blinded
 from layer8.crypto.curtain import ClientKey, NotAuthorised
-from layer8.crypto.items import SEQ_MOST, Items, Mutable, sha1
+from layer8.crypto.items import SEQ_MOST, Item, Items, Mutable, sha1
 from layer8.net.tasks import TaskSet
 from layer8.rendezvous.address import OVERLAP, PERIOD, period, period_start
 from layer8.rendezvous.descriptor import (
@@ -40,6 +40,19 @@ COOKIE = b"c" * 32
 ONE, TWO, THREE = (
     Point(key(100 + n).node_id, b"o" * 32, bytes((n,)) * 32, b"e" * 32, "tcp:192.0.2.1:9000") for n in (1, 2, 3)
 )
+
+
+class Losing(MemoryItems):
+    """Holders of everything but one item."""
+
+    def __init__(self, lost: bytes) -> None:
+        super().__init__()
+        self.lost = lost
+
+    async def put(self, item: Item) -> int:
+        if isinstance(item, Mutable) and item.target == self.lost:
+            raise Unavailable("nobody takes it")
+        return await super().put(item)
 
 
 class PublishingCase(SynchronousTestCase):
@@ -292,6 +305,34 @@ class SeqTests(PublishingCase):
             self.assertEqual(self.read().points, (ONE,))
             self.assertEqual(len(self.alerts), alerts)
             self.assertFalse(one.clashed)
+
+
+class StandsTests(PublishingCase):
+    """What is told as published is what visitors find."""
+
+    def test_all_that_is_looked_for(self) -> None:
+        for way in ("address", "resource"):
+            lost = sha1(A) if way == "resource" else targets(A, period(self.wall()))[0]
+            holders = Losing(lost)
+            one = self.publishing(holders, public=True)
+            self.assertFalse(one.stands)
+            one.changed((ONE,), None)
+            self.go(SETTLED)
+            self.assertEqual((len(holders.puts), bool(one.published), one.stands), (1, True, False), way)
+            holders.lost = b""
+            self.go(AGAIN[0], 0.1)
+            self.assertEqual((len(holders.puts), one.stands), (2, True), way)
+
+    def test_the_other_period_is_not_waited_for(self) -> None:
+        self.start = float(period_start(20_834) - OVERLAP // 2)
+        one = self.publishing()
+        one.changed((ONE,), None)
+        self.go(SETTLED)
+        self.assertEqual((len(self.items.puts), one.stands), (1, True))
+        self.go(APART[1])
+        self.assertEqual(len(self.items.puts), 2)
+        self.go(OVERLAP)
+        self.assertTrue(one.stands)
 
 
 class FailureTests(PublishingCase):

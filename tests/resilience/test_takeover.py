@@ -106,6 +106,7 @@ class TakeoverTests(TakeoverCase):
         self.quiet(server, agent)
 
     def test_what_is_joined_goes_on(self) -> None:
+        self.patch(self, "KEYS", self.KEYS.replace("drain_s = 5", "drain_s = 60"))
         server = self.begin()
         agent = self.agent(server, "web.test")
         download = Download.start(server.http, "web.test")

@@ -124,7 +124,7 @@ def _protocol(relay: SocketRelay) -> type[WebSocketServerProtocol]:
             for effect in self.session.effects():
                 match effect:
                     case Send(data):
-                        if not relay.mute:
+                        if not relay.mute and self.state == self.STATE_OPEN:
                             relay.carried.append((False, bytes(data)))
                             self.sendMessage(bytes(data), True)
                     case Close():
