@@ -91,6 +91,7 @@ class Outgoing:
         self._written += len(text)
 
     def _seal(self, size: int) -> bytes:
-        sealed = self._sealer.seal(bytes(self._text[:size]))
+        with memoryview(self._text) as view, view[:size] as text:
+            sealed = self._sealer.seal(text)
         del self._text[:size]
         return sealed
