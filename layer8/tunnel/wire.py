@@ -182,7 +182,7 @@ def info(media: Media, key_id: int, aead: Aead) -> bytes:
 class Sealer(Protocol):
     """One side's message on its way out."""
 
-    def seal(self, text: bytes) -> bytes:
+    def seal(self, text: bytes | memoryview) -> bytes:
         """Give what of the sealed message goes out now; it may be nothing."""
 
     def finish(self, text: bytes = b"") -> bytes:
@@ -207,7 +207,7 @@ class _ChunkSealer:
         self._prefix = prefix
         self._done = False
 
-    def seal(self, text: bytes) -> bytes:
+    def seal(self, text: bytes | memoryview) -> bytes:
         out = [self._begin()]
         view = memoryview(text)
         for at in range(0, len(text), CHUNK_PLAIN):
@@ -237,7 +237,7 @@ class _SingleSealer:
         self._text = bytearray()
         self._done = False
 
-    def seal(self, text: bytes) -> bytes:
+    def seal(self, text: bytes | memoryview) -> bytes:
         if self._done:
             raise LocalProtocolError("more of a message that is finished")
         if len(self._text) + len(text) > MAX_SINGLE:
