@@ -112,6 +112,17 @@ class NginxTests(TestCase):
         self.assertEqual(end, b"2 200")
         self.assertEqual(set(json.loads(document)), {"protected", "payload", "signature"})
 
+    async def test_it_writes_down_nobody(self) -> None:
+        """Neither who is answered, nor who finds the relay away."""
+        words = ("--interface", "127.9.9.9", "-o", "/dev/null", "-w", "%{http_code}")
+        url = f"https://localhost:{self.port}/r/shop/keys"
+        self.assertEqual(await deferToThread(self.curl, *words, url), b"200")
+        await deferToThread(self.tunnel.relay.program.stop)
+        self.assertEqual(await deferToThread(self.curl, *words, url), b"502")
+        await deferToThread(self.nginx.stop)
+        said = "".join(path.read_text(errors="replace") for path in self.home.glob("*.log"))
+        self.assertNotIn("127.9.9.9", said)
+
     async def test_sockets_are_let_through(self) -> None:
         url = f"https://localhost:{self.port}/ws/shop"
         words = ("--http1.1", "-N", "-i", "--max-time", "2", *UPGRADE, url)
