@@ -887,6 +887,7 @@ async function exchange(keys, address, ask, { date, pad, timeout, trace, ready }
         body,
         signal,
         ...PLAIN,
+        cache: "default", // with "no-store" browsers do not keep what a preflight has said, either
       });
     } catch (cause) {
       signal.throwIfAborted();
