@@ -46,6 +46,11 @@ class Serving:
     _padding: bool = False
     _flushing: bool = False
 
+    @property
+    def cut(self) -> bool:
+        """Whether it has ended so that nobody takes the answer for whole."""
+        return self.end is not None and self.end.abort
+
     def sort(self) -> None:
         """Look at what the exchange asks for."""
         for effect in self.exchange.effects():

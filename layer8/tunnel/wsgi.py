@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from errno import ECONNRESET
 from functools import lru_cache
 from http import HTTPStatus
 from tempfile import SpooledTemporaryFile
@@ -129,9 +130,8 @@ class _Exchange:
                 start_response("200 OK", headers)
             yield sealed
         if serving.end is None or serving.end.abort or not started:
-            raise ConnectionAbortedError(
-                "an answer of the application that is cut"
-            )  # so that nobody takes it for whole
+            # So that nobody takes it for whole; by this number servers know that there is nothing to log.
+            raise ConnectionResetError(ECONNRESET, "an answer that is cut")
         ends, left = monotonic() + LINGER, LINGER_BYTES
         while self._left != 0 and left > 0 and monotonic() < ends and (data := self._read()):
             left -= len(data)  # servers keep a connection only if its request was read
@@ -196,6 +196,8 @@ class _Exchange:
                     self._begin(0)
                     self._exchange.finish(monotonic())
                     serving.sort()
+                    if serving.cut:
+                        _python_log.error("an application behind the tunnel has given less than it promised")
                     while self._exchange.padding:
                         if sealed := serving.sealed():
                             yield sealed
