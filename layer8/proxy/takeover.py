@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from attrs import define, field
+from attrs import define
 from twisted.application.service import Service
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.task import deferLater
@@ -93,13 +93,8 @@ class Takes(Protocol):
 class Differences:
     """Books of a server whose place another has taken: what was carried since is told, once, and nothing is written."""
 
-    before: Mapping[str, Carried]
+    known: dict[str, Carried]  # what the other has read, and then what it has been told
     tell: Callable[[Mapping[str, Sequence[int]]], None]
-    _known: dict[str, Carried] = field(init=False)  # what the other has been told
-
-    def __attrs_post_init__(self) -> None:
-        """Begin with what it has read."""
-        self._known = dict(self.before)
 
     async def ban(self, ban: Banned) -> None:
         """Leave it to the other."""
@@ -115,7 +110,7 @@ class Differences:
             self.tell(some)
 
     def _gain(self, host: str, now: Carried) -> list[int]:
-        before, self._known[host] = self._known.get(host, Carried()), now
+        before, self.known[host] = self.known.get(host, Carried()), now
         return [now.bytes_in - before.bytes_in, now.bytes_out - before.bytes_out]
 
 

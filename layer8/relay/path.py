@@ -139,7 +139,8 @@ class Paths:
         if want.shun:
             with suppress(NoPath):
                 return self._choose(want, now)
-        return self._choose(evolve(want, shun=frozenset()), now)
+            want = evolve(want, shun=frozenset())
+        return self._choose(want, now)
 
     def _choose(self, want: Want, now: float) -> tuple[Descriptor, ...]:
         hops = want.route.hops or (Rand(),) * want.hops

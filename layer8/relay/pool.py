@@ -21,7 +21,7 @@ hang, since a later one could make us leave our guards by saying nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Final
 
@@ -455,8 +455,9 @@ class Pool:
                 circuit.probe(now)
                 self.doubt(circuit.path[0].identity, partial(self._hangs, circuit.path[0].identity))
             if (circuit.silent(now) or 0.0) >= T_PROBE:
-                self.shun([one.identity for one in circuit.path[1:]], now)
-                self._spoil({one.identity for one in circuit.path[1:]})
+                behind = [one.identity for one in circuit.path[1:]]
+                self.shun(behind, now)
+                self._spoil(behind)
                 origin.close(Destroy.TIMEOUT)
             elif now - circuit.since >= CIRC_LIFE or origin.used >= CELLS_MAX - CELLS_ROOM:
                 origin.retire()
@@ -473,7 +474,7 @@ class Pool:
 
     def _hangs(self, first: bytes) -> None:
         self.guards.failed(first, self.wall())
-        self._spoil({first})
+        self._spoil((first,))
 
     def shunned(self) -> frozenset[bytes]:
         """Give the nodes that other circuits do without, where they can."""
@@ -488,7 +489,7 @@ class Pool:
         while len(self._shunned) > SHUNNED:
             del self._shunned[next(iter(self._shunned))]
 
-    def _spoil(self, nodes: set[bytes]) -> None:
+    def _spoil(self, nodes: Collection[bytes]) -> None:
         """Close spares with one of these: who was left waiting by a circuit should not get the next such."""
         for circuit in list(self.circuits.values()):
             if circuit.need is None and any(one.identity in nodes for one in circuit.path):

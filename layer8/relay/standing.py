@@ -106,7 +106,7 @@ class Circuit:
             self._owed = None
         elif self._owed is None or self._owed[1] != origin.came:
             self._owed = now, origin.came
-        moved = (self.origin.streams.received + self.origin.streams.sent) * DATA
+        moved = (origin.streams.received + origin.streams.sent) * DATA
         self.speed = max(self.speed, (moved - self._bytes) / LOOK)
         self._bytes = moved
 

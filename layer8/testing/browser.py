@@ -295,9 +295,8 @@ class ChromiumPage:
         frame = (await self.call("Page.getFrameTree"))["frameTree"]["frame"]
 
         def ours(params: dict[str, Any]) -> bool:
-            return (params["name"], params["frameId"]) == ("load", frame["id"]) and params["loaderId"] != frame[
-                "loaderId"
-            ]
+            here = (params["name"], params["frameId"]) == ("load", frame["id"])
+            return here and params["loaderId"] != frame["loaderId"]
 
         loaded = self.wire.event("Page.lifecycleEvent", ours)
         try:

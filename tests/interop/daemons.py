@@ -83,6 +83,12 @@ def no_crossbar() -> str | None:
     return None if crossbar() else "needs Crossbar.io, which .ci/run installs from .ci/crossbar.txt"
 
 
+def resident(pid: int, what: str = "VmRSS") -> int:
+    """Give the memory of a process, in bytes; VmHWM is the most that it has had."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.split(f"{what}:")[1].split()[0]) * 1024
+
+
 def npm() -> Path | None:
     """Give the folder with the npm peers: what LAYER8_NPM names, or what `.ci/run` has installed."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -19,7 +18,7 @@ from layer8.net.http_client import Line, Pool, fetch
 from layer8.net.http_wire import Deaf
 from layer8.net.ways import connector
 from layer8.tunnel.wire import CHUNKED
-from tests.interop.daemons import folder, free_port
+from tests.interop.daemons import folder, free_port, resident
 from tests.interop.tunnels import Part
 from tests.tunnel.test_relay import HOST, SEALED, Gateway
 
@@ -28,12 +27,6 @@ MANY = 128 << 20
 ROOM = 16 << 20
 """Bytes by which a relay may grow meanwhile."""
 KIND = [("content-type", CHUNKED.request)]
-
-
-def resident(pid: int) -> int:
-    """Give the bytes of memory that a process has now."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 class Flow(Deaf):

@@ -20,7 +20,20 @@ from layer8.crypto.keys import NodeKey
 from layer8.tunnel.client_session import Piece
 from layer8.tunnel.keys import KeySet, pin_text, read_pin
 from layer8.tunnel.settings import GATEWAY_PATH, KEYS_PATH
-from tests.interop.daemons import ROOT, RUN, TWISTD, Daemon, Program, Scope, answers, folder, free_port, missing, until
+from tests.interop.daemons import (
+    ROOT,
+    RUN,
+    TWISTD,
+    Daemon,
+    Program,
+    Scope,
+    answers,
+    folder,
+    free_port,
+    missing,
+    resident,
+    until,
+)
 from tests.interop.test_tunnel_python import Page as Socket
 from tests.tunnel.sealed import Page, sealed
 from tests.tunnel.test_frameworks import Suite
@@ -334,12 +347,6 @@ class Big(BaseHTTPRequestHandler):
 
 ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Big).serve_forever()
 """
-
-
-def resident(pid: int, what: str = "VmRSS") -> int:
-    """Give the memory of a process, in bytes; VmHWM is the most that it has had."""
-    text = Path(f"/proc/{pid}/status").read_text()
-    return int(text.split(f"{what}:")[1].split()[0]) * 1024
 
 
 def forget_most(pid: int) -> None:

@@ -16,7 +16,7 @@ from layer8.config.tunnel import TunnelConfig, TunnelGatewayConfig
 from layer8.tunnel.client import L8Client
 from layer8.tunnel.keys import pin_text
 from layer8.tunnel.service import alone
-from tests.interop.daemons import until
+from tests.interop.daemons import resident, until
 from tests.tunnel.sealed import AUTHORITY
 from tests.tunnel.taps import Tap
 from tests.tunnel.workers import Backend
@@ -26,13 +26,6 @@ STREAM = 64 * MIB
 GROWTH = 16 * MIB
 ASKED = 160
 LANES = 4
-
-
-def resident(pid: int) -> int:
-    """Give the most memory that a process has had, in bytes."""
-    with open(f"/proc/{pid}/status") as file:
-        lines = dict(line.split(":", 1) for line in file)
-    return int(lines["VmHWM"].split()[0]) * 1024
 
 
 class RelayTests(TestCase):
@@ -134,7 +127,7 @@ class RelayTests(TestCase):
         client, _ = await self.through(kind)
         self.front.keep = self.back.keep = False
         pid = int(await (await client.get("/")).text())
-        before = resident(pid)
+        before = resident(pid, "VmHWM")
         size, digest = 0, hashlib.sha256()
         async for piece in await client.get(f"/bytes/{STREAM}"):
             size += len(piece)
@@ -142,7 +135,7 @@ class RelayTests(TestCase):
         self.assertEqual(size, STREAM)
         told = await (await client.post("/sink", _pieces())).text()
         self.assertEqual(told, f"{STREAM} {_digest()}")
-        self.assertLess(resident(pid) - before, GROWTH)
+        self.assertLess(resident(pid, "VmHWM") - before, GROWTH)
 
     async def test_wsgi_streams_without_keeping(self) -> None:
         await self.stream("tiny")
